@@ -1,0 +1,103 @@
+"""Which backend runs, and how to choose one.
+
+``"triton"`` serves CUDA tensors, ``"numba"`` serves CPU tensors, ``"torch"`` (plain PyTorch, the
+reference) serves every device. The default is the fastest one that is installed.
+"""
+
+import contextlib
+import importlib
+import os
+from contextvars import ContextVar
+from functools import lru_cache
+from importlib.util import find_spec
+
+BACKENDS = ("triton", "numba", "torch")
+_WINGS = {"triton": "fastmlp.kernels.gpu", "numba": "fastmlp.kernels.cpu"}
+
+_forced = ContextVar("fastmlp_backend", default=None)
+
+
+def _check_name(name, source):
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+@lru_cache(maxsize=None)
+def is_installed(name):
+    """Tell whether a backend's compiler can be imported, without importing it."""
+    return name == "torch" or find_spec(name) is not None
+
+
+@lru_cache(maxsize=None)
+def _default(device_type):
+    """The backend for a kind of device when nobody asks for another one."""
+    preferred = {"cuda": "triton", "cpu": "numba"}.get(device_type, "torch")
+    return preferred if is_installed(preferred) else "torch"
+
+
+@lru_cache(maxsize=None)
+def _interpreted():
+    """Whether Triton kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _serves(name, device_type):
+    if name == "triton":
+        return device_type == "cuda" or (device_type == "cpu" and _interpreted())
+    return name == "torch" or device_type == "cpu"
+
+
+_environment = os.environ.get("FASTMLP_BACKEND") or None
+if _environment is not None:
+    _check_name(_environment, "the environment variable FASTMLP_BACKEND")
+
+
+@contextlib.contextmanager
+def backend(name):
+    """Run every fastmlp op in this context, in this thread, on one backend.
+
+    The environment variable ``FASTMLP_BACKEND`` sets the same choice for a whole process.
+
+    Args:
+        name: ``"triton"``, ``"numba"`` or ``"torch"``.
+
+    Raises:
+        ValueError: ``name`` is none of these, or its compiler is not installed. An op called in
+            the context raises one when the backend does not serve the tensors' device.
+
+    Example:
+        >>> import torch, fastmlp
+        >>> with fastmlp.backend("torch"):
+        ...     y = fastmlp.ElementwiseMLP(14)(torch.zeros(3))
+    """
+    _check_name(name, "backend")
+    if not is_installed(name):
+        raise ValueError(f"backend {name!r} needs the package {name}, which is not installed")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def choose(device_type):
+    """The name of the backend for a kind of device (``"cpu"``, ``"cuda"``, …)."""
+    name = _forced.get() or _environment
+    if name is None:
+        return _default(device_type)
+    if not _serves(name, device_type):
+        wanted = "CUDA" if name == "triton" else "CPU"
+        raise ValueError(f"backend {name!r} needs {wanted} tensors, got tensors on {device_type!r}")
+    return name
+
+
+@lru_cache(maxsize=None)
+def launchers(name, op):
+    """The kernel module of one op in one wing, imported on first use.
+
+    Args:
+        name: ``"triton"`` or ``"numba"``.
+        op: The op's file name.
+    """
+    return importlib.import_module(f"{_WINGS[name]}.{op}")

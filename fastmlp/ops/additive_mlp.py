@@ -1,0 +1,25 @@
+"""The op `additive_mlp`: a shared scalar subnet per feature and a linear read-out, fused."""
+
+from fastmlp import reference
+from fastmlp.ops.fused import FusedOp
+
+
+def _output_shape(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
+    return x.shape[0], fc3_weight.shape[0]
+
+
+def _gradient_sizes(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
+    n_hidden = fc1_weight.shape[0]
+    n_out, n_in = fc3_weight.shape
+    return n_hidden, n_hidden, n_hidden, 1, n_out * n_in, n_out
+
+
+additive_mlp = FusedOp(
+    "additive_mlp",
+    tensors=("fc1_weight", "fc1_bias?", "fc2_weight", "fc2_bias?", "fc3_weight", "fc3_bias?"),
+    n_backward=5,
+    options={},
+    reference=reference.additive_mlp,
+    output_shape=_output_shape,
+    gradient_sizes=_gradient_sizes,
+)

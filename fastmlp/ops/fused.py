@@ -1,0 +1,209 @@
+"""From the declaration of a fused op to its autograd rule and its registered library ops.
+
+Eager calls go straight to an ``autograd.Function`` (or, when nothing needs a gradient, to the
+launcher); the dispatcher costs more than a small net's arithmetic. ``torch.compile`` and
+``torch.export`` see the registered ops ``fastmlp::<name>_fwd`` and ``fastmlp::<name>_bwd``.
+"""
+
+from functools import reduce
+
+import torch
+
+from fastmlp import backends
+
+_LIB = torch.library.Library("fastmlp", "DEF")
+
+
+class FusedOp:
+    """One op: tensors in, one tensor out, forward and backward one launcher each.
+
+    Args:
+        name: Name of the op and of its file in every wing.
+        tensors: Names of the tensor arguments after ``x``; a trailing ``"?"`` marks an optional
+            one.
+        n_backward: How many of them the backward launcher takes (a last bias is not needed).
+        options: Names and schema types of the plain arguments, which come last.
+        reference: The same op in plain PyTorch, with the arguments ``(x, *tensors, *options)``.
+        output_shape: Function of ``(x, *tensors)`` that gives the output's shape.
+        gradient_sizes: Function of ``(x, *tensors)`` that gives the length of each tensor's part
+            in the flat parameter gradient, in order; 0 for none.
+    """
+
+    def __init__(
+        self, name, *, tensors, n_backward, options, reference, output_shape, gradient_sizes
+    ):
+        self.name = name
+        self.n_tensors = len(tensors)
+        self.n_backward = n_backward
+        self.reference = reference
+        self.output_shape = output_shape
+        self.gradient_sizes = gradient_sizes
+        self._function = _autograd_function(self)
+        self._register(tensors, options)
+
+    def __call__(self, x, *arguments):
+        """Run the op on arguments that :mod:`fastmlp.functional` has checked."""
+        if torch.compiler.is_compiling():
+            return self._library_fwd(x, *arguments)
+        backend = backends.choose(x.device.type)
+        # torch.func transforms differentiate and batch plain PyTorch operations
+        if backend == "torch" or torch._C._functorch.peek_interpreter_stack() is not None:
+            return self.reference(x, *arguments)
+        kernels = backends.launchers(backend, self.name)
+        if torch.is_grad_enabled():
+            for t in (x, *arguments[: self.n_tensors]):
+                if t is not None and t.requires_grad:
+                    return self._function.apply(kernels, x, *arguments)
+        return self.launch_fwd(kernels, x, *arguments)
+
+    def launch_fwd(self, kernels, *arguments):
+        return getattr(kernels, self.name + "_fwd")(*arguments)
+
+    def launch_bwd(self, kernels, dy, x, arguments, need_dx, need_dparams):
+        """Gradients of x and of the flat parameters, each ``None`` unless needed."""
+        return getattr(kernels, self.name + "_bwd")(
+            dy,
+            x,
+            *arguments[: self.n_backward],
+            *arguments[self.n_tensors :],
+            need_dx=need_dx,
+            need_dparams=need_dparams,
+        )
+
+    def split(self, dparams, x, tensors, needed):
+        """Cut the flat parameter gradient into one view per needed tensor."""
+        gradients, start = [], 0
+        for tensor, size, need in zip(
+            tensors, self.gradient_sizes(x, *tensors), needed, strict=True
+        ):
+            gradient = None
+            if need:
+                gradient = dparams.narrow(0, start, size).view(tensor.shape)
+                if gradient.dtype != tensor.dtype:
+                    gradient = gradient.to(tensor.dtype)
+            gradients.append(gradient)
+            start += size
+        return gradients
+
+    def _register(self, tensors, options):
+        typed = [
+            "Tensor? " + name[:-1] if name.endswith("?") else "Tensor " + name for name in tensors
+        ]
+        plain = [f"{kind} {name}" for name, kind in options.items()]
+        fwd, bwd = f"{self.name}_fwd", f"{self.name}_bwd"
+        _LIB.define(f"{fwd}({', '.join(['Tensor x', *typed, *plain])}) -> Tensor")
+        _LIB.define(
+            f"{bwd}({', '.join(['Tensor dy', 'Tensor x', *typed, *plain])}, "
+            "bool need_dx, bool need_dparams) -> (Tensor, Tensor)"
+        )
+        _LIB.impl(fwd, self._fwd_impl, "CompositeExplicitAutograd")
+        _LIB.impl(bwd, self._bwd_impl, "CompositeExplicitAutograd")
+        self._library_fwd = getattr(torch.ops.fastmlp, fwd)
+        self._library_bwd = getattr(torch.ops.fastmlp, bwd)
+        torch.library.register_fake(f"fastmlp::{fwd}", self._fwd_fake, lib=_LIB)
+        torch.library.register_fake(f"fastmlp::{bwd}", self._bwd_fake, lib=_LIB)
+        torch.library.register_autograd(
+            f"fastmlp::{fwd}", self._library_backward, setup_context=_setup_context, lib=_LIB
+        )
+
+    def _fwd_impl(self, x, *arguments):
+        backend = backends.choose(x.device.type)
+        if backend == "torch":
+            return self.reference(x, *arguments)
+        return self.launch_fwd(backends.launchers(backend, self.name), x, *arguments)
+
+    def _bwd_impl(self, dy, x, *arguments):
+        *arguments, need_dx, need_dparams = arguments
+        backend = backends.choose(x.device.type)
+        if backend == "torch":
+            dx, dparams = self._reference_bwd(dy, x, arguments, need_dx, need_dparams)
+        else:
+            kernels = backends.launchers(backend, self.name)
+            dx, dparams = self.launch_bwd(kernels, dy, x, arguments, need_dx, need_dparams)
+        nothing = dy.new_empty(0)
+        return nothing if dx is None else dx, nothing.clone() if dparams is None else dparams
+
+    def _reference_bwd(self, dy, x, arguments, need_dx, need_dparams):
+        tensors = arguments[: self.n_tensors]
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(need_dx)
+            leaves = [t if t is None else t.detach().requires_grad_(need_dparams) for t in tensors]
+            y = self.reference(x, *leaves, *arguments[self.n_tensors :])
+        wanted = [x] * need_dx + [t for t in leaves if t is not None] * need_dparams
+        gradients = list(torch.autograd.grad(y, wanted, dy))
+        dx = gradients.pop(0) if need_dx else None
+        if not need_dparams:
+            return dx, None
+        parts = [
+            dy.new_zeros(size) if tensor is None else gradients.pop(0).reshape(-1).to(dy.dtype)
+            for tensor, size in zip(tensors, self.gradient_sizes(x, *tensors), strict=True)
+        ]
+        return dx, torch.cat(parts)
+
+    def _fwd_fake(self, x, *arguments):
+        tensors = arguments[: self.n_tensors]
+        return x.new_empty(self.output_shape(x, *tensors), dtype=_common_dtype(x, *tensors))
+
+    def _bwd_fake(self, dy, x, *arguments):
+        *arguments, need_dx, need_dparams = arguments
+        n_parameters = sum(self.gradient_sizes(x, *arguments[: self.n_tensors]))
+        return (
+            x.new_empty(x.shape) if need_dx else dy.new_empty(0),
+            dy.new_empty(n_parameters if need_dparams else 0),
+        )
+
+    def _library_backward(self, ctx, dy):
+        x, *tensors = ctx.saved_tensors
+        need_dx, *needed = ctx.needs_input_grad[: 1 + self.n_tensors]
+        need_dparams = any(needed)
+        dx, dparams = self._library_bwd(dy, x, *tensors, *ctx.options, need_dx, need_dparams)
+        gradients = self.split(dparams, x, tensors, needed)
+        return dx if need_dx else None, *gradients, *[None] * len(ctx.options)
+
+
+def _common_dtype(*tensors):
+    return reduce(torch.promote_types, (t.dtype for t in tensors if t is not None))
+
+
+def _setup_context(ctx, inputs, output):
+    tensors = [a for a in inputs if a is None or isinstance(a, torch.Tensor)]
+    ctx.options = inputs[len(tensors) :]
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd_function(op):
+    class _Fused(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, kernels, x, *arguments):
+            ctx.kernels = kernels
+            ctx.options = arguments[op.n_tensors :]
+            ctx.save_for_backward(x, *arguments[: op.n_tensors])
+            return op.launch_fwd(kernels, x, *arguments)
+
+        @staticmethod
+        def backward(ctx, dy):
+            x, *tensors = ctx.saved_tensors
+            _, need_dx, *needed = ctx.needs_input_grad[: 2 + op.n_tensors]
+            options = ctx.options
+            if torch.is_grad_enabled():
+                # create_graph=True: differentiate the reference, to any order
+                gradients = _differentiable_gradients(op, dy, x, tensors, options, need_dx, needed)
+            else:
+                dx, dparams = op.launch_bwd(
+                    ctx.kernels, dy, x, (*tensors, *options), need_dx, any(needed)
+                )
+                gradients = [dx, *op.split(dparams, x, tensors, needed)]
+            return None, *gradients, *[None] * len(options)
+
+    _Fused.__name__ = _Fused.__qualname__ = "_" + op.name
+    return _Fused
+
+
+def _differentiable_gradients(op, dy, x, tensors, options, need_dx, needed):
+    # a view makes each argument distinct: one parameter may be passed twice
+    arguments = [None if t is None else t.view_as(t) for t in (x, *tensors)]
+    y = op.reference(*arguments, *options)
+    needed = [need_dx, *needed]
+    wanted = [t for t, need in zip(arguments, needed, strict=True) if need]
+    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return [next(gradients) if need else None for need in needed]
