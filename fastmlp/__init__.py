@@ -1,3 +1,17 @@
 """Compact MLPs for PyTorch at the speed of the hardware."""
 
+try:
+    import fastmlp.kernels
+except ModuleNotFoundError as err:
+    if err.name != "fastmlp.kernels":
+        raise
+    raise ImportError("this checkout is not installed: run `pip install -e .` in it") from err
+
+from fastmlp import functional, reference
+from fastmlp.backends import backend
+from fastmlp.modules.additive_mlp import AdditiveMLP
+from fastmlp.modules.elementwise_mlp import ElementwiseMLP
+from fastmlp.modules.sine_sum import SineSum
+
+__all__ = ["AdditiveMLP", "ElementwiseMLP", "SineSum", "backend", "functional", "reference"]
 __version__ = "0.1.0"

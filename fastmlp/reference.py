@@ -12,7 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-__all__ = ["AdditiveMLP", "ElementwiseMLP", "SineSum", "additive_mlp", "elementwise_mlp", "sine_sum"]
+__all__ = [
+    "AdditiveMLP",
+    "ElementwiseMLP",
+    "SineSum",
+    "additive_mlp",
+    "elementwise_mlp",
+    "sine_sum",
+]
 
 ACTIVATIONS = {"relu": F.relu}
 REDUCTIONS = ("mean", "sum")

@@ -1,0 +1,214 @@
+"""The functional API: checks what the user passed, then calls the fused ops.
+
+Shapes, dtypes, devices and option names are checked here, before any kernel runs; what lies below
+trusts them.
+"""
+
+import math
+
+import torch
+
+from fastmlp.ops.additive_mlp import additive_mlp as _additive_mlp
+from fastmlp.ops.elementwise_mlp import elementwise_mlp as _elementwise_mlp
+from fastmlp.ops.sine_sum import sine_sum as _sine_sum
+from fastmlp.reference import ACTIVATIONS, REDUCTIONS
+
+__all__ = ["additive_mlp", "elementwise_mlp", "sine_sum"]
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+MAX_HIDDEN = 1024
+
+
+def check_choice(name, value, choices):
+    """Raise unless ``value`` is one of ``choices``; ``name`` is the argument's."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def check_finite(name, value):
+    """Raise unless ``value`` is a finite real number; ``name`` is the argument's."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def _check_tensor(name, value, device):
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+    if value.dtype not in _DTYPES:
+        raise TypeError(
+            f"{name} must be float32, float64, bfloat16 or float16, got {_name(value.dtype)}"
+        )
+    if value.device != device:
+        raise ValueError(f"{name} must be on the device of x, {device}, got {value.device}")
+
+
+def _check_parameter(name, value, shape, device):
+    _check_tensor(name, value, device)
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
+
+
+def _name(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_x(x):
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
+    _check_tensor("x", x, x.device)
+
+
+def _check_subnet(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    device = x.device
+    _check_tensor("fc1_weight", fc1_weight, device)
+    if fc1_weight.dim() != 2 or fc1_weight.shape[1] != 1:
+        raise ValueError(
+            "fc1_weight must have shape [hidden_features, 1], "
+            f"the weight of Linear(1, hidden_features), got {list(fc1_weight.shape)}"
+        )
+    n_hidden = fc1_weight.shape[0]
+    if not 1 <= n_hidden <= MAX_HIDDEN:
+        raise ValueError(
+            f"fc1_weight must have between 1 and {MAX_HIDDEN} hidden features, got {n_hidden}"
+        )
+    _check_parameter("fc2_weight", fc2_weight, (1, n_hidden), device)
+    if fc1_bias is not None:
+        _check_parameter("fc1_bias", fc1_bias, (n_hidden,), device)
+    if fc2_bias is not None:
+        _check_parameter("fc2_bias", fc2_bias, (1,), device)
+
+
+def elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="relu"):
+    """Apply one scalar subnet 1 → H → 1 to every element, in one kernel.
+
+    .. math:: y = \\sum_k w^{(2)}_k \\, \\sigma(w^{(1)}_k x + b^{(1)}_k) + b^{(2)}
+
+    Args:
+        x: Input. Any shape, float32, float64, bfloat16 or float16.
+        fc1_weight: Shape ``[H, 1]``, 1 ≤ H ≤ 1024; dtypes as for ``x``; the device of ``x``.
+        fc1_bias: Shape ``[H]``, or ``None``.
+        fc2_weight: Shape ``[1, H]``.
+        fc2_bias: Shape ``[1]``, or ``None``.
+        activation: The σ of the formula, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+
+    Returns:
+        Output. Shape of ``x``, the promoted dtype of all arguments.
+
+    Raises:
+        TypeError: An argument is no tensor, or not of a dtype above.
+        ValueError: A wrong shape, a second device, an unknown activation.
+
+    Derivatives: any order; the first is a kernel, higher ones differentiate the reference.
+    Precision: sums in float32 (float64 for float64); the error is at most a small multiple of
+    ε·Σ|w2|(|w1·x| + |b1|). At a kink the derivative is 0, as in PyTorch.
+
+    Example:
+        >>> import torch
+        >>> w, b = torch.ones(2, 1), torch.tensor([0.0, -1.0])
+        >>> elementwise_mlp(torch.tensor([-1.0, 2.0]), w, b, torch.ones(1, 2), None)
+        tensor([0., 3.])
+    """
+    _check_x(x)
+    _check_subnet(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    check_choice("activation", activation, ACTIVATIONS)
+    return _elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+
+
+def additive_mlp(
+    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias, activation="relu"
+):
+    """Apply one scalar subnet to every feature, then one linear layer, in one kernel.
+
+    .. math:: y_m = \\sum_j V_{mj} f(x_j) + c_m
+
+    Args:
+        x: Input. Shape ``[*, F]``, float32, float64, bfloat16 or float16.
+        fc1_weight: Shape ``[H, 1]``, 1 ≤ H ≤ 1024; dtypes as for ``x``; the device of ``x``.
+        fc1_bias: Shape ``[H]``, or ``None``.
+        fc2_weight: Shape ``[1, H]``.
+        fc2_bias: Shape ``[1]``, or ``None``.
+        fc3_weight: The read-out ``V``. Shape ``[M, F]``.
+        fc3_bias: The read-out's bias ``c``. Shape ``[M]``, or ``None``.
+        activation: The subnet's activation, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+
+    Returns:
+        Output. Shape ``[*, M]``, the promoted dtype of all arguments.
+
+    Raises:
+        TypeError: An argument is no tensor, or not of a dtype above.
+        ValueError: A wrong shape, a second device, an unknown activation.
+
+    Derivatives: any order; the first is a kernel, higher ones differentiate the reference.
+    Precision: as :func:`elementwise_mlp`, with the terms of all features summed.
+    Source: the shape of Deep Sets, Zaheer et al. 2017, arXiv:1703.06114, section 2.2.
+
+    Example:
+        >>> import torch
+        >>> w = torch.tensor([[1.0], [-1.0]])
+        >>> x = torch.tensor([[1.0, -2.0, 3.0]])
+        >>> additive_mlp(x, w, None, torch.ones(1, 2), None, torch.ones(1, 3), None)
+        tensor([[6.]])
+    """
+    _check_x(x)
+    _check_subnet(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    _check_tensor("fc3_weight", fc3_weight, x.device)
+    if fc3_weight.dim() != 2 or 0 in fc3_weight.shape:
+        raise ValueError(
+            "fc3_weight must have shape [out_features, in_features], neither of them 0, "
+            f"got {list(fc3_weight.shape)}"
+        )
+    n_out, n_in = fc3_weight.shape
+    if x.dim() == 0 or x.shape[-1] != n_in:
+        raise ValueError(f"x must have shape [*, {n_in}] to match fc3_weight, got {list(x.shape)}")
+    if fc3_bias is not None:
+        _check_parameter("fc3_bias", fc3_bias, (n_out,), x.device)
+    check_choice("activation", activation, ACTIVATIONS)
+    rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), n_in)
+    y = _additive_mlp(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias)
+    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n_out)
+
+
+def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
+    """Sum or average sines of every element, in one kernel.
+
+    .. math:: y = \\operatorname{mean}_i \\, a_i \\sin(s\\, w_i x + \\varphi_i)
+
+    Args:
+        x: Input. Any shape, float32, float64, bfloat16 or float16.
+        w: Frequencies, in units of ``scale`` radians per unit of ``x``. Shape ``[W]``, W ≥ 1;
+            dtypes as for ``x``; the device of ``x``.
+        amplitude: Shape ``[W]``, or ``None`` for ones.
+        phase: Radians. Shape ``[W]``, or ``None`` for zeros.
+        scale: The factor ``s``, a finite Python number.
+        reduction: ``"mean"`` or ``"sum"``.
+
+    Returns:
+        Output. Shape of ``x``, the promoted dtype of all arguments.
+
+    Raises:
+        TypeError: An argument is no tensor, or not of a dtype above; ``scale`` is no number.
+        ValueError: A wrong shape, a second device, an unknown reduction, ``scale`` not finite.
+
+    Derivatives: any order; the first is a kernel, higher ones differentiate the reference.
+    Precision: the angle is reduced exactly, in turns, so large arguments keep their accuracy.
+    Source: range reduction in turns, Muller et al., Handbook of Floating-Point Arithmetic, 2nd
+    edition, section 10.2.
+
+    Example:
+        >>> import torch
+        >>> sine_sum(torch.tensor([0.0, 0.5]), torch.tensor([1.0]))
+        tensor([0., 1.])
+    """
+    _check_x(x)
+    _check_tensor("w", w, x.device)
+    if w.dim() != 1 or w.shape[0] == 0:
+        raise ValueError(f"w must have shape [width], width at least 1, got {list(w.shape)}")
+    if amplitude is not None:
+        _check_parameter("amplitude", amplitude, (w.shape[0],), x.device)
+    if phase is not None:
+        _check_parameter("phase", phase, (w.shape[0],), x.device)
+    check_finite("scale", scale)
+    check_choice("reduction", reduction, REDUCTIONS)
+    return _sine_sum(x, w, amplitude, phase, float(scale), reduction == "mean")

@@ -1,0 +1,21 @@
+"""Checks of constructor arguments that several modules share."""
+
+from fastmlp.functional import MAX_HIDDEN, check_choice
+from fastmlp.reference import ACTIVATIONS
+
+
+def check_size(name, value, largest=None):
+    """Raise unless ``value`` is an int of at least 1 (and at most ``largest``)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1 or (largest is not None and value > largest):
+        wanted = "at least 1" if largest is None else f"between 1 and {largest}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+
+
+def check_subnet(hidden_features, activation, bias):
+    """Raise unless these describe a subnet that the kernels know."""
+    check_size("hidden_features", hidden_features, MAX_HIDDEN)
+    check_choice("activation", activation, ACTIVATIONS)
+    if not isinstance(bias, bool):
+        raise TypeError(f"bias must be a bool, got {type(bias).__name__}")

@@ -1,0 +1,46 @@
+"""The module ElementwiseMLP."""
+
+from fastmlp import functional, reference
+from fastmlp.modules.checks import check_subnet
+
+
+class ElementwiseMLP(reference.ElementwiseMLP):
+    """Apply one learned scalar function, a subnet 1 → H → 1, to every element.
+
+    .. math:: y = \\sum_k w^{(2)}_k \\, \\sigma(w^{(1)}_k x + b^{(1)}_k) + b^{(2)}
+
+    Parameters and ``state_dict`` are those of the plain layers ``fc1 = Linear(1, H)`` and
+    ``fc2 = Linear(H, 1)``. Input of any shape, output of the same shape.
+
+    Args:
+        hidden_features: Hidden units H, 1 … 1024.
+        activation: The σ of the formula, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+        bias: Whether both layers have a bias.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        TypeError: ``hidden_features`` is no int, ``bias`` no bool.
+        ValueError: ``hidden_features`` out of range, an unknown activation.
+
+    Source: a learned activation in the sense of Agostinelli et al. 2014, arXiv:1412.6830.
+
+    Example:
+        >>> import torch, fastmlp
+        >>> fastmlp.ElementwiseMLP(14)(torch.zeros(2, 3)).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self, hidden_features=14, *, activation="relu", bias=True, device=None, dtype=None
+    ):
+        check_subnet(hidden_features, activation, bias)
+        super().__init__(
+            hidden_features, activation=activation, bias=bias, device=device, dtype=dtype
+        )
+
+    def forward(self, x):
+        fc1, fc2 = self.fc1, self.fc2
+        return functional.elementwise_mlp(
+            x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.activation
+        )
