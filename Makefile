@@ -1,0 +1,52 @@
+# `make demo` and `make test` do everything on a fresh machine; `make gpu` needs no network.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+GPU_NAME = $(shell $(PYTHON) -c "import re, torch; print(re.sub('[^a-z0-9]+', '-', torch.cuda.get_device_name().lower()))")
+
+.PHONY: help demo test bench lint gpu gpu-test gpu-bench clean
+
+help:
+	@echo "make demo   install into $(VENV), then train the reference network on sums of squares"
+	@echo "make test   install into $(VENV), then run all tests"
+	@echo "make bench  time every op against plain PyTorch on the CPU"
+	@echo "make lint   check style and formatting"
+	@echo "make gpu    tests and benches on a CUDA machine that already has torch, triton and numba"
+	@echo "make clean  remove what make and the builds created"
+
+# the stamp is newer than the files that say what to install
+$(INSTALLED): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt setuptools -e ".[test,plots,bench,dev]"
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/x2_sum.py
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --durations 15
+
+bench: $(INSTALLED)
+	$(BIN)/python bench/run.py
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+gpu: gpu-test gpu-bench
+
+gpu-install:
+	$(PYTHON) -m pip install --no-deps --no-build-isolation -e .
+
+gpu-test: gpu-install
+	$(PYTHON) -m pytest
+
+gpu-bench: gpu-install
+	mkdir -p bench/results
+	$(PYTHON) bench/run.py --device cuda --out bench/results/$(GPU_NAME).json
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,152 @@
+"""The one rule by which the tests compare numbers, and the sizes of the terms it needs.
+
+A result is right when its error against the float64 reference is at most twice plain PyTorch's own
+error in the same dtype, plus a few ulps of the size of the terms that were summed. There are no
+other tolerances.
+"""
+
+import torch
+
+
+def assert_as_good_as_torch(ours, torchs, exact, *, terms=None, slack=2.0, floor=4, name="result"):
+    """Assert that our error against float64 is within the rule, element by element.
+
+    .. math:: |ours_i - exact_i| \\le (slack \\cdot \\max_j \\frac{|torchs_j - exact_j|}{terms_j}
+        + floor \\cdot \\epsilon) \\, terms_i
+
+    Errors are measured in units of each element's own terms, so a large element does not lend its
+    error to a small one. The maximum is over the tensor, for PyTorch's error in one element may be
+    zero by luck. On top come ``floor`` of the smallest subnormals, where rounding is absolute.
+
+    Where ``exact`` is NaN or infinite, ours must be the same. Where ``exact`` is finite and
+    PyTorch's result is not (overflow of the dtype), ours may overflow too or be right.
+
+    Args:
+        ours: The result under test.
+        torchs: Plain PyTorch's result on the same inputs. Shape and dtype of ``ours``.
+        exact: The reference on the same inputs, cast to float64. Shape of ``ours``.
+        terms: Sum of the absolute terms that make up each element, at least ``|exact|``.
+            Broadcastable to ``exact``; by default ``|exact|``.
+        slack: Multiple of PyTorch's own error.
+        floor: Ulps of the terms, ε of the dtype of ``ours``.
+        name: What is compared, for the message.
+    """
+    assert exact.dtype == torch.float64, f"{name}: the judge must be float64, not {exact.dtype}"
+    assert ours.dtype == torchs.dtype, f"{name}: {ours.dtype}, PyTorch has {torchs.dtype}"
+    assert ours.shape == torchs.shape == exact.shape, (
+        f"{name}: shape {list(ours.shape)}, PyTorch {list(torchs.shape)}, exact {list(exact.shape)}"
+    )
+    info = torch.finfo(ours.dtype)
+    subnormal = info.smallest_normal * info.eps
+    ours, torchs, exact = (t.detach().cpu().double() for t in (ours, torchs, exact))
+    terms = exact.abs() if terms is None else terms.detach().cpu().double().expand(exact.shape)
+
+    known = exact.isfinite()
+    assert bool((terms[known] >= exact[known].abs() * (1 - 1e-9)).all()), (
+        f"{name}: the terms are smaller than their sum"
+    )
+    torch_error = (torchs - exact).abs()
+    fair = known & torchs.isfinite() & (terms > 0)
+    ratios = (torch_error[fair] - floor * subnormal).clamp(min=0) / terms[fair]
+    ratio = ratios.max() if ratios.numel() else 0.0
+    bound = (slack * ratio + floor * info.eps) * terms + floor * subnormal
+    bound = torch.where(terms > 0, bound, bound + slack * torch_error.nan_to_num())
+
+    error = (ours - exact).abs()
+    same = (ours == exact) | (ours.isnan() & exact.isnan())
+    overflow = known & ~torchs.isfinite() & ~ours.isfinite()
+    wrong = ~(same | overflow | (known & (error <= bound)))
+    if not bool(wrong.any()):
+        return
+    excess = torch.where(wrong, (error / bound).nan_to_num(nan=torch.inf), -torch.inf)
+    worst = tuple(i.item() for i in torch.unravel_index(excess.argmax(), exact.shape))
+    ulps = error[worst] / (info.eps * terms[worst])
+    raise AssertionError(
+        f"{name}: {int(wrong.sum())} of {wrong.numel()} elements are not as good as PyTorch's, "
+        f"the worst at {list(worst)}: ours {ours[worst]:.9g}, PyTorch {torchs[worst]:.9g}, "
+        f"exact {exact[worst]:.9g}; error {error[worst]:.3g} = {ulps:.3g} ulps of the terms, "
+        f"allowed {bound[worst]:.3g}"
+    )
+
+
+def elementwise_mlp_terms(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    """Sizes of the summed terms of the op `elementwise_mlp`, by name; all float64.
+
+    Value: Σ_k |w2_k| (|w1_k x| + |b1_k|) + |b2|. Gradients: the like, those of the parameters
+    over the active elements only, so a dead unit's gradient must be 0.
+
+    Returns:
+        Dictionary with ``"y"``, ``"x"`` and every parameter that is not ``None``.
+    """
+    x_flat, dy_abs = x.reshape(-1, 1), dy.reshape(-1, 1).abs()
+    w1, w2 = fc1_weight.reshape(1, -1), fc2_weight.reshape(1, -1).abs()
+    b1 = torch.zeros_like(w1) if fc1_bias is None else fc1_bias.reshape(1, -1)
+    size = (w1 * x_flat).abs() + b1.abs()  # [n, H]
+    active = ~(w1 * x_flat + b1 <= 0)  # a NaN counts as active, as in PyTorch
+    zero = size.new_zeros(())
+
+    def over_active(values):
+        return torch.where(active, values, zero).sum(0)
+
+    terms = {
+        "y": (size * w2).sum(1).reshape(x.shape),
+        "x": (dy_abs * (w1.abs() * w2).sum()).reshape(x.shape),
+        "fc1_weight": (over_active(dy_abs * x_flat.abs()) * w2).reshape(-1, 1),
+        "fc2_weight": over_active(dy_abs * size).reshape(1, -1),
+    }
+    if fc1_bias is not None:
+        terms["fc1_bias"] = (over_active(dy_abs.expand_as(size)) * w2).reshape(-1)
+    if fc2_bias is not None:
+        terms["y"] = terms["y"] + fc2_bias.abs()
+        terms["fc2_bias"] = dy_abs.sum().reshape(1)
+    return terms
+
+
+def additive_mlp_terms(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
+    """Sizes of the summed terms of the op `additive_mlp`: the subnet's, through ``|V|``.
+
+    Returns:
+        Dictionary with ``"y"``, ``"x"`` and every parameter that is not ``None``.
+    """
+    n_out, n_in = fc3_weight.shape
+    dy_abs, v_abs = dy.abs().reshape(-1, n_out), fc3_weight.abs()
+    subnet = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    terms = elementwise_mlp_terms((dy_abs @ v_abs).reshape(x.shape), x, *subnet)
+    f = terms.pop("y")  # [*, F]
+    terms["y"] = f @ v_abs.T
+    terms["fc3_weight"] = dy_abs.T @ f.reshape(-1, n_in)
+    if fc3_bias is not None:
+        terms["y"] = terms["y"] + fc3_bias.abs()
+        terms["fc3_bias"] = dy_abs.sum(0)
+    return terms
+
+
+def sine_sum_terms(dy, x, w, amplitude, phase, scale, reduction):
+    """Sizes of the summed terms of the op `sine_sum`, with the rounding of the angle θ in them.
+
+    A relative error of the angle changes a sine by |cos θ|·|θ|, a cosine by |sin θ|·|θ|.
+
+    Returns:
+        Dictionary with ``"y"``, ``"x"`` and every parameter that is not ``None``.
+    """
+    x_flat, dy_abs = x.reshape(-1, 1), dy.reshape(-1, 1).abs()
+    a = torch.ones_like(w) if amplitude is None else amplitude.abs()
+    if reduction == "mean":
+        dy_abs = dy_abs / len(w)
+    angle = scale * w * x_flat  # [n, W]
+    size = angle.abs()
+    if phase is not None:
+        angle, size = angle + phase, size + phase.abs()
+    sine = angle.sin().abs() + angle.cos().abs() * size
+    cosine = angle.cos().abs() + angle.sin().abs() * size
+    slope = abs(scale) * cosine
+    terms = {
+        "y": ((sine * a).mean(1) if reduction == "mean" else (sine * a).sum(1)).reshape(x.shape),
+        "x": (dy_abs * (slope * a * w.abs()).sum(1, keepdim=True)).reshape(x.shape),
+        "w": (dy_abs * x_flat.abs() * slope).sum(0) * a,
+    }
+    if amplitude is not None:
+        terms["amplitude"] = (dy_abs * sine).sum(0)
+    if phase is not None:
+        terms["phase"] = (dy_abs * cosine).sum(0) * a
+    return terms

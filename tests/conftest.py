@@ -1,0 +1,110 @@
+"""Fixtures of the whole suite; must set the environment before anything imports a kernel."""
+
+import os
+import sys
+from typing import NamedTuple
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+pytest.register_assert_rewrite("closeness", "op_contract")
+
+import fastmlp  # noqa: E402
+
+torch.backends.cuda.matmul.allow_tf32 = False
+torch.backends.cudnn.allow_tf32 = False
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Backend(NamedTuple):
+    """A backend and the device of the tensors that it gets in the tests."""
+
+    name: str
+    device: str
+
+    @property
+    def interpreted(self):
+        """Whether kernels run in Triton's interpreter, thousands of times slower."""
+        return self.name == "triton" and INTERPRETED
+
+    @property
+    def compiled(self):
+        """Whether kernels of ours run at full speed; plain PyTorch has none."""
+        return self.name != "torch" and not self.interpreted
+
+
+BACKENDS = {
+    "torch": Backend("torch", DEVICE),
+    "numba": Backend("numba", "cpu"),
+    "triton": Backend("triton", "cpu" if INTERPRETED else "cuda"),
+}
+
+
+@pytest.fixture
+def device():
+    """The device of a test that does not choose a backend."""
+    return DEVICE
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Each backend in turn; every op in the test runs on it."""
+    name = request.param
+    if not fastmlp.backends.is_installed(name):
+        pytest.skip(f"{name} is not installed")
+    with fastmlp.backend(name):
+        yield BACKENDS[name]
+
+
+@pytest.fixture(params=["numba", "triton"])
+def kernel_backend(request):
+    """Each backend that has kernels of ours."""
+    name = request.param
+    if not fastmlp.backends.is_installed(name):
+        pytest.skip(f"{name} is not installed")
+    with fastmlp.backend(name):
+        yield BACKENDS[name]
+
+
+@pytest.fixture
+def draw():
+    """Function that draws tensors: on the CPU, in float64, then cast and moved.
+
+    The numbers of a test are thus the same on every device and, up to rounding, in every dtype.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape, dtype=torch.float64, device="cpu", scale=1.0):
+        values = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
+        return values.to(device=device, dtype=dtype)
+
+    return draw
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nan_filled_allocations(monkeypatch):
+    """Memory that the package allocates holds NaN, so that a forgotten element shows."""
+    allocators = [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")]
+    for owner, name in allocators:
+        monkeypatch.setattr(owner, name, _nan_filled(getattr(owner, name)))
+
+
+def _nan_filled(allocate):
+    def allocate_nan(*args, **kwargs):
+        tensor = allocate(*args, **kwargs)
+        caller = sys._getframe(1).f_globals.get("__name__", "")
+        if caller.split(".")[0] == "fastmlp" and tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+        return tensor
+
+    return allocate_nan
