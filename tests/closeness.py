@@ -72,8 +72,8 @@ def assert_as_good_as_torch(ours, torchs, exact, *, terms=None, slack=2.0, floor
 def elementwise_mlp_terms(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """Sizes of the summed terms of the op `elementwise_mlp`, by name; all float64.
 
-    Value: Σ_k |w2_k| (|w1_k x| + |b1_k|) + |b2|. Gradients: the like, those of the parameters
-    over the active elements only, so a dead unit's gradient must be 0.
+    Value: Σ_k |w2_k| (|w1_k x| + |b1_k|) + |b2|. Gradients: the like over what is active, so where
+    all units are dead the gradient must be 0.
 
     Returns:
         Dictionary with ``"y"``, ``"x"`` and every parameter that is not ``None``.
@@ -90,7 +90,7 @@ def elementwise_mlp_terms(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
 
     terms = {
         "y": (size * w2).sum(1).reshape(x.shape),
-        "x": (dy_abs * (w1.abs() * w2).sum()).reshape(x.shape),
+        "x": (dy_abs * torch.where(active, w1.abs() * w2, zero).sum(1, True)).reshape(x.shape),
         "fc1_weight": (over_active(dy_abs * x_flat.abs()) * w2).reshape(-1, 1),
         "fc2_weight": over_active(dy_abs * size).reshape(1, -1),
     }

@@ -10,7 +10,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest.register_assert_rewrite("closeness", "op_contract")
+pytest.register_assert_rewrite("closeness", "op_contract", "subnet_cases")
 
 import fastmlp  # noqa: E402
 
@@ -73,15 +73,14 @@ def kernel_backend(request):
 
 @pytest.fixture
 def draw():
-    """Function that draws tensors: on the CPU, in float64, then cast and moved.
+    """Function that draws normal numbers on the CPU in float64; tests cast and move them.
 
     The numbers of a test are thus the same on every device and, up to rounding, in every dtype.
     """
     generator = torch.Generator().manual_seed(0)
 
-    def draw(*shape, dtype=torch.float64, device="cpu", scale=1.0):
-        values = torch.randn(*shape, generator=generator, dtype=torch.float64) * scale
-        return values.to(device=device, dtype=dtype)
+    def draw(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     return draw
 
@@ -108,3 +107,27 @@ def _nan_filled(allocate):
         return tensor
 
     return allocate_nan
+
+
+LAYOUTS = {
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "every_second_column": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "every_second_row": lambda x: x.repeat_interleave(2, 0)[::2],
+    "expanded_rows": lambda x: x[:1].expand(x.shape),
+    "expanded_columns": lambda x: x[..., :1].expand(x.shape),
+    "offset": lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape),
+    "three_dimensions_permuted": lambda x: x.expand(3, *x.shape).contiguous().transpose(0, 1),
+}
+
+
+@pytest.fixture(params=LAYOUTS)
+def layout(request):
+    """Function that gives a matrix other strides, or repeats some of it."""
+    return LAYOUTS[request.param]
+
+
+def pytest_generate_tests(metafunc):
+    """Tests that take a `case` run over the cases that their class lists."""
+    if "case" in metafunc.fixturenames:
+        cases = metafunc.cls.CASES
+        metafunc.parametrize("case", cases.values(), ids=cases)
