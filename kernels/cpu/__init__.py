@@ -1,1 +1,1 @@
-"""The Numba wing: one file per op; see `jit.py` for compilation and caching, `pool.py` for threads."""
+"""The Numba wing: one file per op; `jit.py` compiles and caches, `pool.py` deals out pieces."""

@@ -1,0 +1,126 @@
+"""The op `elementwise_mlp` with Numba: y = f(x) for every number, f the ReLU subnet of `subnet.py`.
+
+Forward reads and writes one number an element. Backward reads x and dy, and writes dx, once.
+"""
+
+import numpy as np
+import torch
+
+from .jit import array_at, entry, vector_at
+from .launch import address, common_dtype, cut, ready, run, run_summed
+from .subnet import (
+    BLOCK,
+    LANES,
+    add_columns,
+    add_hinge_sums,
+    add_slopes,
+    add_unit_gradients,
+    all_finite,
+    canonical_form,
+    plain_gradients,
+    sort_units,
+    values,
+)
+
+
+@entry
+def _fwd(real):
+    def elementwise_mlp_fwd(x_at, w_at, b_at, v_at, d_at, n_hidden, y_at, first, last):
+        w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
+        v, d = vector_at(v_at, n_hidden, real), vector_at(d_at, 1, real)[0]
+        x, y = array_at(x_at, last, real), array_at(y_at, last, real)
+        t, c, s, c0, fits = canonical_form(w, b, v, d, real)
+        for start in range(first, last, BLOCK):
+            stop = min(start + BLOCK, last)
+            values(x[start:stop], t, c, s, c0, fits, w, b, v, d, y[start:stop], real)
+
+    return elementwise_mlp_fwd
+
+
+@entry
+def _bwd(real):
+    def elementwise_mlp_bwd(dy_at, x_at, w_at, b_at, v_at, n_hidden, dx_at, sums_at, first, last):
+        w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
+        v = vector_at(v_at, n_hidden, real)
+        dy, x = array_at(dy_at, last, real), array_at(x_at, last, real)
+        dx = array_at(dx_at, last, real)
+        need_dx, need_dparams = dx_at != 0, sums_at != 0
+        order, _, n_rising, t = sort_units(w, b, real)
+        fits = all_finite(w, real) and all_finite(b, real) and all_finite(v, real)
+        n_sums = 3 * n_hidden + 1
+        sums = np.zeros(n_sums, np.float64)
+        hinge_a = np.zeros((n_hidden, LANES), real)
+        hinge_b = np.zeros((n_hidden, LANES), real)
+        total = np.zeros(LANES, real)
+        slopes = np.empty(BLOCK, real)
+        padded_x, padded_g = np.zeros(BLOCK, real), np.zeros(BLOCK, real)
+        for start in range(first, last, BLOCK):
+            stop = min(start + BLOCK, last)
+            size = stop - start
+            xb, gb = x[start:stop], dy[start:stop]
+            if not (fits and all_finite(xb, real) and all_finite(gb, real)):
+                plain_gradients(xb, gb, w, b, v, slopes[:size], sums, real)
+                if need_dx:
+                    dx[start:stop] = slopes[:size]
+                continue
+            if need_dx:
+                out = dx[start:stop]
+                slopes[:size] = 0
+                add_slopes(xb, order, n_rising, t, w, v, slopes)
+                for e in range(size):
+                    out[e] = gb[e] * slopes[e]
+            if need_dparams:
+                if size < BLOCK:
+                    padded_x[:size] = xb
+                    padded_g[:size] = gb
+                    padded_g[size:] = 0
+                    xb, gb = padded_x, padded_g
+                add_hinge_sums(xb, gb, n_rising, t, hinge_a, hinge_b)
+                add_columns(gb, total)
+        if need_dparams:
+            ones = np.ones(LANES, real)
+            add_unit_gradients(hinge_a, hinge_b, ones, order, w, b, v, sums)
+            for l in range(LANES):
+                sums[3 * n_hidden] += total[l]
+            array_at(sums_at, n_sums, np.float64)[:] = sums
+
+    return elementwise_mlp_bwd
+
+
+def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    """y [*]: shape of x, promoted dtype of the arguments."""
+    dtype, compute = common_dtype(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    x, *parameters = ready(compute, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    y = torch.empty(x.shape, dtype=compute)
+    run(
+        _fwd[compute],
+        x.numel(),
+        *cut(x.numel(), 1, BLOCK),
+        x.data_ptr(),
+        *map(address, parameters),
+        fc1_weight.shape[0],
+        y.data_ptr(),
+    )
+    return y if dtype is compute else y.to(dtype)
+
+
+def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, *, need_dx, need_dparams):
+    """dx [*] or None, and [dw1 (H), db1 (H), dw2 (H), db2 (1)] or None."""
+    compute = torch.float64 if dy.dtype is torch.float64 else torch.float32
+    dx_dtype = x.dtype
+    dy, x, *parameters = ready(compute, dy, x, fc1_weight, fc1_bias, fc2_weight)
+    n_hidden = fc1_weight.shape[0]
+    dx = torch.empty(x.shape, dtype=compute) if need_dx else None
+    dparams = run_summed(
+        _bwd[compute],
+        x.numel(),
+        *cut(x.numel(), 1, BLOCK),
+        3 * n_hidden + 1 if need_dparams else 0,
+        dy.dtype,
+        dy.data_ptr(),
+        x.data_ptr(),
+        *map(address, parameters),
+        n_hidden,
+        address(dx),
+    )
+    return dx if dx is None or dx_dtype is compute else dx.to(dx_dtype), dparams
