@@ -148,7 +148,9 @@ def additive_mlp_bwd_x_kernel(
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     cols = tl.program_id(1) * BLOCK_IN + tl.arange(0, BLOCK_IN)
     x = load_tile(x_ptr, rows, cols, n_rows, n_in, x_row_stride, COMPUTE)
-    g = load_upstream(dy_ptr, fc3_weight_ptr, rows, cols, n_rows, n_in, n_out, dy_row_stride, COMPUTE)
+    g = load_upstream(
+        dy_ptr, fc3_weight_ptr, rows, cols, n_rows, n_in, n_out, dy_row_stride, COMPUTE
+    )
     slope = dense_slope(x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, N_HIDDEN, COMPUTE)
     inside = (rows < n_rows)[:, None] & (cols < n_in)[None, :]
     tl.store(dx_ptr + rows[:, None] * n_in + cols[None, :], g * slope, mask=inside)

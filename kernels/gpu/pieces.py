@@ -20,8 +20,15 @@ MAX_PARTIALS = 1 << 22
 
 @triton.jit
 def sum_pieces_kernel(
-    partial_ptr, out_ptr, n_rows0, n_cols0, n_rows1, n_cols1,
-    COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr,
+    partial_ptr,
+    out_ptr,
+    n_rows0,
+    n_cols0,
+    n_rows1,
+    n_cols1,
+    COMPUTE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
 ):
     """out = column sums of two matrices that lie one after the other in memory.
 
@@ -67,7 +74,13 @@ def sum_pieces(partials, first, second, out_dtype, compute) -> torch.Tensor:
     out = torch.empty(first[1] + second[1], device=partials.device, dtype=out_dtype)
     n_blocks = triton.cdiv(first[1], config.cols) + triton.cdiv(second[1], config.cols)
     sum_pieces_kernel[(n_blocks,)](
-        partials, out, *first, *second,
-        COMPUTE=compute, BLOCK_ROWS=config.rows, BLOCK_COLS=config.cols, num_warps=config.warps,
+        partials,
+        out,
+        *first,
+        *second,
+        COMPUTE=compute,
+        BLOCK_ROWS=config.rows,
+        BLOCK_COLS=config.cols,
+        num_warps=config.warps,
     )
     return out

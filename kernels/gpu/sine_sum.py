@@ -101,13 +101,9 @@ def sine_sum_fwd_kernel(
     inside = offsets < n
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(COMPUTE)
     if any_beyond_limit(x, w_ptr, n_waves, TURNS, COMPUTE, BLOCK_WAVES):
-        y = wave_sum(
-            x, w_ptr, amplitude_ptr, phase_ptr, n_waves, False, 1.0, TURNS, True, COMPUTE
-        )
+        y = wave_sum(x, w_ptr, amplitude_ptr, phase_ptr, n_waves, False, 1.0, TURNS, True, COMPUTE)
     else:
-        y = wave_sum(
-            x, w_ptr, amplitude_ptr, phase_ptr, n_waves, False, 1.0, TURNS, False, COMPUTE
-        )
+        y = wave_sum(x, w_ptr, amplitude_ptr, phase_ptr, n_waves, False, 1.0, TURNS, False, COMPUTE)
     tl.store(y_ptr + offsets, y * FACTOR, mask=inside)
 
 

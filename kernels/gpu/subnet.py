@@ -25,7 +25,13 @@ def load_scalar(ptr, k, inside, COMPUTE: tl.constexpr):
 
 @triton.jit
 def dense_value(
-    x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, first, last,
+    x,
+    fc1_weight_ptr,
+    fc1_bias_ptr,
+    fc2_weight_ptr,
+    fc2_bias_ptr,
+    first,
+    last,
     COMPUTE: tl.constexpr,
 ):
     """Terms of f from units ``first`` to ``last``, and b2 if the first unit is among them."""
@@ -55,8 +61,12 @@ def dense_slope(
 
 @triton.jit
 def canonical_units(
-    fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr,
-    N_HIDDEN: tl.constexpr, COMPUTE: tl.constexpr,
+    fc1_weight_ptr,
+    fc1_bias_ptr,
+    fc2_weight_ptr,
+    fc2_bias_ptr,
+    N_HIDDEN: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):
     """Breakpoints t, coefficients c, slope S, offset C, and whether they stand for f.
 
@@ -95,8 +105,13 @@ def canonical_value(x, breakpoints, coefficients, slope, offset, N_HIDDEN: tl.co
 
 @triton.jit
 def thresholds(
-    fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, first,
-    UNITS: tl.constexpr, N_HIDDEN: tl.constexpr, COMPUTE: tl.constexpr,
+    fc1_weight_ptr,
+    fc1_bias_ptr,
+    fc2_weight_ptr,
+    first,
+    UNITS: tl.constexpr,
+    N_HIDDEN: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):
     """Thresholds of UNITS units, infinite beyond the last; and whether the parameters are finite."""
     taus = ()
@@ -133,9 +148,19 @@ def add_where_above(x, value, taus, sums, UNITS: tl.constexpr):
 
 @triton.jit
 def store_unit_gradients(
-    out_ptr, above, above_x, total, total_x, readout, first,
-    fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr,
-    UNITS: tl.constexpr, N_HIDDEN: tl.constexpr, COMPUTE: tl.constexpr,
+    out_ptr,
+    above,
+    above_x,
+    total,
+    total_x,
+    readout,
+    first,
+    fc1_weight_ptr,
+    fc1_bias_ptr,
+    fc2_weight_ptr,
+    UNITS: tl.constexpr,
+    N_HIDDEN: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):
     """Write dw1, db1, dw2 of UNITS units; return Σ_k w2_k (w1_k B_k + b1_k A_k) per element.
 
