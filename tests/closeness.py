@@ -97,7 +97,7 @@ def elementwise_mlp_terms(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     if fc1_bias is not None:
         terms["fc1_bias"] = (over_active(dy_abs.expand_as(size)) * w2).reshape(-1)
     if fc2_bias is not None:
-        terms["y"] = terms["y"] + fc2_bias.abs()
+        terms["y"] = terms["y"] + fc2_bias.abs().sum()  # a number, for x of any dimensions
         terms["fc2_bias"] = dy_abs.sum().reshape(1)
     return terms
 

@@ -1,0 +1,160 @@
+"""Bad input is refused by name before anything runs; good input may have any form."""
+
+import inspect
+import re
+
+import pytest
+import torch
+
+import fastmlp
+from fastmlp import functional, reference
+from fastmlp.ops.fused import FusedOp
+
+GOOD = {
+    "elementwise_mlp": {
+        "x": torch.zeros(3, 5),
+        "fc1_weight": torch.zeros(14, 1),
+        "fc1_bias": torch.zeros(14),
+        "fc2_weight": torch.zeros(1, 14),
+        "fc2_bias": torch.zeros(1),
+    },
+    "sine_sum": {
+        "x": torch.zeros(3, 5),
+        "w": torch.zeros(8),
+        "amplitude": torch.zeros(8),
+        "phase": torch.zeros(8),
+    },
+}
+GOOD["additive_mlp"] = {
+    **GOOD["elementwise_mlp"],
+    "fc3_weight": torch.zeros(2, 5),
+    "fc3_bias": torch.zeros(2),
+}
+TENSORS = [(op, name) for op, tensors in GOOD.items() for name in tensors]
+SUBNET_OPS = ["elementwise_mlp", "additive_mlp"]
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Function that asserts that a call is refused with a message, before anything runs."""
+
+    def ran(*args, **kwargs):
+        raise AssertionError("the op ran")
+
+    monkeypatch.setattr(FusedOp, "__call__", ran)
+    monkeypatch.setattr(fastmlp.backends, "launchers", ran)
+
+    def refused(error, match, op, **changes):
+        with pytest.raises(error, match=match):
+            getattr(functional, op)(**{**GOOD[op], **changes})
+
+    return refused
+
+
+@pytest.mark.parametrize("op", GOOD)
+def test_good_arguments_are_accepted(op):
+    assert getattr(functional, op)(**GOOD[op]).shape in [(3, 5), (3, 2)]
+
+
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+@pytest.mark.parametrize("value", [3.0, [0.0], "x"], ids=["number", "list", "text"])
+def test_no_tensor(op, name, value, refused):
+    refused(TypeError, f"^{name} must be a Tensor, got {type(value).__name__}", op, **{name: value})
+
+
+@pytest.mark.parametrize(("op", "name"), TENSORS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
+def test_wrong_dtype(op, name, dtype, refused):
+    match = f"^{name} must be float32, float64, bfloat16 or float16, got {str(dtype)[6:]}"
+    refused(TypeError, match, op, **{name: GOOD[op][name].to(dtype)})
+
+
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op, name in TENSORS if name != "x"])
+def test_another_device(op, name, refused):
+    match = f"^{name} must be on the device of x, cpu, got meta"
+    refused(ValueError, match, op, **{name: GOOD[op][name].to("meta")})
+
+
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op, name in TENSORS if name != "x"])
+def test_wrong_shape(op, name, refused):
+    good = GOOD[op][name]
+    for wrong in (good.unsqueeze(0), torch.cat([good, good[:1]]), good.sum()):
+        # one more frequency or output makes its companions wrong
+        names = {"w": "w|amplitude", "fc3_weight": "fc3_weight|fc3_bias"}.get(name, name)
+        names = "fc1_weight|fc2_weight" if name == "fc1_weight" else names
+        refused(ValueError, rf"^({names}) must have shape \[.*\].* got \[", op, **{name: wrong})
+
+
+@pytest.mark.parametrize("op", SUBNET_OPS)
+def test_wrong_number_of_hidden_features(op, refused):
+    for n in (0, functional.MAX_HIDDEN + 1):
+        refused(ValueError, f"^fc1_weight .*between 1 and 1024 hidden .* got {n}", op,
+                fc1_weight=torch.zeros(n, 1))  # fmt: skip
+
+
+@pytest.mark.parametrize("op", SUBNET_OPS)
+@pytest.mark.parametrize("activation", ["softplus", "ReLU", "", None, 3], ids=str)
+def test_unknown_activation(op, activation, refused):
+    match = rf"^activation must be one of relu.*, got {activation!r}"
+    refused(ValueError, match, op, activation=activation)
+
+
+def test_features_of_additive_mlp_must_match(refused):
+    for x in (torch.zeros(3, 4), torch.zeros(()), torch.zeros(5, 1)):
+        match = r"^x must have shape \[\*, 5\] to match fc3_weight, got " + re.escape(
+            str([*x.shape])
+        )
+        refused(ValueError, match, "additive_mlp", x=x)
+    for shape in ((0, 5), (2, 0)):
+        match = r"^fc3_weight must have shape \[out_features, in_features\], neither"
+        refused(ValueError, match, "additive_mlp", fc3_weight=torch.zeros(shape))
+
+
+def test_empty_frequencies(refused):
+    refused(ValueError, r"^w must have shape \[width\]", "sine_sum", w=torch.zeros(0))
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -float("inf")], ids=str)
+def test_scale_not_finite(scale, refused):
+    refused(ValueError, f"^scale must be finite, got {scale}", "sine_sum", scale=scale)
+
+
+@pytest.mark.parametrize("scale", ["1", None, True, torch.ones(()), 1j], ids=repr)
+def test_scale_no_number(scale, refused):
+    refused(TypeError, "^scale must be a number", "sine_sum", scale=scale)
+
+
+@pytest.mark.parametrize("reduction", ["none", "max", None], ids=str)
+def test_unknown_reduction(reduction, refused):
+    match = f"^reduction must be one of mean, sum, got {reduction!r}"
+    refused(ValueError, match, "sine_sum", reduction=reduction)
+
+
+@pytest.mark.parametrize("op", GOOD)
+def test_signatures_are_those_of_the_reference(op):
+    ours = inspect.signature(getattr(functional, op))
+    assert ours == inspect.signature(getattr(reference, op))
+
+
+def test_everything_public_is_listed():
+    assert set(functional.__all__) == set(GOOD)
+    assert set(functional.__all__) < set(reference.__all__)
+
+
+def test_an_unserved_device_runs_the_reference():
+    tensors = {name: t.to("meta") for name, t in GOOD["additive_mlp"].items()}
+    y = functional.additive_mlp(**tensors)
+    assert y.shape == (3, 2)
+    assert y.device.type == "meta"
+
+
+def test_an_integer_scale_is_a_number(kernel_backend):
+    x, w = torch.full((3,), 0.5), torch.ones(2)
+    x, w = x.to(kernel_backend.device), w.to(kernel_backend.device)
+    assert torch.equal(functional.sine_sum(x, w, scale=2), functional.sine_sum(x, w, scale=2.0))
+
+
+def test_parameters_give_plain_tensors(kernel_backend):
+    x = torch.nn.Parameter(torch.ones(3, device=kernel_backend.device))
+    w = torch.nn.Parameter(torch.ones(2, device=kernel_backend.device))
+    assert type(functional.sine_sum(x, w)) is torch.Tensor
