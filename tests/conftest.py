@@ -128,6 +128,6 @@ def layout(request):
 
 def pytest_generate_tests(metafunc):
     """Tests that take a `case` run over the cases that their class lists."""
-    if "case" in metafunc.fixturenames:
-        cases = metafunc.cls.CASES
+    cases = getattr(metafunc.cls, "CASES", None)
+    if cases is not None and "case" in metafunc.fixturenames:
         metafunc.parametrize("case", cases.values(), ids=cases)
