@@ -1,7 +1,7 @@
 """Compact MLPs for PyTorch at the speed of the hardware."""
 
 try:
-    import fastmlp.kernels
+    import fastmlp.kernels  # noqa: F401
 except ModuleNotFoundError as err:
     if err.name != "fastmlp.kernels":
         raise

@@ -8,7 +8,7 @@ import contextlib
 import importlib
 import os
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import cache
 from importlib.util import find_spec
 
 BACKENDS = ("triton", "numba", "torch")
@@ -23,20 +23,20 @@ def _check_name(name, source):
     return name
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_installed(name):
     """Tell whether a backend's compiler can be imported, without importing it."""
     return name == "torch" or find_spec(name) is not None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _default(device_type):
     """The backend for a kind of device when nobody asks for another one."""
     preferred = {"cuda": "triton", "cpu": "numba"}.get(device_type, "torch")
     return preferred if is_installed(preferred) else "torch"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _interpreted():
     """Whether Triton kernels run in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -92,7 +92,7 @@ def choose(device_type):
     return name
 
 
-@lru_cache(maxsize=None)
+@cache
 def launchers(name, op):
     """The kernel module of one op in one wing, imported on first use.
 

@@ -33,8 +33,8 @@ class SineSum(reference.SineSum):
 
     Example:
         >>> import torch, fastmlp
-        >>> fastmlp.SineSum(8)(torch.zeros(5))
-        tensor([0., 0., 0., 0., 0.], grad_fn=<_sine_sumBackward>)
+        >>> fastmlp.SineSum(8)(torch.zeros(3))
+        tensor([0., 0., 0.], grad_fn=<sine_sumBackward>)
     """
 
     def __init__(

@@ -71,19 +71,14 @@ class FusedOp:
         )
 
     def split(self, dparams, x, tensors, needed):
-        """Cut the flat parameter gradient into one view per needed tensor."""
-        gradients, start = [], 0
-        for tensor, size, need in zip(
-            tensors, self.gradient_sizes(x, *tensors), needed, strict=True
-        ):
-            gradient = None
-            if need:
-                gradient = dparams.narrow(0, start, size).view(tensor.shape)
-                if gradient.dtype != tensor.dtype:
-                    gradient = gradient.to(tensor.dtype)
-            gradients.append(gradient)
-            start += size
-        return gradients
+        """Cut the flat parameter gradient into one view per needed tensor, ``None`` elsewhere."""
+        if dparams is None:
+            return [None] * len(tensors)
+        parts = dparams.split_with_sizes(self.gradient_sizes(x, *tensors))
+        return [
+            _shaped_like(tensor, part) if need else None
+            for tensor, part, need in zip(tensors, parts, needed, strict=True)
+        ]
 
     def _register(self, tensors, options):
         typed = [
@@ -157,8 +152,14 @@ class FusedOp:
         need_dx, *needed = ctx.needs_input_grad[: 1 + self.n_tensors]
         need_dparams = any(needed)
         dx, dparams = self._library_bwd(dy, x, *tensors, *ctx.options, need_dx, need_dparams)
-        gradients = self.split(dparams, x, tensors, needed)
+        gradients = self.split(dparams if need_dparams else None, x, tensors, needed)
         return dx if need_dx else None, *gradients, *[None] * len(ctx.options)
+
+
+def _shaped_like(tensor, part):
+    if tensor.dim() != 1:
+        part = part.view(tensor.shape)
+    return part if part.dtype is tensor.dtype else part.to(tensor.dtype)
 
 
 def _common_dtype(*tensors):
@@ -172,31 +173,28 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd_function(op):
-    class _Fused(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, kernels, x, *arguments):
-            ctx.kernels = kernels
-            ctx.options = arguments[op.n_tensors :]
-            ctx.save_for_backward(x, *arguments[: op.n_tensors])
-            return op.launch_fwd(kernels, x, *arguments)
+    def forward(ctx, kernels, x, *arguments):
+        ctx.kernels = kernels
+        ctx.options = arguments[op.n_tensors :]
+        ctx.save_for_backward(x, *arguments[: op.n_tensors])
+        return op.launch_fwd(kernels, x, *arguments)
 
-        @staticmethod
-        def backward(ctx, dy):
-            x, *tensors = ctx.saved_tensors
-            _, need_dx, *needed = ctx.needs_input_grad[: 2 + op.n_tensors]
-            options = ctx.options
-            if torch.is_grad_enabled():
-                # create_graph=True: differentiate the reference, to any order
-                gradients = _differentiable_gradients(op, dy, x, tensors, options, need_dx, needed)
-            else:
-                dx, dparams = op.launch_bwd(
-                    ctx.kernels, dy, x, (*tensors, *options), need_dx, any(needed)
-                )
-                gradients = [dx, *op.split(dparams, x, tensors, needed)]
-            return None, *gradients, *[None] * len(options)
+    def backward(ctx, dy):
+        x, *tensors = ctx.saved_tensors
+        _, need_dx, *needed = ctx.needs_input_grad[: 2 + op.n_tensors]
+        options = ctx.options
+        if torch.is_grad_enabled():
+            # create_graph=True: differentiate the reference, to any order
+            gradients = _differentiable_gradients(op, dy, x, tensors, options, need_dx, needed)
+        else:
+            dx, dparams = op.launch_bwd(
+                ctx.kernels, dy, x, (*tensors, *options), need_dx, any(needed)
+            )
+            gradients = [dx, *op.split(dparams, x, tensors, needed)]
+        return None, *gradients, *[None] * len(options)
 
-    _Fused.__name__ = _Fused.__qualname__ = "_" + op.name
-    return _Fused
+    rules = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(op.name, (torch.autograd.Function,), rules)
 
 
 def _differentiable_gradients(op, dy, x, tensors, options, need_dx, needed):

@@ -4,6 +4,7 @@ An array argument of a compiled function costs 1–3 µs a call, an integer 30 n
 take addresses and sizes, and see arrays through :func:`array_at`.
 """
 
+import contextlib
 import hashlib
 import os
 import pickle
@@ -84,7 +85,7 @@ class _UserCacheLocator(_CacheLocator):
 
 
 class _UserCacheImpl(CompileResultCacheImpl):
-    _locator_classes = [_UserCacheLocator]
+    _locator_classes = (_UserCacheLocator,)
 
 
 class _UserCache(FunctionCache):
@@ -97,10 +98,9 @@ class _UserCache(FunctionCache):
             return None  # unreadable or truncated: compile again
 
     def save_overload(self, sig, data):
-        try:
+        # a full or vanished disk costs the next process a compilation, nothing else
+        with contextlib.suppress(OSError, EOFError, ValueError, pickle.UnpicklingError):
             super().save_overload(sig, data)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-            pass  # a full or vanished disk costs the next process a compilation, nothing else
 
 
 def entry(build):
@@ -118,10 +118,8 @@ def entry(build):
 
 def _compile(function):
     dispatcher = numba.njit(**_OPTIONS)(function)
-    try:
+    with contextlib.suppress(RuntimeError):  # no place to keep it: each process compiles
         dispatcher._cache = _UserCache(function)
-    except RuntimeError:
-        pass  # no place to keep it: every process compiles for itself
     return dispatcher
 
 
@@ -168,5 +166,3 @@ def rint(typingctx, a):
         return builder.call(function, args)
 
     return a(a), codegen
-
-

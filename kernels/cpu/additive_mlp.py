@@ -1,0 +1,282 @@
+"""The op `additive_mlp` with Numba: y_im = Σ_j V_mj·f(x_ij) + c_m, f as in `subnet.py`.
+
+Forward reads each input once and writes one number a row and output. With one output, backward
+sums dy_i·[active] and dy_i·x_ij·[active] per feature: those give the subnet's gradients *and* the
+read-out's, dV_j = Σ_k v_k·(w_k·B_kj + b_k·A_kj) + d·Σ dy, without evaluating f again. With several
+outputs the gradient at f is g_ij = Σ_m dy_im·V_mj, and dV_mj = Σ_i dy_im·f(x_ij).
+
+The sums are taken over tiles of [32, 64] numbers. A row of 64 features is a row of a tile; shorter
+rows are packed several to a tile's row, longer ones cut into chunks of 64, the rest padded with
+g = 0.
+"""
+
+import numpy as np
+import torch
+
+from .jit import array_at, entry, inner, vector_at
+from .launch import address, common_dtype, cut, ready, run, run_summed
+from .subnet import (
+    BLOCK,
+    LANES,
+    TILE_ROWS,
+    add_hinge_sums,
+    add_slopes,
+    add_unit_gradients,
+    all_finite,
+    canonical_form,
+    plain_gradients,
+    sort_units,
+    values,
+)
+
+
+@entry
+def _fwd(real):
+    def additive_mlp_fwd(
+        x_at, w_at, b_at, v_at, d_at, readout_at, c_at, n_hidden, n_in, n_out, y_at, first, last
+    ):
+        w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
+        v, d = vector_at(v_at, n_hidden, real), vector_at(d_at, 1, real)[0]
+        readout, c = array_at(readout_at, n_out * n_in, real), vector_at(c_at, n_out, real)
+        x, y = array_at(x_at, last * n_in, real), array_at(y_at, last * n_out, real)
+        t, slopes, s, c0, fits = canonical_form(w, b, v, d, real)
+        block_rows = max(1, BLOCK // n_in)
+        f = np.empty(block_rows * n_in, real)
+        for start in range(first, last, block_rows):
+            stop = min(start + block_rows, last)
+            fb = f[: (stop - start) * n_in]
+            values(x[start * n_in : stop * n_in], t, slopes, s, c0, fits, w, b, v, d, fb, real)
+            for i in range(stop - start):
+                row = fb[i * n_in : (i + 1) * n_in]
+                for m in range(n_out):
+                    column = readout[m * n_in : (m + 1) * n_in]
+                    total = real(0)
+                    for j in range(n_in):
+                        total += column[j] * row[j]
+                    y[(start + i) * n_out + m] = total + c[m]
+
+    return additive_mlp_fwd
+
+
+@inner
+def _gradient_at_f(dy, readout, n_rows, n_in, n_out, g):
+    """g[i, j] = Σ_m dy[i, m]·V[m, j] on a block of rows."""
+    for i in range(n_rows):
+        row = g[i * n_in : (i + 1) * n_in]
+        for m in range(n_out):
+            dy_im = dy[i * n_out + m]
+            column = readout[m * n_in : (m + 1) * n_in]
+            if m == 0:
+                for j in range(n_in):
+                    row[j] = dy_im * column[j]
+            else:
+                for j in range(n_in):
+                    row[j] += dy_im * column[j]
+
+
+@inner
+def _spread(dy, n_rows, n_in, g):
+    """g[i, j] = dy[i] on a block of rows."""
+    for i in range(n_rows):
+        row = g[i * n_in : (i + 1) * n_in]
+        for j in range(n_in):
+            row[j] = dy[i]
+
+
+@inner
+def _pack(source, n_rows, n_in, rows_per_lane_row, chunk, tile):
+    """Lay a block of rows out as a tile: see the module's first lines. The rest stays as it is."""
+    first = chunk * LANES
+    width = min(LANES, n_in - first)
+    if rows_per_lane_row > 1:
+        for i in range(n_rows):
+            to = (i // rows_per_lane_row) * LANES + (i % rows_per_lane_row) * n_in
+            tile[to : to + n_in] = source[i * n_in : (i + 1) * n_in]
+    else:
+        for i in range(n_rows):
+            at = i * n_in + first
+            tile[i * LANES : i * LANES + width] = source[at : at + width]
+
+
+@inner
+def _add_readout_gradient(dy, f, n_rows, n_in, n_out, dv):
+    """dv[m, j] += Σ_i dy[i, m]·f[i, j] on a block of rows."""
+    for m in range(n_out):
+        column = dv[m * n_in : (m + 1) * n_in]
+        for i in range(n_rows):
+            dy_im = dy[i * n_out + m]
+            row = f[i * n_in : (i + 1) * n_in]
+            for j in range(n_in):
+                column[j] += dy_im * row[j]
+
+
+@entry
+def _bwd(real):
+    def additive_mlp_bwd(
+        dy_at,
+        x_at,
+        w_at,
+        b_at,
+        v_at,
+        d_at,
+        readout_at,
+        n_hidden,
+        n_in,
+        n_out,
+        dx_at,
+        sums_at,
+        first,
+        last,
+    ):
+        w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
+        v, d = vector_at(v_at, n_hidden, real), vector_at(d_at, 1, real)[0]
+        readout = array_at(readout_at, n_out * n_in, real)
+        dy, x = array_at(dy_at, last * n_out, real), array_at(x_at, last * n_in, real)
+        dx = array_at(dx_at, last * n_in, real)
+        need_dx, need_dparams = dx_at != 0, sums_at != 0
+        order, _, n_rising, t = sort_units(w, b, real)
+        canonical = canonical_form(w, b, v, d, real)
+        fits = all_finite(w, real) and all_finite(b, real) and all_finite(v, real)
+
+        rows_per_lane_row = max(1, LANES // n_in)
+        block_rows = rows_per_lane_row * TILE_ROWS
+        n_chunks = (n_in + LANES - 1) // LANES
+        direct = LANES % n_in == 0  # a full block of rows lies in memory as a tile does
+        block = block_rows * n_in
+        g, f, slopes = np.empty(block, real), np.empty(block, real), np.empty(block, real)
+        tile_x, tile_g = np.zeros(BLOCK, real), np.zeros(BLOCK, real)
+        hinge_a = np.zeros((n_chunks, n_hidden, LANES), real)
+        hinge_b = np.zeros((n_chunks, n_hidden, LANES), real)
+        dv_fast = np.zeros(n_out * n_in, real)
+        at_dd, at_dv = 3 * n_hidden, 3 * n_hidden + 1
+        at_dc = at_dv + n_out * n_in
+        sums = np.zeros(at_dc + n_out, np.float64)
+        sum_dy = 0.0  # of the rows whose sums are collapsed
+
+        for start in range(first, last, block_rows):
+            stop = min(start + block_rows, last)
+            n_rows = stop - start
+            size = n_rows * n_in
+            xb, dyb = x[start * n_in : stop * n_in], dy[start * n_out : stop * n_out]
+            gb, fb, sb = g[:size], f[:size], slopes[:size]
+            plain = not (fits and all_finite(xb, real) and all_finite(dyb, real))
+            collapsed = n_out == 1 and not plain
+            for i in range(n_rows):
+                for m in range(n_out):
+                    sums[at_dc + m] += dyb[i * n_out + m]
+            if need_dx or not collapsed:
+                _gradient_at_f(dyb, readout, n_rows, n_in, n_out, gb)
+            if plain:
+                plain_gradients(xb, gb, w, b, v, sb, sums, real)
+            elif need_dx:
+                sb[:] = 0
+                add_slopes(xb, order, n_rising, t, w, v, sb)
+                for e in range(size):
+                    sb[e] *= gb[e]
+            if need_dx:
+                dx[start * n_in : stop * n_in] = sb
+            if not need_dparams:
+                continue
+            if not collapsed:
+                ts, cs, s, c0, canonical_fits = canonical
+                values(xb, ts, cs, s, c0, canonical_fits, w, b, v, d, fb, real)
+                _add_readout_gradient(dyb, fb, n_rows, n_in, n_out, dv_fast)
+            if plain:
+                continue
+            if collapsed:
+                _spread(dyb, n_rows, n_in, gb)
+                for i in range(n_rows):
+                    sum_dy += dyb[i]
+            else:
+                for e in range(size):
+                    sums[at_dd] += gb[e]
+            if direct and n_rows == block_rows:
+                add_hinge_sums(xb, gb, n_rising, t, hinge_a[0], hinge_b[0])
+                continue
+            for chunk in range(n_chunks):
+                tile_g[:] = 0
+                _pack(xb, n_rows, n_in, rows_per_lane_row, chunk, tile_x)
+                _pack(gb, n_rows, n_in, rows_per_lane_row, chunk, tile_g)
+                add_hinge_sums(tile_x, tile_g, n_rising, t, hinge_a[chunk], hinge_b[chunk])
+
+        if not need_dparams:
+            return
+        weight = np.empty(LANES, real)
+        for chunk in range(n_chunks):
+            width = min(LANES, n_in - chunk * LANES)
+            for l in range(LANES):
+                # a lane beyond the last feature has sums of 0
+                j = chunk * LANES + l % width
+                weight[l] = readout[j] if n_out == 1 else real(1)
+            a, bb = hinge_a[chunk], hinge_b[chunk]
+            add_unit_gradients(a, bb, weight, order, w, b, v, sums)
+            if n_out == 1:
+                for i in range(n_hidden):
+                    k = order[i]
+                    for l in range(width * rows_per_lane_row):
+                        sums[at_dv + chunk * LANES + l % width] += np.float64(v[k]) * (
+                            np.float64(w[k]) * bb[i, l] + np.float64(b[k]) * a[i, l]
+                        )
+        for j in range(n_out * n_in):
+            sums[at_dv + j] += dv_fast[j]
+            if n_out == 1:
+                sums[at_dv + j] += np.float64(d) * sum_dy
+                sums[at_dd] += np.float64(readout[j]) * sum_dy
+        array_at(sums_at, sums.size, np.float64)[:] = sums
+
+    return additive_mlp_bwd
+
+
+def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
+    """y [N, M] from x [N, F], in the promoted dtype of the arguments."""
+    dtype, compute = common_dtype(
+        x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
+    )
+    x, *parameters = ready(
+        compute, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
+    )
+    n_rows, n_in = x.shape
+    n_out = fc3_weight.shape[0]
+    y = torch.empty((n_rows, n_out), dtype=compute)
+    run(
+        _fwd[compute],
+        n_rows,
+        *cut(n_rows, n_in, 1),
+        x.data_ptr(),
+        *map(address, parameters),
+        fc1_weight.shape[0],
+        n_in,
+        n_out,
+        y.data_ptr(),
+    )
+    return y if dtype is compute else y.to(dtype)
+
+
+def additive_mlp_bwd(
+    dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, *, need_dx, need_dparams
+):
+    """dx [N, F] or None, and [dw1 (H), db1 (H), dw2 (H), db2 (1), dV (M·F), dc (M)] or None."""
+    compute = torch.float64 if dy.dtype is torch.float64 else torch.float32
+    dx_dtype = x.dtype
+    dy, x, *parameters = ready(
+        compute, dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight
+    )
+    n_rows, n_in = x.shape
+    n_out, n_hidden = fc3_weight.shape[0], fc1_weight.shape[0]
+    dx = torch.empty(x.shape, dtype=compute) if need_dx else None
+    n_sums = 3 * n_hidden + 1 + n_out * n_in + n_out
+    dparams = run_summed(
+        _bwd[compute],
+        n_rows,
+        *cut(n_rows, n_in, TILE_ROWS * max(1, LANES // n_in)),
+        n_sums if need_dparams else 0,
+        dy.dtype,
+        dy.data_ptr(),
+        x.data_ptr(),
+        *map(address, parameters),
+        n_hidden,
+        n_in,
+        n_out,
+        address(dx),
+    )
+    return dx if dx is None or dx_dtype is compute else dx.to(dx_dtype), dparams
