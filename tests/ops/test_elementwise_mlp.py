@@ -14,7 +14,7 @@ _CASES = {
     "four_dimensions": {"shape": (2, 3, 1, 5)},
     **{f"{n}_elements": {"shape": (n,)} for n in (63, 64, 65, 2047, 2048, 2049)},
     "two_gpu_pieces": {"shape": (8193,)},
-    "many_pieces": {"shape": (300_007,), "large": True},
+    "three_cpu_pieces": {"shape": (140_003,), "n_hidden": 14, "large": True},
     **{f"{n}_hidden": {"n_hidden": n} for n in (1, 2, 14, 15, 16, 17, 33, 64, 65)},
     "200_hidden": {"n_hidden": 200, "large": True},
     "1024_hidden": {"n_hidden": 1024, "shape": (65,), "large": True},
@@ -30,10 +30,10 @@ class TestElementwiseMLP(SubnetContract, OpContract):
     terms = elementwise_mlp_terms
     CASES = _CASES
 
-    def make(self, draw, shape=(13, 5), n_hidden=14, biases=("fc1_bias", "fc2_bias"), n=None,
+    def make(self, draw, shape=(13, 5), n_hidden=5, biases=("fc1_bias", "fc2_bias"), n=None,
              small=False):  # fmt: skip
         if small:
-            shape, n_hidden = (2, 3), 4
+            shape, n_hidden = (2, 2), 3
         if n is not None:
             shape = (n,)
         return {"x": draw(*shape), **subnet(draw, n_hidden, biases)}

@@ -1,0 +1,113 @@
+"""Docstrings: every public name has one, its Args are the real parameters, its examples run."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+
+import fastmlp.kernels
+import pytest
+
+import fastmlp
+
+NEEDS = {"fastmlp.kernels.gpu": "triton", "fastmlp.kernels.cpu": "numba"}
+
+
+def _modules():
+    for package in (fastmlp, fastmlp.kernels):
+        yield package.__name__
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            if not module.name.endswith("__main__"):
+                yield module.name
+
+
+MODULES = sorted(set(_modules()))
+
+
+def load(name):
+    for prefix, compiler in NEEDS.items():
+        if name.startswith(prefix):
+            pytest.importorskip(compiler)
+    return importlib.import_module(name)
+
+
+def public_objects(module):
+    """Public functions, classes and their public methods that a module defines."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(value):
+            yield name, value
+        elif inspect.isclass(value):
+            yield name, value
+            for method_name, method in vars(value).items():
+                if inspect.isfunction(method) and not method_name.startswith("_"):
+                    yield f"{name}.{method_name}", method
+
+
+def documented_arguments(text):
+    """Names in the section Args of a docstring, or None where there is no such section."""
+    section = re.search(r"^( *)Args:\n((?:\1 +.*\n|\s*\n)+)", text + "\n", re.MULTILINE)
+    if section is None:
+        return None
+    indent = len(section[1]) + 4
+    return re.findall(rf"^ {{{indent}}}(\*{{0,2}}\w+):", section[2], re.MULTILINE)
+
+
+def real_arguments(value):
+    signature = inspect.signature(value)
+    stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    return [
+        stars.get(p.kind, "") + name
+        for name, p in signature.parameters.items()
+        if name not in ("self", "cls")
+    ]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_documented_arguments_are_the_real_ones(name):
+    for object_name, value in public_objects(load(name)):
+        documented = documented_arguments(inspect.getdoc(value) or "")
+        if documented is not None:
+            assert documented == real_arguments(value), f"{name}.{object_name}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_documented(name):
+    assert load(name).__doc__
+
+
+def test_public_names_are_documented_with_their_arguments():
+    public = [getattr(fastmlp, name) for name in fastmlp.__all__]
+    for module in [value for value in public if inspect.ismodule(value)]:
+        public += [getattr(module, name) for name in module.__all__]
+    for value in public:
+        assert inspect.getdoc(value), value
+        undocumented_class = inspect.isclass(value) and value.__module__ == "fastmlp.reference"
+        # the classes of the reference take the arguments of ours, documented there
+        if not inspect.ismodule(value) and not undocumented_class:
+            assert documented_arguments(inspect.getdoc(value)) is not None, value
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    module = load(name)
+    flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+    assert doctest.testmod(module, optionflags=flags).failed == 0
+
+
+def test_the_checks_can_fail():
+    def wrong(a, b):
+        """Do it.
+
+        Args:
+            a: First.
+            c: Not there.
+
+        Returns:
+            Nothing.
+        """
+
+    assert documented_arguments(inspect.getdoc(wrong)) == ["a", "c"] != real_arguments(wrong)
+    assert documented_arguments("One line.") is None

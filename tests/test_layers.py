@@ -1,0 +1,190 @@
+"""Rules about the source: which layer may import which, and what may not be written at all."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = sorted((ROOT / "fastmlp").rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
+EVERYTHING = sorted(
+    path
+    for folder in ("fastmlp", "kernels", "tests", "bench", "examples")
+    for path in (ROOT / folder).rglob("*.py")
+)
+
+# what each layer of fastmlp/ may import of fastmlp; imports only go down
+ALLOWED = {
+    "modules": {"modules.checks", "functional", "reference"},
+    "functional": {"ops", "reference", "functional"},
+    "ops": {"ops", "backends", "reference"},
+    "reference": set(),
+    "backends": set(),
+}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def imports(tree, *, nested=True):
+    """Absolute names that a module imports; ``from a import b`` gives ``a.b``."""
+    nodes = ast.walk(tree) if nested else _outside_functions(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from (f"{module}.{alias.name}".replace("..", ".") for alias in node.names)
+
+
+def _outside_functions(tree):
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            todo.extend(ast.iter_child_nodes(node))
+
+
+def parse(path):
+    return ast.parse(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_imports_only_go_down(path):
+    layer = path.relative_to(ROOT / "fastmlp").with_suffix("").parts[0]
+    if layer not in ALLOWED:
+        pytest.skip("belongs to no layer")
+    for name in imports(parse(path)):
+        assert not name.startswith("."), f"{name}: imports within fastmlp/ are absolute"
+        if name.split(".")[0] == "fastmlp":
+            inner = name.removeprefix("fastmlp").removeprefix(".")
+            assert any(
+                inner == allowed or inner.startswith(allowed + ".") for allowed in ALLOWED[layer]
+            ), f"{layer} imports {name}"
+
+
+def test_reference_imports_torch_alone():
+    names = {name.split(".")[0] for name in imports(parse(ROOT / "fastmlp" / "reference.py"))}
+    assert names <= {"torch", "math", "functools"}
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=name_of)
+def test_kernels_import_nothing_of_the_package(path):
+    for name in imports(parse(path)):
+        assert not name.startswith("fastmlp"), name
+        assert not name.startswith(("torch.nn", "torch.autograd")), name
+        if name.startswith("."):
+            assert path.parent.name in ("gpu", "cpu")
+
+
+@pytest.mark.parametrize("wing", ["gpu", "cpu"])
+def test_each_wing_imports_its_own_compiler_only(wing):
+    other = {"gpu": "numba", "cpu": "triton"}[wing]
+    for path in (ROOT / "kernels" / wing).glob("*.py"):
+        assert all(name.split(".")[0] != other for name in imports(parse(path))), path
+
+
+def test_each_op_has_its_file_on_every_floor():
+    def stems(folder):
+        return {path.stem for path in (ROOT / folder).glob("*.py")}
+
+    ops = stems("fastmlp/ops") - {"__init__", "fused"}
+    for folder in ("fastmlp/modules", "kernels/gpu", "kernels/cpu"):
+        assert ops <= stems(folder), folder
+    assert {f"test_{op}" for op in ops} <= stems("tests/ops")
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=name_of)
+def test_heavy_packages_are_imported_on_first_use(path):
+    for name in imports(parse(path), nested=False):
+        assert name.split(".")[0] not in ("triton", "numba", "matplotlib", "tqdm"), name
+        assert not name.startswith(("fastmlp.kernels.gpu", "fastmlp.kernels.cpu")), name
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=name_of)
+def test_fastmath_keeps_nan_and_infinity(path):
+    # fastmath=True also passes every test of special values on some machines
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.keyword) and node.arg == "fastmath":
+            assert not (isinstance(node.value, ast.Constant) and node.value.value is not False), (
+                f"line {node.value.lineno}: name the flags"
+            )
+        if isinstance(node, ast.Constant):
+            assert node.value not in ("nnan", "ninf", "fast"), f"line {node.lineno}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels" / "cpu").glob("*.py")), ids=name_of)
+def test_numba_neither_threads_nor_caches_in_its_own_way(path):
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.keyword):
+            assert node.arg not in ("parallel", "cache") or node.value.value is False, (
+                f"line {node.value.lineno}: {node.arg}"
+            )
+        assert not (isinstance(node, ast.Attribute) and node.attr == "prange")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels" / "gpu").glob("*.py")), ids=name_of)
+def test_no_float_atomics(path):
+    for node in ast.walk(parse(path)):
+        assert not (isinstance(node, ast.Attribute) and node.attr.startswith("atomic"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "kernels" / "gpu").glob("*.py")), ids=name_of)
+def test_scalar_arguments_of_kernels_are_cast_by_tl_cast(path):
+    # the interpreter passes Python numbers, which have no method `to`
+    for function in ast.walk(parse(path)):
+        if not isinstance(function, ast.FunctionDef) or not _is_kernel(function):
+            continue
+        scalars = {a.arg for a in function.args.args if not a.arg.endswith("_ptr")}
+        for node in ast.walk(function):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                value = node.func.value
+                is_scalar = isinstance(value, ast.Name) and value.id in scalars
+                assert not (node.func.attr == "to" and is_scalar), f"line {node.lineno}"
+
+
+def _is_kernel(function):
+    return function.name.endswith("_kernel") and function.decorator_list
+
+
+@pytest.mark.parametrize("path", EVERYTHING, ids=name_of)
+def test_files_are_short(path):
+    n_lines = len(path.read_text("utf-8").splitlines())
+    assert n_lines <= 420, f"{n_lines} lines; about 400 is the limit"
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *KERNELS], ids=name_of)
+def test_environment_variables_do_not_change_results(path):
+    allowed = {"FASTMLP_BACKEND", "TRITON_INTERPRET", "XDG_CACHE_HOME", "LOCALAPPDATA"}
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv"):
+            read = {
+                constant.value
+                for constant in ast.walk(parse(path))
+                if isinstance(constant, ast.Constant)
+                and isinstance(constant.value, str)
+                and constant.value.isupper()
+                and "_" in constant.value
+            }
+            assert read <= allowed, read
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *KERNELS], ids=name_of)
+def test_no_exception_is_swallowed_blindly(path):
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = ast.unparse(node.type) if node.type else ""
+            ends = isinstance(node.body[-1], (ast.Raise, ast.Return)) or path.stem == "__main__"
+            assert caught not in ("", "BaseException", "Exception") or ends, f"line {node.lineno}"
+
+
+def test_the_package_prints_nothing():
+    for path in [*PACKAGE, *KERNELS]:
+        if path.stem == "__main__":
+            continue
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id != "print", f"{name_of(path)}:{node.lineno}"
