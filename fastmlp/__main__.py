@@ -1,0 +1,144 @@
+"""What is installed, which backend serves which device, and a self-test of every kernel."""
+
+import argparse
+import platform
+import sys
+from importlib import metadata
+
+import torch
+
+import fastmlp
+from fastmlp import backends, functional, reference
+
+DESCRIPTION = """\
+Show versions, devices and backends, then run every op on every backend that works here and
+compare values and gradients with float64. The exit status is 1 if one is wrong."""
+
+# the rule of the project's tests: twice plain PyTorch's own error, plus a few ulps
+SLACK, FLOOR = 2.0, 4.0
+
+
+def _inputs(op):
+    """Keyword arguments of one call, drawn on the CPU in float32."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator)
+
+    if op == "sine_sum":
+        # all angles lie in the first quadrant, so every term and every derivative is positive
+        return {"x": draw(40, 8).sigmoid(), "w": draw(16).sigmoid(), "scale": 1.5}
+    subnet = {
+        "x": draw(40, 8),
+        "fc1_weight": draw(14, 1),
+        "fc1_bias": draw(14),
+        "fc2_weight": draw(1, 14),
+        "fc2_bias": draw(1),
+    }
+    if op == "elementwise_mlp":
+        return subnet
+    return {**subnet, "fc3_weight": draw(2, 8), "fc3_bias": draw(2)}
+
+
+def _evaluate(module, op, inputs, convert):
+    """Value and gradients of one call on converted inputs, in float64 on the CPU."""
+    arguments = {
+        name: convert(value).requires_grad_() if torch.is_tensor(value) else value
+        for name, value in inputs.items()
+    }
+    y = getattr(module, op)(**arguments)
+    dy = torch.linspace(0.5, 1.5, y.numel()).reshape(y.shape).to(y)
+    leaves = [value for value in arguments.values() if torch.is_tensor(value)]
+    gradients = torch.autograd.grad(y, leaves, dy)
+    return [t.detach().double().cpu() for t in (y, *gradients)]
+
+
+def _errors(results, exact, terms):
+    """Largest error of the value and of the gradients, in ulps of the terms' size."""
+    eps = torch.finfo(torch.float32).eps
+    ulps = [
+        ((ours - e).abs() / (eps * size)).nan_to_num(torch.inf).max().item()
+        for ours, e, size in zip(results, exact, terms, strict=True)
+    ]
+    return ulps[0], max(ulps[1:])
+
+
+def self_test(op, backend, device):
+    """Errors of one op on one backend: ours and PyTorch's own, each for value and gradients."""
+    inputs = _inputs(op)
+    exact = _evaluate(reference, op, inputs, lambda t: t.double())
+    # with nothing negative every ReLU is open, and the value is the sum of the terms' sizes
+    terms = _evaluate(reference, op, inputs, lambda t: t.double().abs())
+    torchs = _evaluate(reference, op, inputs, lambda t: t.to(device, copy=True))
+    with fastmlp.backend(backend):
+        ours = _evaluate(functional, op, inputs, lambda t: t.to(device, copy=True))
+    return _errors(ours, exact, terms), _errors(torchs, exact, terms)
+
+
+def _print_versions():
+    print(f"fastmlp {fastmlp.__version__}, Python {platform.python_version()}, {sys.platform}")
+    for name in ("torch", "triton", "numba", "numpy"):
+        try:
+            print(f"  {name:7} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            print(f"  {name:7} not installed")
+
+
+def _print_devices():
+    print(f"  cpu     {torch.get_num_threads()} threads, backend {backends.choose('cpu')}")
+    for i in range(torch.cuda.device_count()):
+        name, (major, minor) = torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)
+        backend = backends.choose("cuda")
+        print(f"  cuda:{i}  {name}, compute capability {major}.{minor}, backend {backend}")
+    if not torch.cuda.is_available():
+        print("  cuda    none")
+
+
+def _served_device(backend):
+    """The device on which a backend is tested, or the reason why it cannot be."""
+    with fastmlp.backend(backend):
+        if torch.cuda.is_available() and backend != "numba":
+            return "cuda"
+        backends.choose("cpu")
+        return "cpu"
+
+
+def _test_backend(backend, device):
+    passed = True
+    for op in functional.__all__:
+        try:
+            ours, torchs = self_test(op, backend, device)
+        except Exception as error:
+            message = str(error).splitlines()[0] if str(error) else ""
+            print(f"  {op:16} {backend:8} FAILED: {type(error).__name__}: {message}")
+            passed = False
+            continue
+        ok = all(o <= SLACK * t + FLOOR for o, t in zip(ours, torchs, strict=True))
+        passed &= ok
+        cells = [f"{o:.2f} ({t:.2f})" for o, t in zip(ours, torchs, strict=True)]
+        verdict = "ok" if ok else "FAILED"
+        print(f"  {op:16} {backend:8} {device:7} {cells[0]:>15} {cells[1]:>15}  {verdict}")
+    return passed
+
+
+def main(argv=None):
+    """Print the report; return the exit status."""
+    argparse.ArgumentParser("python -m fastmlp", description=DESCRIPTION).parse_args(argv)
+    _print_versions()
+    _print_devices()
+    print("\nLargest error against float64, in float32 ulps of the summed terms (PyTorch's own):")
+    print(f"  {'op':16} {'backend':8} {'device':7} {'value':>15} {'gradients':>15}")
+    passed = True
+    for backend in backends.BACKENDS:
+        try:
+            device = _served_device(backend)
+        except ValueError as reason:
+            print(f"  {'–':16} {backend:8} not tested: {reason}")
+        else:
+            passed &= _test_backend(backend, device)
+    print("\nAll is well." if passed else "\nSomething is wrong: see FAILED above.")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
