@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .jit import array_at, entry, inner, vector_at
-from .launch import address, common_dtype, cut, ready, run, run_summed
+from .launch import cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .subnet import (
     BLOCK,
     LANES,
@@ -125,6 +125,7 @@ def _bwd(real):
         n_out,
         dx_at,
         sums_at,
+        result_at,
         first,
         last,
     ):
@@ -133,7 +134,7 @@ def _bwd(real):
         readout = array_at(readout_at, n_out * n_in, real)
         dy, x = array_at(dy_at, last * n_out, real), array_at(x_at, last * n_in, real)
         dx = array_at(dx_at, last * n_in, real)
-        need_dx, need_dparams = dx_at != 0, sums_at != 0
+        need_dx, need_dparams = dx_at != 0, sums_at != 0 or result_at != 0
         order, _, n_rising, t = sort_units(w, b, real)
         canonical = canonical_form(w, b, v, d, real)
         fits = all_finite(w, real) and all_finite(b, real) and all_finite(v, real)
@@ -222,61 +223,53 @@ def _bwd(real):
             if n_out == 1:
                 sums[at_dv + j] += np.float64(d) * sum_dy
                 sums[at_dd] += np.float64(readout[j]) * sum_dy
-        array_at(sums_at, sums.size, np.float64)[:] = sums
+        store(sums, sums_at, result_at, real)
 
     return additive_mlp_bwd
 
 
 def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
     """y [N, M] from x [N, F], in the promoted dtype of the arguments."""
-    dtype, compute = common_dtype(
+    dtype, compute, _held, addresses = prepare(
         x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     )
-    x, *parameters = ready(
-        compute, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
-    )
     n_rows, n_in = x.shape
-    n_out = fc3_weight.shape[0]
+    n_hidden, n_out = fc1_weight.shape[0], fc3_weight.shape[0]
     y = torch.empty((n_rows, n_out), dtype=compute)
     run(
         _fwd[compute],
         n_rows,
         *cut(n_rows, n_in, 1),
-        x.data_ptr(),
-        *map(address, parameters),
-        fc1_weight.shape[0],
+        *addresses,
+        n_hidden,
         n_in,
         n_out,
         y.data_ptr(),
     )
-    return y if dtype is compute else y.to(dtype)
+    return cast_back(y, dtype)
 
 
 def additive_mlp_bwd(
     dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, *, need_dx, need_dparams
 ):
     """dx [N, F] or None, and [dw1 (H), db1 (H), dw2 (H), db2 (1), dV (M·F), dc (M)] or None."""
-    compute = torch.float64 if dy.dtype is torch.float64 else torch.float32
-    dx_dtype = x.dtype
-    dy, x, *parameters = ready(
-        compute, dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight
+    compute, _held, addresses = prepare_as(
+        dy.dtype, dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight
     )
     n_rows, n_in = x.shape
-    n_out, n_hidden = fc3_weight.shape[0], fc1_weight.shape[0]
+    n_hidden, n_out = fc1_weight.shape[0], fc3_weight.shape[0]
     dx = torch.empty(x.shape, dtype=compute) if need_dx else None
-    n_sums = 3 * n_hidden + 1 + n_out * n_in + n_out
+    n_sums = 3 * n_hidden + 1 + n_out * n_in + n_out if need_dparams else 0
     dparams = run_summed(
         _bwd[compute],
         n_rows,
         *cut(n_rows, n_in, TILE_ROWS * max(1, LANES // n_in)),
-        n_sums if need_dparams else 0,
-        dy.dtype,
-        dy.data_ptr(),
-        x.data_ptr(),
-        *map(address, parameters),
+        n_sums,
+        compute,
+        *addresses,
         n_hidden,
         n_in,
         n_out,
-        address(dx),
+        dx.data_ptr() if need_dx else 0,
     )
-    return dx if dx is None or dx_dtype is compute else dx.to(dx_dtype), dparams
+    return cast_back(dx, x.dtype), cast_back(dparams, dy.dtype)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .jit import array_at, entry, vector_at
-from .launch import address, common_dtype, cut, ready, run, run_summed
+from .launch import cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .subnet import (
     BLOCK,
     LANES,
@@ -39,12 +39,14 @@ def _fwd(real):
 
 @entry
 def _bwd(real):
-    def elementwise_mlp_bwd(dy_at, x_at, w_at, b_at, v_at, n_hidden, dx_at, sums_at, first, last):
+    def elementwise_mlp_bwd(
+        dy_at, x_at, w_at, b_at, v_at, n_hidden, dx_at, sums_at, result_at, first, last
+    ):
         w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
         v = vector_at(v_at, n_hidden, real)
         dy, x = array_at(dy_at, last, real), array_at(x_at, last, real)
         dx = array_at(dx_at, last, real)
-        need_dx, need_dparams = dx_at != 0, sums_at != 0
+        need_dx, need_dparams = dx_at != 0, sums_at != 0 or result_at != 0
         order, _, n_rising, t = sort_units(w, b, real)
         fits = all_finite(w, real) and all_finite(b, real) and all_finite(v, real)
         n_sums = 3 * n_hidden + 1
@@ -82,45 +84,35 @@ def _bwd(real):
             add_unit_gradients(hinge_a, hinge_b, ones, order, w, b, v, sums)
             for l in range(LANES):
                 sums[3 * n_hidden] += total[l]
-            array_at(sums_at, n_sums, np.float64)[:] = sums
+            store(sums, sums_at, result_at, real)
 
     return elementwise_mlp_bwd
 
 
 def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """y [*]: shape of x, promoted dtype of the arguments."""
-    dtype, compute = common_dtype(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    x, *parameters = ready(compute, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    dtype, compute, _held, addresses = prepare(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    n = x.numel()
     y = torch.empty(x.shape, dtype=compute)
-    run(
-        _fwd[compute],
-        x.numel(),
-        *cut(x.numel(), 1, BLOCK),
-        x.data_ptr(),
-        *map(address, parameters),
-        fc1_weight.shape[0],
-        y.data_ptr(),
-    )
-    return y if dtype is compute else y.to(dtype)
+    kernel = _fwd[compute]
+    run(kernel, n, *cut(n, 1, BLOCK), *addresses, fc1_weight.shape[0], y.data_ptr())
+    return cast_back(y, dtype)
 
 
 def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, *, need_dx, need_dparams):
     """dx [*] or None, and [dw1 (H), db1 (H), dw2 (H), db2 (1)] or None."""
-    compute = torch.float64 if dy.dtype is torch.float64 else torch.float32
-    dx_dtype = x.dtype
-    dy, x, *parameters = ready(compute, dy, x, fc1_weight, fc1_bias, fc2_weight)
-    n_hidden = fc1_weight.shape[0]
+    compute, _held, addresses = prepare_as(dy.dtype, dy, x, fc1_weight, fc1_bias, fc2_weight)
+    n, n_hidden = x.numel(), fc1_weight.shape[0]
     dx = torch.empty(x.shape, dtype=compute) if need_dx else None
+    n_sums = 3 * n_hidden + 1 if need_dparams else 0
     dparams = run_summed(
         _bwd[compute],
-        x.numel(),
-        *cut(x.numel(), 1, BLOCK),
-        3 * n_hidden + 1 if need_dparams else 0,
-        dy.dtype,
-        dy.data_ptr(),
-        x.data_ptr(),
-        *map(address, parameters),
+        n,
+        *cut(n, 1, BLOCK),
+        n_sums,
+        compute,
+        *addresses,
         n_hidden,
-        address(dx),
+        dx.data_ptr() if need_dx else 0,
     )
-    return dx if dx is None or dx_dtype is compute else dx.to(dx_dtype), dparams
+    return cast_back(dx, x.dtype), cast_back(dparams, dy.dtype)

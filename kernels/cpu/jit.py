@@ -26,6 +26,9 @@ _OPTIONS = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
 inner = numba.njit(**_OPTIONS)
 """Decorator of the functions that entry points are made of; compiled into their callers."""
 
+inner_in_order = numba.njit(**{**_OPTIONS, "fastmath": FASTMATH - {"reassoc"}})
+"""The same for arithmetic whose order matters."""
+
 
 def user_cache_directory():
     """Where compiled kernels are kept, or ``None`` where there is no such place."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from . import pool
-from .jit import array_at, entry
+from .jit import array_at, entry, inner
 
 PIECE = 65536
 """Numbers in a piece of work: 0.1–0.3 ms of one core, far above the cost of dealing it out."""
@@ -15,29 +15,34 @@ MAX_PIECES = 4096
 """Bounds the memory of the partial sums, one vector of parameter gradients a piece."""
 
 
-def common_dtype(*tensors):
-    """The promoted dtype, which is the output's, and the dtype to compute in."""
+def prepare(*tensors):
+    """Bring the arguments of a forward launcher into one dtype and into contiguous memory.
+
+    Returns the output's dtype (the promoted one), the dtype to compute in, the tensors (themselves,
+    where nothing had to change) and their addresses, 0 for ``None``. The addresses hold as long as
+    the tensors returned live.
+    """
     dtype = tensors[0].dtype
     for t in tensors:
         if t is not None and t.dtype is not dtype:
             dtype = reduce(torch.promote_types, (t.dtype for t in tensors if t is not None))
             break
-    return dtype, torch.float64 if dtype is torch.float64 else torch.float32
+    return dtype, *prepare_as(dtype, *tensors)
 
 
-def ready(dtype, *tensors):
-    """The tensors in the compute dtype and contiguous; those that are so already, themselves."""
-    return [
-        t
-        if t is None or (t.dtype is dtype and t.is_contiguous())
-        else t.detach().to(dtype).contiguous()
-        for t in tensors
-    ]
+def prepare_as(dtype, *tensors):
+    """The same for a backward launcher, where the output's dtype is known."""
+    compute = torch.float64 if dtype is torch.float64 else torch.float32
+    for t in tensors:
+        if t is not None and not (t.dtype is compute and t.is_contiguous()):
+            tensors = [t if t is None else t.detach().to(compute).contiguous() for t in tensors]
+            break
+    return compute, tensors, [0 if t is None else t.data_ptr() for t in tensors]
 
 
-def address(tensor):
-    """The address of a tensor's first number; 0 for ``None``."""
-    return 0 if tensor is None else tensor.data_ptr()
+def cast_back(tensor, dtype):
+    """The tensor in the dtype that the caller expects; ``None`` stays ``None``."""
+    return tensor if tensor is None or tensor.dtype is dtype else tensor.to(dtype)
 
 
 def cut(n_rows, numbers_per_row, multiple):
@@ -63,33 +68,45 @@ def run(kernel, n_rows, rows_per_piece, n_pieces, *arguments):
     )
 
 
-def run_summed(kernel, n_rows, rows_per_piece, n_pieces, n_sums, dtype, *arguments):
-    """Call ``kernel(*arguments, sums, first_row, last_row)`` for every piece, then add up.
+def run_summed(kernel, n_rows, rows_per_piece, n_pieces, n_sums, compute, *arguments):
+    """Call ``kernel(*arguments, sums, result, first_row, last_row)`` for every piece, then add up.
 
     Each piece writes ``n_sums`` float64 numbers at the address ``sums``; they are added in the
-    order of the pieces. Returns the totals, shape ``[n_sums]``; ``None`` where ``n_sums`` is 0.
+    order of the pieces. A single piece writes its numbers in the compute dtype at the address
+    ``result`` instead. Returns the totals, shape ``[n_sums]``; ``None`` where ``n_sums`` is 0.
     """
     if n_sums == 0:
-        run(kernel, n_rows, rows_per_piece, n_pieces, *arguments, 0)
+        run(kernel, n_rows, rows_per_piece, n_pieces, *arguments, 0, 0)
         return None
+    result = torch.empty(n_sums, dtype=compute)
+    if n_pieces == 1:
+        kernel(*arguments, 0, result.data_ptr(), 0, n_rows)
+        return result
     partial = torch.empty((n_pieces, n_sums), dtype=torch.float64)
     start, row_bytes = partial.data_ptr(), n_sums * partial.element_size()
-    if n_pieces == 1:
-        kernel(*arguments, start, 0, n_rows)
-    else:
-        pool.run_pieces(
-            lambda piece: kernel(
-                *arguments,
-                start + piece * row_bytes,
-                piece * rows_per_piece,
-                min(n_rows, (piece + 1) * rows_per_piece),
-            ),
-            n_pieces,
-        )
-    compute = torch.float64 if dtype is torch.float64 else torch.float32
-    result = torch.empty(n_sums, dtype=compute)
+    pool.run_pieces(
+        lambda piece: kernel(
+            *arguments,
+            start + piece * row_bytes,
+            0,
+            piece * rows_per_piece,
+            min(n_rows, (piece + 1) * rows_per_piece),
+        ),
+        n_pieces,
+    )
     _total[compute](start, n_pieces, n_sums, result.data_ptr())
-    return result if dtype is compute else result.to(dtype)
+    return result
+
+
+@inner
+def store(sums, sums_at, result_at, real):
+    """Write a piece's sums where :func:`run_summed` wants them."""
+    if sums_at != 0:
+        array_at(sums_at, sums.size, np.float64)[:] = sums
+    if result_at != 0:
+        result = array_at(result_at, sums.size, real)
+        for i in range(sums.size):
+            result[i] = sums[i]
 
 
 @entry
