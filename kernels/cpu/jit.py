@@ -98,7 +98,10 @@ class _UserCache(FunctionCache):
         try:
             return super().load_overload(sig, target_context)
         except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-            return None  # unreadable or truncated: compile again
+            # unreadable or truncated: compile again, into an index that can be read
+            with contextlib.suppress(OSError):
+                self.flush()
+            return None
 
     def save_overload(self, sig, data):
         # a full or vanished disk costs the next process a compilation, nothing else
