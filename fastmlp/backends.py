@@ -26,7 +26,10 @@ def _check_name(name, source):
 @cache
 def is_installed(name):
     """Tell whether a backend's compiler can be imported, without importing it."""
-    return name == "torch" or find_spec(name) is not None
+    try:
+        return name == "torch" or find_spec(name) is not None
+    except (ImportError, ValueError):  # hidden by an import hook or by None in sys.modules
+        return False
 
 
 @cache
@@ -89,6 +92,24 @@ def choose(device_type):
     if not _serves(name, device_type):
         wanted = "CUDA" if name == "triton" else "CPU"
         raise ValueError(f"backend {name!r} needs {wanted} tensors, got tensors on {device_type!r}")
+    return name
+
+
+# torch.compile takes the answer as a constant, as torch.compiler.assume_constant_result does;
+# that decorator would import torch._dynamo, a second of every program's start
+choose._dynamo_marked_constant = True
+
+
+def choose_compiled(device_type):
+    """The name of the backend that runs a registered op: never plain PyTorch."""
+    name = choose(device_type)
+    if name != "torch":
+        return name
+    name = {"cuda": "triton", "cpu": "numba"}.get(device_type)
+    if name is None or not is_installed(name):
+        raise RuntimeError(
+            f"the registered ops of fastmlp need a kernel, and none is installed for {device_type!r}"
+        )
     return name
 
 
