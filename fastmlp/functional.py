@@ -29,7 +29,7 @@ def check_finite(name, value):
     """Raise unless ``value`` is a finite real number; ``name`` is the argument's."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    if not -math.inf < value < math.inf:  # so that torch.compile can trace it
         raise ValueError(f"{name} must be finite, got {value}")
 
 

@@ -45,11 +45,13 @@ class FusedOp:
 
     def __call__(self, x, *arguments):
         """Run the op on arguments that :mod:`fastmlp.functional` has checked."""
+        backend = backends.choose(x.device.type)
+        if backend == "torch":
+            return self.reference(x, *arguments)
         if torch.compiler.is_compiling():
             return self._library_fwd(x, *arguments)
-        backend = backends.choose(x.device.type)
         # torch.func transforms differentiate and batch plain PyTorch operations
-        if backend == "torch" or torch._C._functorch.peek_interpreter_stack() is not None:
+        if torch._C._functorch.peek_interpreter_stack() is not None:
             return self.reference(x, *arguments)
         kernels = backends.launchers(backend, self.name)
         if torch.is_grad_enabled():
@@ -104,38 +106,17 @@ class FusedOp:
         )
 
     def _fwd_impl(self, x, *arguments):
-        backend = backends.choose(x.device.type)
-        if backend == "torch":
-            return self.reference(x, *arguments)
-        return self.launch_fwd(backends.launchers(backend, self.name), x, *arguments)
+        kernels = backends.launchers(backends.choose_compiled(x.device.type), self.name)
+        return self.launch_fwd(kernels, x, *arguments)
 
     def _bwd_impl(self, dy, x, *arguments):
         *arguments, need_dx, need_dparams = arguments
-        backend = backends.choose(x.device.type)
-        if backend == "torch":
-            dx, dparams = self._reference_bwd(dy, x, arguments, need_dx, need_dparams)
-        else:
-            kernels = backends.launchers(backend, self.name)
-            dx, dparams = self.launch_bwd(kernels, dy, x, arguments, need_dx, need_dparams)
-        nothing = dy.new_empty(0)
-        return nothing if dx is None else dx, nothing.clone() if dparams is None else dparams
-
-    def _reference_bwd(self, dy, x, arguments, need_dx, need_dparams):
-        tensors = arguments[: self.n_tensors]
-        with torch.enable_grad():
-            x = x.detach().requires_grad_(need_dx)
-            leaves = [t if t is None else t.detach().requires_grad_(need_dparams) for t in tensors]
-            y = self.reference(x, *leaves, *arguments[self.n_tensors :])
-        wanted = [x] * need_dx + [t for t in leaves if t is not None] * need_dparams
-        gradients = list(torch.autograd.grad(y, wanted, dy))
-        dx = gradients.pop(0) if need_dx else None
-        if not need_dparams:
-            return dx, None
-        parts = [
-            dy.new_zeros(size) if tensor is None else gradients.pop(0).reshape(-1).to(dy.dtype)
-            for tensor, size in zip(tensors, self.gradient_sizes(x, *tensors), strict=True)
-        ]
-        return dx, torch.cat(parts)
+        kernels = backends.launchers(backends.choose_compiled(x.device.type), self.name)
+        dx, dparams = self.launch_bwd(kernels, dy, x, arguments, need_dx, need_dparams)
+        return (
+            dy.new_empty(0) if dx is None else dx,
+            dy.new_empty(0) if dparams is None else dparams,
+        )
 
     def _fwd_fake(self, x, *arguments):
         tensors = arguments[: self.n_tensors]

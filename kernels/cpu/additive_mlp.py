@@ -24,7 +24,9 @@ from .subnet import (
     add_unit_gradients,
     all_finite,
     canonical_form,
+    is_finite,
     plain_gradients,
+    plain_value,
     sort_units,
     values,
 )
@@ -110,6 +112,20 @@ def _add_readout_gradient(dy, f, n_rows, n_in, n_out, dv):
                 column[j] += dy_im * row[j]
 
 
+@inner
+def _tame(x, dy, fits, n_rows, n_in, n_out, tame_x, tame_dy, real):
+    """Copy a block of rows: 0 for an x that is not finite, 0 for all dy of a row where one is not.
+
+    ``fits`` is false where the parameters are not finite: then all is 0.
+    """
+    for e in range(n_rows * n_in):
+        tame_x[e] = x[e] if is_finite(x[e]) else real(0)
+    for i in range(n_rows):
+        keep = fits and all_finite(dy[i * n_out : (i + 1) * n_out], real)
+        for m in range(n_out):
+            tame_dy[i * n_out + m] = dy[i * n_out + m] if keep else real(0)
+
+
 @entry
 def _bwd(real):
     def additive_mlp_bwd(
@@ -136,8 +152,9 @@ def _bwd(real):
         dx = array_at(dx_at, last * n_in, real)
         need_dx, need_dparams = dx_at != 0, sums_at != 0 or result_at != 0
         order, _, n_rising, t = sort_units(w, b, real)
-        canonical = canonical_form(w, b, v, d, real)
+        ts, cs, s, c0, canonical = canonical_form(w, b, v, d, real)
         fits = all_finite(w, real) and all_finite(b, real) and all_finite(v, real)
+        fits = fits and is_finite(d) and all_finite(readout, real)
 
         rows_per_lane_row = max(1, LANES // n_in)
         block_rows = rows_per_lane_row * TILE_ROWS
@@ -145,6 +162,7 @@ def _bwd(real):
         direct = LANES % n_in == 0  # a full block of rows lies in memory as a tile does
         block = block_rows * n_in
         g, f, slopes = np.empty(block, real), np.empty(block, real), np.empty(block, real)
+        tame_x, tame_dy = np.empty(block, real), np.empty(block_rows * n_out, real)
         tile_x, tile_g = np.zeros(BLOCK, real), np.zeros(BLOCK, real)
         hinge_a = np.zeros((n_chunks, n_hidden, LANES), real)
         hinge_b = np.zeros((n_chunks, n_hidden, LANES), real)
@@ -152,77 +170,98 @@ def _bwd(real):
         at_dd, at_dv = 3 * n_hidden, 3 * n_hidden + 1
         at_dc = at_dv + n_out * n_in
         sums = np.zeros(at_dc + n_out, np.float64)
-        sum_dy = 0.0  # of the rows whose sums are collapsed
+        sum_dy = 0.0
 
         for start in range(first, last, block_rows):
             stop = min(start + block_rows, last)
             n_rows = stop - start
             size = n_rows * n_in
             xb, dyb = x[start * n_in : stop * n_in], dy[start * n_out : stop * n_out]
+            xs, dys = xb, dyb
             gb, fb, sb = g[:size], f[:size], slopes[:size]
-            plain = not (fits and all_finite(xb, real) and all_finite(dyb, real))
-            collapsed = n_out == 1 and not plain
-            for i in range(n_rows):
-                for m in range(n_out):
-                    sums[at_dc + m] += dyb[i * n_out + m]
-            if need_dx or not collapsed:
-                _gradient_at_f(dyb, readout, n_rows, n_in, n_out, gb)
-            if plain:
-                plain_gradients(xb, gb, w, b, v, sb, sums, real)
-            elif need_dx:
-                sb[:] = 0
-                add_slopes(xb, order, n_rising, t, w, v, sb)
-                for e in range(size):
-                    sb[e] *= gb[e]
+            regular = fits and all_finite(xb, real) and all_finite(dyb, real)
+            if not regular:
+                # what is not finite is taken out, and done term by term below
+                xs, dys = tame_x[:size], tame_dy[: n_rows * n_out]
+                _tame(xb, dyb, fits, n_rows, n_in, n_out, xs, dys, real)
+            if need_dx or n_out > 1:
+                _gradient_at_f(dys, readout, n_rows, n_in, n_out, gb)
             if need_dx:
-                dx[start * n_in : stop * n_in] = sb
-            if not need_dparams:
-                continue
-            if not collapsed:
-                ts, cs, s, c0, canonical_fits = canonical
-                values(xb, ts, cs, s, c0, canonical_fits, w, b, v, d, fb, real)
-                _add_readout_gradient(dyb, fb, n_rows, n_in, n_out, dv_fast)
-            if plain:
-                continue
-            if collapsed:
-                _spread(dyb, n_rows, n_in, gb)
-                for i in range(n_rows):
-                    sum_dy += dyb[i]
-            else:
+                sb[:] = 0
+                add_slopes(xs, order, n_rising, t, w, v, sb)
+                out = dx[start * n_in : stop * n_in]
                 for e in range(size):
-                    sums[at_dd] += gb[e]
-            if direct and n_rows == block_rows:
-                add_hinge_sums(xb, gb, n_rising, t, hinge_a[0], hinge_b[0])
+                    out[e] = gb[e] * sb[e]
+            if need_dparams:
+                if n_out == 1:
+                    _spread(dys, n_rows, n_in, gb)
+                    for i in range(n_rows):
+                        sum_dy += dys[i]
+                else:
+                    values(xs, ts, cs, s, c0, canonical, w, b, v, d, fb, real)
+                if not regular:
+                    for e in range(size):
+                        if not is_finite(xb[e]):
+                            gb[e] = fb[e] = 0
+                if n_out > 1:
+                    _add_readout_gradient(dys, fb, n_rows, n_in, n_out, dv_fast)
+                    for e in range(size):
+                        sums[at_dd] += gb[e]
+                for i in range(n_rows):
+                    for m in range(n_out):
+                        sums[at_dc + m] += dyb[i * n_out + m]
+                if direct and n_rows == block_rows:
+                    add_hinge_sums(xs, gb, n_rising, t, hinge_a[0], hinge_b[0])
+                else:
+                    for chunk in range(n_chunks):
+                        tile_g[:] = 0
+                        _pack(xs, n_rows, n_in, rows_per_lane_row, chunk, tile_x)
+                        _pack(gb, n_rows, n_in, rows_per_lane_row, chunk, tile_g)
+                        add_hinge_sums(tile_x, tile_g, n_rising, t, hinge_a[chunk], hinge_b[chunk])
+            if regular:
                 continue
-            for chunk in range(n_chunks):
-                tile_g[:] = 0
-                _pack(xb, n_rows, n_in, rows_per_lane_row, chunk, tile_x)
-                _pack(gb, n_rows, n_in, rows_per_lane_row, chunk, tile_g)
-                add_hinge_sums(tile_x, tile_g, n_rising, t, hinge_a[chunk], hinge_b[chunk])
+            for i in range(n_rows):
+                row_is_finite = fits and all_finite(dyb[i * n_out : (i + 1) * n_out], real)
+                for j in range(n_in):
+                    x_ij = xb[i * n_in + j]
+                    if row_is_finite and is_finite(x_ij):
+                        continue
+                    f_ij = plain_value(x_ij, w, b, v, d, real)
+                    g_ij = real(0)
+                    for m in range(n_out):
+                        g_ij += dyb[i * n_out + m] * readout[m * n_in + j]
+                        sums[at_dv + m * n_in + j] += dyb[i * n_out + m] * f_ij
+                    dx_ij = plain_gradients(x_ij, g_ij, w, b, v, sums, real)
+                    if need_dx:
+                        dx[(start + i) * n_in + j] = dx_ij
+                    if n_out == 1 and row_is_finite:
+                        # sum_dy has this row for every feature
+                        sums[at_dv + j] -= dyb[i] * d
+                        sums[at_dd] -= g_ij
 
         if not need_dparams:
             return
-        weight = np.empty(LANES, real)
-        for chunk in range(n_chunks):
-            width = min(LANES, n_in - chunk * LANES)
-            for l in range(LANES):
-                # a lane beyond the last feature has sums of 0
-                j = chunk * LANES + l % width
-                weight[l] = readout[j] if n_out == 1 else real(1)
-            a, bb = hinge_a[chunk], hinge_b[chunk]
-            add_unit_gradients(a, bb, weight, order, w, b, v, sums)
-            if n_out == 1:
-                for i in range(n_hidden):
-                    k = order[i]
-                    for l in range(width * rows_per_lane_row):
-                        sums[at_dv + chunk * LANES + l % width] += np.float64(v[k]) * (
-                            np.float64(w[k]) * bb[i, l] + np.float64(b[k]) * a[i, l]
-                        )
-        for j in range(n_out * n_in):
-            sums[at_dv + j] += dv_fast[j]
-            if n_out == 1:
-                sums[at_dv + j] += np.float64(d) * sum_dy
-                sums[at_dd] += np.float64(readout[j]) * sum_dy
+        if fits:
+            weight = np.empty(LANES, real)
+            for chunk in range(n_chunks):
+                width = min(LANES, n_in - chunk * LANES)
+                for l in range(LANES):
+                    # a lane beyond the last feature has sums of 0
+                    weight[l] = readout[chunk * LANES + l % width] if n_out == 1 else real(1)
+                a, bb = hinge_a[chunk], hinge_b[chunk]
+                add_unit_gradients(a, bb, weight, order, w, b, v, sums)
+                if n_out == 1:
+                    for i in range(n_hidden):
+                        k = order[i]
+                        for l in range(width * rows_per_lane_row):
+                            sums[at_dv + chunk * LANES + l % width] += np.float64(v[k]) * (
+                                np.float64(w[k]) * bb[i, l] + np.float64(b[k]) * a[i, l]
+                            )
+            for j in range(n_out * n_in):
+                sums[at_dv + j] += dv_fast[j]
+                if n_out == 1:
+                    sums[at_dv + j] += np.float64(d) * sum_dy
+                    sums[at_dd] += np.float64(readout[j]) * sum_dy
         store(sums, sums_at, result_at, real)
 
     return additive_mlp_bwd

@@ -17,6 +17,7 @@ from .subnet import (
     add_unit_gradients,
     all_finite,
     canonical_form,
+    is_finite,
     plain_gradients,
     sort_units,
     values,
@@ -55,33 +56,40 @@ def _bwd(real):
         hinge_b = np.zeros((n_hidden, LANES), real)
         total = np.zeros(LANES, real)
         slopes = np.empty(BLOCK, real)
-        padded_x, padded_g = np.zeros(BLOCK, real), np.zeros(BLOCK, real)
+        tile_x, tile_g = np.zeros(BLOCK, real), np.zeros(BLOCK, real)
         for start in range(first, last, BLOCK):
             stop = min(start + BLOCK, last)
             size = stop - start
             xb, gb = x[start:stop], dy[start:stop]
-            if not (fits and all_finite(xb, real) and all_finite(gb, real)):
-                plain_gradients(xb, gb, w, b, v, slopes[:size], sums, real)
-                if need_dx:
-                    dx[start:stop] = slopes[:size]
-                continue
-            if need_dx:
-                out = dx[start:stop]
-                slopes[:size] = 0
-                add_slopes(xb, order, n_rising, t, w, v, slopes)
+            regular = fits and all_finite(xb, real) and all_finite(gb, real)
+            xs, gs = xb, gb
+            if not regular or size < BLOCK:
+                xs, gs = tile_x, tile_g
+                xs[:size] = xb
+                gs[:size] = gb
+                gs[size:] = 0
                 for e in range(size):
-                    out[e] = gb[e] * slopes[e]
+                    if not (fits and is_finite(xb[e]) and is_finite(gb[e])):
+                        xs[e] = gs[e] = 0
+            if need_dx:
+                slopes[:] = 0
+                add_slopes(xs, order, n_rising, t, w, v, slopes)
+                out = dx[start:stop]
+                for e in range(size):
+                    out[e] = gs[e] * slopes[e]
             if need_dparams:
-                if size < BLOCK:
-                    padded_x[:size] = xb
-                    padded_g[:size] = gb
-                    padded_g[size:] = 0
-                    xb, gb = padded_x, padded_g
-                add_hinge_sums(xb, gb, n_rising, t, hinge_a, hinge_b)
-                add_columns(gb, total)
+                add_hinge_sums(xs, gs, n_rising, t, hinge_a, hinge_b)
+                add_columns(gs, total)
+            if not regular:
+                for e in range(size):
+                    if not (fits and is_finite(xb[e]) and is_finite(gb[e])):
+                        dx_e = plain_gradients(xb[e], gb[e], w, b, v, sums, real)
+                        if need_dx:
+                            dx[start + e] = dx_e
         if need_dparams:
-            ones = np.ones(LANES, real)
-            add_unit_gradients(hinge_a, hinge_b, ones, order, w, b, v, sums)
+            if fits:
+                ones = np.ones(LANES, real)
+                add_unit_gradients(hinge_a, hinge_b, ones, order, w, b, v, sums)
             for l in range(LANES):
                 sums[3 * n_hidden] += total[l]
             store(sums, sums_at, result_at, real)

@@ -77,6 +77,12 @@ def all_finite(a, real):
 
 
 @inner
+def is_finite(value):
+    """Whether a number is neither NaN nor infinite."""
+    return abs(value) < math.inf
+
+
+@inner
 def canonical_form(w, b, v, d, real):
     """t, c, S and C of the formula above, and whether this net can be computed that way."""
     order, n_flat, _, breakpoints = sort_units(w, b, real)
@@ -130,6 +136,17 @@ def add_hinges(x, t, c, f):
 
 
 @inner
+def plain_value(x, w, b, v, d, real):
+    """f(x) of one number as the reference computes it, NaN and infinity included."""
+    f = d
+    zero = real(0)
+    for k in range(w.size):
+        z = fma(w[k], x, b[k])
+        f += v[k] * (zero if z <= zero else z)
+    return f
+
+
+@inner
 def values(x, t, c, s, c0, fits, w, b, v, d, f, real):
     """f = f(x) on a block: in the canonical form, and where that fails term by term."""
     if fits:
@@ -138,14 +155,9 @@ def values(x, t, c, s, c0, fits, w, b, v, d, f, real):
         add_hinges(x, t, c, f)
         if all_finite(f, real):
             return
-    zero = real(0)
     for e in range(x.size):
-        f[e] = d
-    for k in range(w.size):
-        wk, bk, vk = w[k], b[k], v[k]
-        for e in range(x.size):
-            z = fma(wk, x[e], bk)
-            f[e] += vk * (zero if z <= zero else z)
+        if not (fits and abs(f[e]) < math.inf):
+            f[e] = plain_value(x[e], w, b, v, d, real)
 
 
 @inner
@@ -262,27 +274,21 @@ def add_unit_gradients(a, b, weight, order, w, bias, v, sums):
 
 
 @inner
-def plain_gradients(x, g, w, b, v, dx, sums, real):
-    """The gradients as the reference computes them, term by term, NaN and infinity included.
+def plain_gradients(x, g, w, b, v, sums, real):
+    """The gradients of one number as the reference computes them, NaN and infinity included.
 
-    dx = Σ_k g·[active]·v·w; adds to sums: dw, db, dv [units each], dd, all float64.
+    Adds dw, db, dv [units each] and dd to sums, float64. Returns dx = Σ_k g·[active]·v·w.
     """
     n = w.size
     zero = real(0)
-    for e in range(x.size):
-        dx[e] = zero
-        sums[3 * n] += g[e]
+    dx = zero
     for k in range(n):
-        wk, bk, vk = w[k], b[k], v[k]
-        dw = db = dv = 0.0
-        for e in range(x.size):
-            z = fma(wk, x[e], bk)
-            dead = z <= zero
-            dz = zero if dead else g[e] * vk
-            dv += g[e] * (zero if dead else z)
-            dw += dz * x[e]
-            db += dz
-            dx[e] += dz * wk
-        sums[k] += dw
-        sums[n + k] += db
-        sums[2 * n + k] += dv
+        z = fma(w[k], x, b[k])
+        dead = z <= zero
+        dz = zero if dead else g * v[k]
+        sums[k] += dz * x
+        sums[n + k] += dz
+        sums[2 * n + k] += g * (zero if dead else z)
+        dx += dz * w[k]
+    sums[3 * n] += g
+    return dx
