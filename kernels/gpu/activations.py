@@ -11,57 +11,66 @@ def relu(z):
 
 
 @triton.jit
-def relu_threshold(w, b):
-    """The τ with which x > τ says, without any rounding, on which side of its breakpoint x is.
+def steep_line(w, b):
+    """w and b times the power of two that brings the larger into [2^100, 2^101), 2^900 in float64.
 
-    For w > 0 the unit is active, w x + b > 0, if and only if x > τ; for w < 0 if and only if not
-    x > τ. A constant unit counts as w > 0: τ = -inf where b > 0, else +inf. Derived from the
-    breakpoint t = -b/w: τ is the largest float ≤ t for w > 0, < t for w < 0. The nearest float q to
-    t is either τ or its successor, and the sign of the residual w q + b, exact in one fused
-    operation for |b| > 2^-100, tells which. The interpreter rounds twice; it is right where
-    t is itself a float, so at every tie.
+    The line through the same zero, so steep that it leaves [0, 1] within a rounding of it.
     """
-    DOUBLE: tl.constexpr = w.dtype == tl.float64
-    divisor = tl.where(w == 0.0, 1.0, w)
-    if DOUBLE:
-        q = -b / divisor
-        bits = q.to(tl.int64, bitcast=True)
-        below_zero = tl.full((), -(2**63) + 1, tl.int64)
+    largest = tl.maximum(tl.abs(w), tl.abs(b))
+    if w.dtype == tl.float64:
+        exponent = largest.to(tl.int64, bitcast=True) & 0x7FF0000000000000
+        power = exponent.to(tl.float64, bitcast=True)
+        power = tl.where(power == 0.0, 2.0**-1022, power)
+        return w / power * 2.0**900, b / power * 2.0**900
     else:
-        q = tl.div_rn(-b, divisor)
-        bits = q.to(tl.int32, bitcast=True)
-        below_zero = tl.full((), -(2**31) + 1, tl.int32)
-    residual = tl.fma(q, w, b)
-    # floats of one sign are ordered as their bits are, the negative ones backwards
-    bits_below = tl.where(q == 0.0, below_zero, tl.where(q > 0.0, bits - 1, bits + 1))
-    below = bits_below.to(q.dtype, bitcast=True)
-    tau = tl.where((residual > 0.0) == (w > 0.0), below, q)
-    constant = tl.where(b > 0.0, float("-inf"), float("inf"))
-    return tl.where(w == 0.0, constant, tau)
+        exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
+        power = exponent.to(tl.float32, bitcast=True)
+        power = tl.where(power == 0.0, 2.0**-126, power)
+        return tl.div_rn(w, power) * 2.0**100, tl.div_rn(b, power) * 2.0**100
 
 
-# sin(2πr) = r u S(u) with u = 1/4 - r² and cos(2πr) = v C(v) with v = 1/16 - r², |r| ≤ 1/2. With the
-# zeros factored out S and C are positive and smooth, every term of their Horner forms positive for
-# the sine, and the zeros come out exact. Minimax fits (Remez) of the relative error, highest power
-# first; the names say the type they serve: 4.0e-9, 1.9e-10, 8.0e-18 and 2.5e-19.
-SIN32 = tl.constexpr((
-    3.148785899327462, 10.105551952899171, 26.420523159671937, 42.97948920361874,
-    37.699128061349455, 12.566370563479234,
-))  # fmt: skip
-COS32 = tl.constexpr((
-    1.4600891911080518, 7.166887265199968, 23.598965178551627, 52.435266565326145,
-    71.39024499918517, 50.26548236368139, 12.566370612372456,
-))  # fmt: skip
-SIN64 = tl.constexpr((
-    0.0010040338432552238, 0.00943917429485421, 0.08013647110318188, 0.5347214550868115,
-    2.730737579192737, 10.221701847251042, 26.405949099217292, 42.98030166278018,
-    37.6991118430776, 12.566370614359172,
-))  # fmt: skip
-COS64 = tl.constexpr((
-    0.0002906604947862778, 0.003559539430000583, 0.034088170039051104, 0.262192205198235,
-    1.578394939072554, 7.1836006765501565, 23.599277757147206, 52.435181516557876,
-    71.39024173629545, 50.26548245743669, 12.566370614359172,
-))  # fmt: skip
+@triton.jit
+def step_above_zero(w, b, x):
+    """1 where w x + b > 0, else 0, for a steep_line: one fused operation that saturates.
+
+    The fused operation has the exact sign, so ties are exact: the step is 0 at w x + b = 0. Off the
+    zero the line is beyond 1 unless x is nearer to it than 2^-100. NaN gives 0. The interpreter
+    rounds the product first: right wherever the tie is between representable numbers.
+    """
+    z = tl.fma(tl.zeros_like(x) + w, x, tl.zeros_like(x) + b)
+    return tl.minimum(tl.maximum(z, 0.0), 1.0)
+
+
+# sin(2πr) = r u S(u) with u = r² - 1/4, cos(2πr) = v C(v) with v = r² - 1/16, for |r| ≤ 1/2. With
+# the zeros factored out S and C are smooth and never vanish, so nothing cancels and the zeros come
+# out exact. Minimax fits (Remez) of the relative error, highest power first: 4.0e-9, 1.9e-10,
+# 8.0e-18 and 2.5e-19.
+SIN32 = tl.constexpr(
+    (
+        3.148785899327462, -10.105551952899171, 26.420523159671937, -42.97948920361874,
+        37.699128061349455, -12.566370563479234,
+    )
+)  # fmt: skip
+COS32 = tl.constexpr(
+    (
+        -1.4600891911080518, 7.166887265199968, -23.598965178551627, 52.435266565326145,
+        -71.39024499918517, 50.26548236368139, -12.566370612372456,
+    )
+)  # fmt: skip
+SIN64 = tl.constexpr(
+    (
+        0.0010040338432552238, -0.00943917429485421, 0.08013647110318188, -0.5347214550868115,
+        2.730737579192737, -10.221701847251042, 26.405949099217292, -42.98030166278018,
+        37.6991118430776, -12.566370614359172,
+    )
+)  # fmt: skip
+COS64 = tl.constexpr(
+    (
+        -0.0002906604947862778, 0.003559539430000583, -0.034088170039051104, 0.262192205198235,
+        -1.578394939072554, 7.1836006765501565, -23.599277757147206, 52.435181516557876,
+        -71.39024173629545, 50.26548245743669, -12.566370614359172,
+    )
+)  # fmt: skip
 
 
 @triton.jit
@@ -76,7 +85,7 @@ def polynomial(u, COEFFICIENTS: tl.constexpr, DEGREE: tl.constexpr):
 @triton.jit
 def sin_turns(r):
     """sin(2πr) for |r| ≤ 1/2, absolute error below 2e-7 in float32, 4e-16 in float64."""
-    u = tl.fma(-r, r, tl.full(r.shape, 0.25, r.dtype))
+    u = tl.fma(r, r, tl.full(r.shape, -0.25, r.dtype))
     if r.dtype == tl.float64:
         return polynomial(u, SIN64, 9) * (r * u)
     else:
@@ -86,7 +95,7 @@ def sin_turns(r):
 @triton.jit
 def cos_turns(r):
     """cos(2πr) for |r| ≤ 1/2, absolute error below 2e-7 in float32, 4e-16 in float64."""
-    v = tl.fma(-r, r, tl.full(r.shape, 0.0625, r.dtype))
+    v = tl.fma(r, r, tl.full(r.shape, -0.0625, r.dtype))
     if r.dtype == tl.float64:
         return polynomial(v, COS64, 10) * v
     else:
@@ -95,7 +104,7 @@ def cos_turns(r):
 
 @triton.jit
 def reduce_turns(frequency, x, phase):
-    """frequency x + phase minus its nearest integer, for |frequency x| < turns_limit, |phase| ≤ 1/2.
+    """frequency x + phase less its nearest integer, if |frequency x| < turns_limit, |phase| ≤ 1/2.
 
     Adding 1.5 2^23 rounds to an integer; the second fused operation then subtracts that from the
     exact product. Three instructions without a phase, and no rounding but the last.
@@ -104,16 +113,16 @@ def reduce_turns(frequency, x, phase):
     magic = tl.full(x.shape, MAGIC, x.dtype)
     f = tl.zeros_like(x) + frequency
     if phase is None:
-        nearest = tl.fma(f, x, magic) - magic
-        return tl.fma(f, x, -nearest)
+        minus_nearest = magic - tl.fma(f, x, magic)
+        return tl.fma(f, x, minus_nearest)
     else:
-        nearest = (tl.fma(f, x, tl.zeros_like(x) + phase) + magic) - magic
-        return tl.fma(f, x, -nearest) + phase
+        minus_nearest = magic - (tl.fma(f, x, tl.zeros_like(x) + phase) + magic)
+        return tl.fma(f, x, minus_nearest) + phase
 
 
 @triton.jit
 def reduce_turns_any(frequency, x, phase):
-    """As reduce_turns for any size: the product as a sum of two floats; NaN where it is infinite."""
+    """As reduce_turns for any size, the product as a sum of two floats; NaN where infinite."""
     f = tl.zeros_like(x) + frequency
     high = f * x
     low = tl.fma(f, x, -high)
@@ -125,5 +134,5 @@ def reduce_turns_any(frequency, x, phase):
 
 @triton.jit
 def turns_limit(COMPUTE: tl.constexpr):
-    """Largest |frequency x| for reduce_turns: beyond, 1.5 2^23 + turns is not rounded to integers."""
-    return 2.0**51 if COMPUTE == tl.float64 else 2.0**22
+    """Bound on |frequency x| in reduce_turns: beyond, 1.5 2^23 + turns leaves its binade."""
+    return 2.0**51 if COMPUTE.is_fp64() else 2.0**22

@@ -19,14 +19,15 @@ from .launch import (
 )
 from .pieces import cut, sum_pieces
 from .subnet import (
-    add_where_above,
+    add_active,
     canonical_units,
     canonical_value,
     dense_slope,
     dense_value,
     load_scalar,
+    steep_units,
     store_unit_gradients,
-    thresholds,
+    tile_size,
     unit_terms,
     zero_tiles,
 )
@@ -45,23 +46,25 @@ def elementwise_mlp_fwd_kernel(
     start = tl.program_id(0).to(tl.int64) * BLOCK
     step = tl.num_programs(0).to(tl.int64) * BLOCK
     block = tl.arange(0, BLOCK)
-    dense = block < BLOCK
+    dense = True
     if CANONICAL:
         breakpoints, coefficients, slope, offset, fit = canonical_units(
             fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, N_HIDDEN, COMPUTE
         )
-        dense = (block < BLOCK) & (fit == 0)
+        # 0 as long as all values are finite, else NaN
+        poison = tl.zeros((BLOCK,), COMPUTE)
         for i in range(start, n, step):
-            inside = i + block < n
+            inside = block < tile_size(n - i, BLOCK)
             x = tl.load(x_ptr + i + block, mask=inside, other=0.0).to(COMPUTE)
             y = canonical_value(x, breakpoints, coefficients, slope, offset, N_HIDDEN)
             tl.store(y_ptr + i + block, y, mask=inside)
-            dense |= (tl.abs(y) < float("inf")) == 0
+            poison += y * 0.0
+        dense = (fit == 0) | (tl.sum(poison) != 0.0)
         # the second loop reads what the first has written
         tl.debug_barrier()
-    if tl.max(dense.to(tl.int32)) > 0:
+    if dense:
         for i in range(start, n, step):
-            inside = i + block < n
+            inside = block < tile_size(n - i, BLOCK)
             if CANONICAL:
                 old = tl.load(y_ptr + i + block, mask=inside, other=0.0).to(COMPUTE)
                 # element by element, so that no value depends on its neighbours
@@ -82,7 +85,7 @@ def elementwise_mlp_bwd_x_kernel(
 ):  # fmt: skip
     """dx = dy f'(x).
 
-    Shapes: dy, x, dx [n]. Grid: one program per BLOCK elements. Reads 2, writes 1 value per element.
+    Shapes: dy, x, dx [n]. Grid: one program per BLOCK elements. Reads 2, writes 1 value an element.
     """
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = offsets < n
@@ -90,6 +93,14 @@ def elementwise_mlp_bwd_x_kernel(
     dy = tl.load(dy_ptr + offsets, mask=inside, other=0.0).to(COMPUTE)
     slope = dense_slope(x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, N_HIDDEN, COMPUTE)
     tl.store(dx_ptr + offsets, dy * slope, mask=inside)
+
+
+@triton.jit
+def load_pair(x_ptr, dy_ptr, offsets, length, COMPUTE: tl.constexpr):
+    """x and dy at some offsets, 0 from ``length`` on."""
+    x = tl.load(x_ptr + offsets, mask=offsets < length, other=0.0).to(COMPUTE)
+    dy = tl.load(dy_ptr + offsets, mask=offsets < length, other=0.0).to(COMPUTE)
+    return x, dy
 
 
 @triton.jit
@@ -103,34 +114,45 @@ def elementwise_mlp_bwd_params_kernel(
     Reads 2 values per element and group.
     """
     piece = tl.program_id(0)
-    first = tl.program_id(1) * UNITS
+    # in 64 bits, so that the address of each unit is a constant away
+    first = tl.program_id(1).to(tl.int64) * UNITS
     start = piece.to(tl.int64) * piece_size
-    stop = tl.minimum(start + piece_size, n)
+    length = tile_size(n - start, piece_size)
+    x_ptr += start
+    dy_ptr += start
     out_ptr = partial_ptr + piece.to(tl.int64) * (3 * N_HIDDEN + 1)
     block = tl.arange(0, BLOCK)
-    taus, finite = thresholds(
+    weights, biases, finite = steep_units(
         fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, first, UNITS, N_HIDDEN, COMPUTE
     )
     total = tl.zeros((BLOCK,), COMPUTE)
     total_x = tl.zeros((BLOCK,), COMPUTE)
-    above = zero_tiles(total, UNITS)
-    above_x = zero_tiles(total, UNITS)
-    for i in range(start, stop, BLOCK):
-        inside = i + block < stop
-        x = tl.load(x_ptr + i + block, mask=inside, other=0.0).to(COMPUTE)
-        dy = tl.load(dy_ptr + i + block, mask=inside, other=0.0).to(COMPUTE)
-        dy_x = dy * x
-        total += dy
-        total_x += dy_x
-        above = add_where_above(x, dy, taus, above, UNITS)
-        above_x = add_where_above(x, dy_x, taus, above_x, UNITS)
+    sums = zero_tiles(total, UNITS)
+    sums_x = zero_tiles(total, UNITS)
+    x0, g0 = load_pair(x_ptr, dy_ptr, block, length, COMPUTE)
+    x1, g1 = load_pair(x_ptr, dy_ptr, BLOCK + block, length, COMPUTE)
+    for i in range(2 * BLOCK, length + 2 * BLOCK, 2 * BLOCK):
+        # two tiles are on their way while two are summed: registers leave room for only two
+        # programs on a multiprocessor, which must hide the latency of memory
+        next_x0, next_g0 = load_pair(x_ptr, dy_ptr, i + block, length, COMPUTE)
+        next_x1, next_g1 = load_pair(x_ptr, dy_ptr, i + BLOCK + block, length, COMPUTE)
+        total += g0
+        total_x += g0 * x0
+        sums, sums_x = add_active(x0, g0, weights, biases, sums, sums_x, UNITS)
+        total += g1
+        total_x += g1 * x1
+        sums, sums_x = add_active(x1, g1, weights, biases, sums, sums_x, UNITS)
+        x0 = next_x0
+        g0 = next_g0
+        x1 = next_x1
+        g1 = next_g1
     if first == 0:
         tl.store(out_ptr + 3 * N_HIDDEN, tl.sum(total))
     # an infinite or NaN x or dy shows in dy x
     if finite & (tl.abs(tl.sum(total_x)) < float("inf")):
         store_unit_gradients(
-            out_ptr, above, above_x, total, total_x, 1.0, first,
-            fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, UNITS, N_HIDDEN, COMPUTE,
+            out_ptr, sums, sums_x, 1.0, first, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr,
+            UNITS, N_HIDDEN, COMPUTE,
         )  # fmt: skip
     else:
         for k in range(first, tl.minimum(first + UNITS, N_HIDDEN)):
@@ -140,11 +162,11 @@ def elementwise_mlp_bwd_params_kernel(
             dw1 = tl.zeros((BLOCK,), COMPUTE)
             db1 = tl.zeros((BLOCK,), COMPUTE)
             dw2 = tl.zeros((BLOCK,), COMPUTE)
-            for i in range(start, stop, BLOCK):
-                inside = i + block < stop
-                x = tl.load(x_ptr + i + block, mask=inside, other=0.0).to(COMPUTE)
+            for i in range(0, length, BLOCK):
+                inside = i + block < length
+                value = tl.load(x_ptr + i + block, mask=inside, other=0.0).to(COMPUTE)
                 dy = tl.load(dy_ptr + i + block, mask=inside, other=0.0).to(COMPUTE)
-                dw1_term, db1_term, dw2_term = unit_terms(x, dy, w1, b1, w2)
+                dw1_term, db1_term, dw2_term = unit_terms(value, dy, w1, b1, w2)
                 dw1 += tl.where(inside, dw1_term, 0.0)
                 db1 += tl.where(inside, db1_term, 0.0)
                 dw2 += tl.where(inside, dw2_term, 0.0)
@@ -191,7 +213,7 @@ def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, *, need_dx, nee
             )  # fmt: skip
         if need_dparams:
             config = CONFIGS["elementwise_mlp_bwd_params"]
-            n_groups = triton.cdiv(n_hidden, MAX_UNITS_PER_PROGRAM)
+            n_groups = triton.cdiv(n_hidden, MAX_UNITS_PER_PROGRAM[compute])
             piece_size, n_pieces = cut(n, 1, n_params, config.cols)
             partials = torch.empty((n_pieces, n_params), device=x.device, dtype=compute_torch)
             elementwise_mlp_bwd_params_kernel[(n_pieces, n_groups)](

@@ -24,7 +24,7 @@ INTERPRET = isinstance(_probe_kernel, InterpretedFunction)
 
 
 class Config(NamedTuple):
-    """Tile of one program: ``rows`` x ``cols`` elements, and the warps that share it."""
+    """Tile of one program, ``rows`` x ``cols`` elements, and the warps that share it."""
 
     rows: int
     cols: int
@@ -51,8 +51,9 @@ CONFIGS = {
 
 # widest subnet whose breakpoints and coefficients stay in registers (two a unit)
 MAX_CANONICAL_UNITS = 64
-# hidden units per program of a parameter gradient: 2 x 16 accumulators x 4 elements a thread
-MAX_UNITS_PER_PROGRAM = 16
+# hidden units per program of a parameter gradient: 2 x 16 accumulators x 4 elements a thread are
+# what fits into 255 registers; in float64 each takes two, and so do the coefficients
+MAX_UNITS_PER_PROGRAM = {tl.float32: 16, tl.float64: 4}
 # waves per program of a parameter gradient: up to 3 x 8 accumulators x 4 elements a thread
 MAX_WAVES_PER_PROGRAM = 8
 # waves read at a time where only their largest frequency matters
@@ -61,6 +62,8 @@ BLOCK_WAVES = 128
 FULL_TILE_ELEMENTS = 1 << 20
 # programs that walk over the rows, per multiprocessor
 PROGRAMS_PER_SM = 8
+# rows at a time where a single column is summed
+SUM_BLOCK = 512
 # outputs per program where there are several
 OUT_PER_PROGRAM = 8
 

@@ -22,7 +22,7 @@ from .launch import (
     result_dtype,
 )
 from .pieces import cut, sum_pieces
-from .subnet import zero_tiles
+from .subnet import append, zero_tiles
 
 
 @triton.jit
@@ -158,15 +158,15 @@ def store_piece_gradients(
             inside = first + i < n_waves
             r = wave_turns(x, w_ptr, phase_ptr, first + i, inside, TURNS, ANY, COMPUTE)
             cosine = cos_turns(r)
-            dw_next = dw_next + (dw[i] + dy_x * cosine,)
+            dw_next = append(dw_next, dw[i] + dy_x * cosine)
             if amplitude_ptr is not None:
-                da_next = da_next + (da[i] + dy * sin_turns(r),)
+                da_next = append(da_next, da[i] + dy * sin_turns(r))
             else:
-                da_next = da_next + (zero,)
+                da_next = append(da_next, zero)
             if phase_ptr is not None:
-                dphase_next = dphase_next + (dphase[i] + dy * cosine,)
+                dphase_next = append(dphase_next, dphase[i] + dy * cosine)
             else:
-                dphase_next = dphase_next + (zero,)
+                dphase_next = append(dphase_next, zero)
         dw = dw_next
         da = da_next
         dphase = dphase_next

@@ -5,13 +5,26 @@ null pointer, None. Three forms of the same function:
 
 - dense: as written, with PyTorch's treatment of NaN and infinity;
 - canonical: Σ_k c_k max(x, t_k) + S x + C with t = -b1/w1 and c = w2 |w1|, two instructions a unit;
-- thresholds: exact masks of the active units, for sums of gradients.
+- steep: exact masks of the active units, for sums of gradients.
 """
 
 import triton
 import triton.language as tl
 
-from .activations import relu, relu_threshold
+from .activations import relu, steep_line, step_above_zero
+
+
+@triton.jit
+def append(items, item):
+    """A tuple with one item more."""
+    # Triton has no starred expressions
+    return items + (item,)  # noqa: RUF005
+
+
+@triton.jit
+def tile_size(left, most):
+    """min(left, most) in 32 bits, so that masks cost one compare; keeps what divides both."""
+    return tl.where(left < most, left, most).to(tl.int32)
 
 
 @triton.jit
@@ -73,7 +86,7 @@ def canonical_units(
     They do not where t or c underflows: t and c would have lost their digits. Overflow needs no
     flag, it shows in the value.
     """
-    TINY: tl.constexpr = 2.0**-1021 if COMPUTE == tl.float64 else 2.0**-125
+    TINY: tl.constexpr = 2.0**-1021 if COMPUTE.is_fp64() else 2.0**-125
     breakpoints = ()
     coefficients = ()
     slope = tl.zeros((), COMPUTE)
@@ -89,8 +102,8 @@ def canonical_units(
         offset += w2 * tl.where(w1 < 0.0, 0.0, tl.where(w1 > 0.0, b1, relu(b1)))
         underflow |= (tl.abs(t) < TINY) & (b1 != 0.0)
         underflow |= (tl.abs(c) < TINY) & (w1 != 0.0) & (w2 != 0.0)
-        breakpoints = breakpoints + (t,)
-        coefficients = coefficients + (c,)
+        breakpoints = append(breakpoints, t)
+        coefficients = append(coefficients, c)
     return breakpoints, coefficients, slope, offset, underflow == 0
 
 
@@ -104,17 +117,13 @@ def canonical_value(x, breakpoints, coefficients, slope, offset, N_HIDDEN: tl.co
 
 
 @triton.jit
-def thresholds(
-    fc1_weight_ptr,
-    fc1_bias_ptr,
-    fc2_weight_ptr,
-    first,
-    UNITS: tl.constexpr,
-    N_HIDDEN: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
-    """Thresholds of UNITS units, infinite beyond the last; and whether the parameters are finite."""
-    taus = ()
+def steep_units(
+    fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, first,
+    UNITS: tl.constexpr, N_HIDDEN: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Steep lines of UNITS units, 0 beyond the last, and whether all parameters are finite."""
+    weights = ()
+    biases = ()
     size = tl.zeros((), COMPUTE)
     for i in tl.static_range(UNITS):
         k = first + i
@@ -124,8 +133,10 @@ def thresholds(
         size = tl.maximum(size, tl.abs(w1), tl.PropagateNan.ALL)
         size = tl.maximum(size, tl.abs(b1), tl.PropagateNan.ALL)
         size = tl.maximum(size, tl.abs(w2), tl.PropagateNan.ALL)
-        taus = taus + (relu_threshold(w1, b1),)
-    return taus, size < float("inf")
+        weight, bias = steep_line(w1, b1)
+        weights = append(weights, weight)
+        biases = append(biases, bias)
+    return weights, biases, size < float("inf")
 
 
 @triton.jit
@@ -133,52 +144,42 @@ def zero_tiles(like, UNITS: tl.constexpr):
     """One tile of zeros per unit."""
     tiles = ()
     for _ in tl.static_range(UNITS):
-        tiles = tiles + (tl.zeros_like(like),)
+        tiles = append(tiles, tl.zeros_like(like))
     return tiles
 
 
 @triton.jit
-def add_where_above(x, value, taus, sums, UNITS: tl.constexpr):
-    """sums_k + value where x > τ_k: a compare and a predicated addition a unit."""
-    new = ()
+def add_active(x, g, weights, biases, sums, sums_x, UNITS: tl.constexpr):
+    """Add g to Σ g [active] and g x to Σ g x [active] of each unit: three instructions a unit."""
+    g_x = g * x
+    next_sums = ()
+    next_sums_x = ()
     for k in tl.static_range(UNITS):
-        new = new + (tl.where(x > taus[k], sums[k] + value, sums[k]),)
-    return new
+        active = step_above_zero(weights[k], biases[k], x)
+        next_sums = append(next_sums, sums[k] + active * g)
+        next_sums_x = append(next_sums_x, sums_x[k] + active * g_x)
+    return next_sums, next_sums_x
 
 
 @triton.jit
 def store_unit_gradients(
-    out_ptr,
-    above,
-    above_x,
-    total,
-    total_x,
-    readout,
-    first,
-    fc1_weight_ptr,
-    fc1_bias_ptr,
-    fc2_weight_ptr,
-    UNITS: tl.constexpr,
-    N_HIDDEN: tl.constexpr,
-    COMPUTE: tl.constexpr,
-):
+    out_ptr, sums, sums_x, readout, first, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr,
+    UNITS: tl.constexpr, N_HIDDEN: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
     """Write dw1, db1, dw2 of UNITS units; return Σ_k w2_k (w1_k B_k + b1_k A_k) per element.
 
-    ``above`` and ``above_x`` are Σ g [x > τ] and Σ g x [x > τ]; ``total`` and ``total_x`` the same
-    sums over all x, from which those of units with w1 < 0, active below τ, follow. With A = Σ g
-    [active], B = Σ g x [active], weighted by ``readout``: dw2 = w1 B + b1 A, dw1 = w2 B, db1 = w2 A.
+    ``sums`` and ``sums_x`` are A = Σ g [active] and B = Σ g x [active]; weighted by ``readout``
+    they give dw2 = w1 B + b1 A, dw1 = w2 B, db1 = w2 A.
     """
-    value = tl.zeros_like(total_x)
+    value = tl.zeros_like(sums_x[0])
     for i in tl.static_range(UNITS):
         k = first + i
         w1 = load_scalar(fc1_weight_ptr, k, k < N_HIDDEN, COMPUTE)
         b1 = load_scalar(fc1_bias_ptr, k, k < N_HIDDEN, COMPUTE)
         w2 = load_scalar(fc2_weight_ptr, k, k < N_HIDDEN, COMPUTE)
-        active = tl.where(w1 < 0.0, total - above[i], above[i])
-        active_x = tl.where(w1 < 0.0, total_x - above_x[i], above_x[i])
-        value += w2 * (w1 * active_x + b1 * active)
-        a = tl.sum(active * readout)
-        b = tl.sum(active_x * readout)
+        value += w2 * (w1 * sums_x[i] + b1 * sums[i])
+        a = tl.sum(sums[i] * readout)
+        b = tl.sum(sums_x[i] * readout)
         tl.store(out_ptr + k, w2 * b, mask=k < N_HIDDEN)
         tl.store(out_ptr + N_HIDDEN + k, w2 * a, mask=k < N_HIDDEN)
         tl.store(out_ptr + 2 * N_HIDDEN + k, w1 * b + b1 * a, mask=k < N_HIDDEN)
