@@ -4,6 +4,7 @@ A subclass names the op, lists its cases (shapes chosen by the branch they reach
 inputs of a case; it inherits the suite, and adds what is special to the op.
 """
 
+import math
 from types import MappingProxyType
 
 import pytest
@@ -143,6 +144,8 @@ class OpContract:
 
     @pytest.mark.parametrize(("x_dtype", "dtype"), MIXED.values(), ids=MIXED)
     def test_mixed_dtypes_are_promoted(self, x_dtype, dtype, kernel_backend, draw):
+        if kernel_backend.interpreted and (x_dtype, dtype) == (torch.bfloat16, torch.float64):
+            pytest.skip("Triton's interpreter cannot store float64 as bfloat16")
         inputs = self.inputs(draw, dtype=dtype)
         inputs["x"] = inputs["x"].to(x_dtype)
         if "fc1_weight" in inputs:
@@ -259,12 +262,18 @@ class OpContract:
         self.judge(inputs, draw, kernel_backend, dy=dy, order_matters=True)
 
     @pytest.mark.parametrize("special", SPECIAL.values(), ids=SPECIAL)
-    def test_special_values_in_parameters_follow_the_reference(self, special, kernel_backend, draw):
+    def test_special_values_in_parameters_show(self, special, kernel_backend, draw):
+        # the reference's gradients there hang on 0 * inf; ours must not all look healthy
         for name in self.inputs(draw):
-            if name != "x":
-                inputs = self.inputs(draw)
-                inputs[name].view(-1)[0] = special
-                self.judge(inputs, draw, kernel_backend, order_matters=True)
+            if name == "x":
+                continue
+            inputs = self.inputs(draw)
+            inputs[name].view(-1)[0] = special
+            self.judge(inputs, draw, kernel_backend, wanted=[], order_matters=True)
+            if math.isnan(special):
+                inputs = to(inputs, kernel_backend.device)
+                ours = self.ours(inputs, self.dy_for(inputs, draw), list(inputs))
+                assert any(ours[gradient].isnan().any() for gradient in inputs)
 
     def test_gradcheck(self, backend, draw):
         inputs = to(self.inputs(draw, dtype=torch.float64, small=True), backend.device)

@@ -1,0 +1,87 @@
+"""Compilation and its cache: in the user's directory, shared by processes, never in the way."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+numba = pytest.importorskip("numba")
+
+import fastmlp.kernels  # noqa: E402
+from fastmlp.kernels.cpu import jit  # noqa: E402
+
+SCRIPT = """
+from numba.core import event
+with event.install_recorder("numba:compile") as recorder:
+    import torch, fastmlp
+    with fastmlp.backend("numba"):
+        y = fastmlp.functional.elementwise_mlp(
+            torch.tensor([-1.0, 2.0]), torch.ones(2, 1), None, torch.ones(1, 2), None
+        )
+assert y.tolist() == [0.0, 4.0], y
+print("compiled", sum(e.is_start for _, e in recorder.buffer))
+"""
+
+
+def run(**environment):
+    """Number of functions compiled by a fresh process; a variable of None is unset."""
+    environment = {**os.environ, **environment}
+    environment = {name: value for name, value in environment.items() if value is not None}
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return int(result.stdout.split()[-1])
+
+
+@pytest.fixture(scope="module")
+def warm_cache(tmp_path_factory):
+    """A cache directory that one process has filled."""
+    directory = tmp_path_factory.mktemp("cache")
+    assert run(XDG_CACHE_HOME=str(directory), NUMBA_CACHE_DIR=None) > 0
+    return directory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other cache directories")
+class TestCache:
+    def test_compiled_code_is_in_the_users_directory(self, warm_cache):
+        files = [path for path in warm_cache.rglob("*") if path.is_file()]
+        assert {path.suffix for path in files} == {".nbi", ".nbc"}
+        assert all(path.relative_to(warm_cache).parts[0] == "fastmlp" for path in files)
+
+    def test_nothing_is_written_into_the_package(self, warm_cache):
+        installed = Path(fastmlp.kernels.__file__).parent
+        assert not [*installed.rglob("*.nbi"), *installed.rglob("*.nbc")]
+
+    def test_second_process_compiles_nothing(self, warm_cache):
+        assert run(XDG_CACHE_HOME=str(warm_cache), NUMBA_CACHE_DIR=None) == 0
+
+    def test_damaged_files_are_compiled_anew(self, warm_cache):
+        damaged = sorted(warm_cache.rglob("*.nb?"))
+        for i, path in enumerate(damaged):
+            path.write_bytes(path.read_bytes()[:100] if i % 2 else b"")
+        assert run(XDG_CACHE_HOME=str(warm_cache), NUMBA_CACHE_DIR=None) > 0
+        assert run(XDG_CACHE_HOME=str(warm_cache), NUMBA_CACHE_DIR=None) == 0
+
+
+def test_the_first_call_works_where_there_is_no_cache_directory():
+    run(XDG_CACHE_HOME=None, HOME="/dev/null", LOCALAPPDATA=None, NUMBA_CACHE_DIR=None)
+
+
+def test_the_first_call_works_without_a_home():
+    run(XDG_CACHE_HOME=None, HOME=None, NUMBA_CACHE_DIR=None)
+
+
+def test_directory_of_numba_is_respected(monkeypatch, tmp_path):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert jit.user_cache_directory() == tmp_path / "fastmlp"
+
+
+def test_read_only_cache_directory_is_survived(tmp_path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write to read-only directories")
+    tmp_path.chmod(0o500)
+    assert run(XDG_CACHE_HOME=str(tmp_path), NUMBA_CACHE_DIR=None) > 0

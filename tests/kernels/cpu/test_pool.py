@@ -1,0 +1,146 @@
+"""The thread pool, alone and below the ops: many callers, forks, errors."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+pytest.importorskip("numba")
+
+from fastmlp.kernels.cpu import pool
+
+import fastmlp
+
+N_MANY_PIECES = 300_000
+
+
+@pytest.fixture(params=[1, 2, 5], ids="{}_threads".format)
+def n_threads(request):
+    """Number of threads that PyTorch is set to."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_pieces", [0, 1, 2, 3, 100])
+def test_every_piece_is_called_once(n_pieces, n_threads):
+    calls = []
+    pool.run_pieces(calls.append, n_pieces)
+    assert sorted(calls) == list(range(n_pieces))
+
+
+def test_no_more_threads_than_asked(n_threads):
+    names = set()
+
+    def call(piece):
+        names.add(threading.get_ident())
+        time.sleep(0.005)
+
+    pool.run_pieces(call, 40)
+    assert len(names) == min(n_threads, (os.cpu_count() or 1) + 1)
+
+
+def test_an_error_is_raised_when_all_threads_are_done(n_threads):
+    done = []
+
+    def call(piece):
+        if piece == 1:
+            raise ValueError("piece 1")
+        done.append(piece)
+
+    with pytest.raises(ValueError, match="piece 1"):
+        pool.run_pieces(call, 20)
+    n_done = len(done)
+    pool.run_pieces(lambda piece: None, 20)
+    assert len(done) == n_done
+
+
+def test_pieces_may_use_the_pool_themselves(n_threads):
+    calls = []
+    pool.run_pieces(lambda piece: pool.run_pieces(calls.append, 3), 4)
+    assert sorted(calls) == sorted([0, 1, 2] * 4)
+
+
+def _value_and_gradients(module, x):
+    # no call to backward(): threads would add to the same .grad
+    leaf = x.clone().requires_grad_()
+    y = module(leaf)
+    return [y, *torch.autograd.grad(y.sum(), [leaf, *module.parameters()])]
+
+
+@pytest.mark.parametrize("n", [10, N_MANY_PIECES], ids=["one_piece", "many_pieces"])
+def test_several_threads_call_one_module(n, draw):
+    with fastmlp.backend("numba"):
+        module = fastmlp.ElementwiseMLP(5)
+        x = draw(n).float()
+        expected = _value_and_gradients(module, x)
+
+        def call(_):
+            with fastmlp.backend("numba"):
+                return _value_and_gradients(module, x)
+
+        with ThreadPoolExecutor(8) as threads:
+            for results in threads.map(call, range(16)):
+                for a, b in zip(results, expected, strict=True):
+                    assert torch.equal(a, b)
+
+
+# a process of its own: here, other tests have started OpenMP, which PyTorch loses in a fork
+FORK = """
+import os, signal, torch, fastmlp
+torch.set_num_threads(2)
+module = fastmlp.ElementwiseMLP(5)
+x = torch.randn(300_000, requires_grad=True)
+dy = torch.randn(300_000)
+leaves = [x, *module.parameters()]
+
+def run():
+    y = module(x)
+    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
+
+with fastmlp.backend("numba"):
+    before = run()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        after = run()
+        os._exit(0 if all(map(torch.equal, before, after)) else 1)
+    _, status = os.waitpid(child, 0)
+    assert all(map(torch.equal, before, run()))
+print("status", status)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_process_computes():
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORK], capture_output=True, text=True, check=False
+    )
+    assert result.stdout == "status 0\n", result.stderr
+
+
+class _Dataset(torch.utils.data.Dataset):
+    def __init__(self, module):
+        self.module = module
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        with torch.no_grad():
+            return self.module(torch.full((N_MANY_PIECES,), float(i)))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_data_loader_workers_compute():
+    module = fastmlp.ElementwiseMLP(5)
+    dataset = _Dataset(module)
+    expected = torch.stack([dataset[i] for i in range(4)])
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, num_workers=1, timeout=60)
+    assert torch.equal(next(iter(loader)), expected)
