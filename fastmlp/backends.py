@@ -108,7 +108,7 @@ def choose_compiled(device_type):
     name = {"cuda": "triton", "cpu": "numba"}.get(device_type)
     if name is None or not is_installed(name):
         raise RuntimeError(
-            f"the registered ops of fastmlp need a kernel, and none is installed for {device_type!r}"
+            f"fastmlp's registered ops need a kernel, and none is installed for {device_type!r}"
         )
     return name
 

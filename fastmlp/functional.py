@@ -15,7 +15,7 @@ from fastmlp.reference import ACTIVATIONS, REDUCTIONS
 
 __all__ = ["additive_mlp", "elementwise_mlp", "sine_sum"]
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 MAX_HIDDEN = 1024
 
 
@@ -38,7 +38,8 @@ def _check_tensor(name, value, device):
         raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
     if value.dtype not in _DTYPES:
         raise TypeError(
-            f"{name} must be float32, float64, bfloat16 or float16, got {_name(value.dtype)}"
+            f"{name} must be float32, float64, bfloat16 or float16, "
+            f"got {str(value.dtype).removeprefix('torch.')}"
         )
     if value.device != device:
         raise ValueError(f"{name} must be on the device of x, {device}, got {value.device}")
@@ -46,29 +47,23 @@ def _check_tensor(name, value, device):
 
 def _check_parameter(name, value, shape, device):
     _check_tensor(name, value, device)
-    if tuple(value.shape) != shape:
+    if value.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
 
 
-def _name(dtype):
-    return str(dtype).removeprefix("torch.")
-
-
 def _check_x(x):
-    if not isinstance(x, torch.Tensor):
-        raise TypeError(f"x must be a Tensor, got {type(x).__name__}")
-    _check_tensor("x", x, x.device)
+    _check_tensor("x", x, getattr(x, "device", None))
 
 
-def _check_subnet(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
-    device = x.device
+def _check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     _check_tensor("fc1_weight", fc1_weight, device)
-    if fc1_weight.dim() != 2 or fc1_weight.shape[1] != 1:
+    shape = fc1_weight.shape
+    if len(shape) != 2 or shape[1] != 1:
         raise ValueError(
             "fc1_weight must have shape [hidden_features, 1], "
-            f"the weight of Linear(1, hidden_features), got {list(fc1_weight.shape)}"
+            f"the weight of Linear(1, hidden_features), got {list(shape)}"
         )
-    n_hidden = fc1_weight.shape[0]
+    n_hidden = shape[0]
     if not 1 <= n_hidden <= MAX_HIDDEN:
         raise ValueError(
             f"fc1_weight must have between 1 and {MAX_HIDDEN} hidden features, got {n_hidden}"
@@ -111,7 +106,7 @@ def elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="r
         tensor([0., 3.])
     """
     _check_x(x)
-    _check_subnet(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check_choice("activation", activation, ACTIVATIONS)
     return _elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
 
@@ -152,9 +147,9 @@ def additive_mlp(
         tensor([[6.]])
     """
     _check_x(x)
-    _check_subnet(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     _check_tensor("fc3_weight", fc3_weight, x.device)
-    if fc3_weight.dim() != 2 or 0 in fc3_weight.shape:
+    if len(fc3_weight.shape) != 2 or 0 in fc3_weight.shape:
         raise ValueError(
             "fc3_weight must have shape [out_features, in_features], neither of them 0, "
             f"got {list(fc3_weight.shape)}"

@@ -11,7 +11,6 @@ g = 0.
 """
 
 import numpy as np
-import torch
 
 from .jit import array_at, entry, inner, vector_at
 from .launch import cast_back, cut, prepare, prepare_as, run, run_summed, store
@@ -242,21 +241,20 @@ def _bwd(real):
         if not need_dparams:
             return
         if fits:
-            weight = np.empty(LANES, real)
+            weight = np.zeros(LANES, real)  # a lane without a feature has sums of 0
             for chunk in range(n_chunks):
-                width = min(LANES, n_in - chunk * LANES)
-                for l in range(LANES):
-                    # a lane beyond the last feature has sums of 0
-                    weight[l] = readout[chunk * LANES + l % width] if n_out == 1 else real(1)
+                j0 = chunk * LANES
+                width = min(LANES, n_in - j0)
                 a, bb = hinge_a[chunk], hinge_b[chunk]
-                add_unit_gradients(a, bb, weight, order, w, b, v, sums)
-                if n_out == 1:
-                    for i in range(n_hidden):
+                for l0 in range(0, rows_per_lane_row * width, width):
+                    for j in range(width):
+                        weight[l0 + j] = readout[j0 + j] if n_out == 1 else real(1)
+                    for i in range(n_hidden if n_out == 1 else 0):
                         k = order[i]
-                        for l in range(width * rows_per_lane_row):
-                            sums[at_dv + chunk * LANES + l % width] += np.float64(v[k]) * (
-                                np.float64(w[k]) * bb[i, l] + np.float64(b[k]) * a[i, l]
-                            )
+                        vw, vb = np.float64(v[k]) * w[k], np.float64(v[k]) * b[k]
+                        for j in range(width):
+                            sums[at_dv + j0 + j] += vw * bb[i, l0 + j] + vb * a[i, l0 + j]
+                add_unit_gradients(a, bb, weight, order, w, b, v, sums)
             for j in range(n_out * n_in):
                 sums[at_dv + j] += dv_fast[j]
                 if n_out == 1:
@@ -269,12 +267,12 @@ def _bwd(real):
 
 def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
     """y [N, M] from x [N, F], in the promoted dtype of the arguments."""
-    dtype, compute, _held, addresses = prepare(
+    dtype, compute, tensors, addresses = prepare(
         x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     )
     n_rows, n_in = x.shape
     n_hidden, n_out = fc1_weight.shape[0], fc3_weight.shape[0]
-    y = torch.empty((n_rows, n_out), dtype=compute)
+    y = tensors[0].new_empty((n_rows, n_out))
     run(
         _fwd[compute],
         n_rows,
@@ -292,12 +290,12 @@ def additive_mlp_bwd(
     dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, *, need_dx, need_dparams
 ):
     """dx [N, F] or None, and [dw1 (H), db1 (H), dw2 (H), db2 (1), dV (M·F), dc (M)] or None."""
-    compute, _held, addresses = prepare_as(
+    compute, tensors, addresses = prepare_as(
         dy.dtype, dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight
     )
     n_rows, n_in = x.shape
     n_hidden, n_out = fc1_weight.shape[0], fc3_weight.shape[0]
-    dx = torch.empty(x.shape, dtype=compute) if need_dx else None
+    dx = tensors[1].new_empty(x.shape) if need_dx else None
     n_sums = 3 * n_hidden + 1 + n_out * n_in + n_out if need_dparams else 0
     dparams = run_summed(
         _bwd[compute],

@@ -4,7 +4,6 @@ Forward reads and writes one number an element. Backward reads x and dy, and wri
 """
 
 import numpy as np
-import torch
 
 from .jit import array_at, entry, vector_at
 from .launch import cast_back, cut, prepare, prepare_as, run, run_summed, store
@@ -99,9 +98,9 @@ def _bwd(real):
 
 def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """y [*]: shape of x, promoted dtype of the arguments."""
-    dtype, compute, _held, addresses = prepare(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    dtype, compute, tensors, addresses = prepare(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     n = x.numel()
-    y = torch.empty(x.shape, dtype=compute)
+    y = tensors[0].new_empty(x.shape)
     kernel = _fwd[compute]
     run(kernel, n, *cut(n, 1, BLOCK), *addresses, fc1_weight.shape[0], y.data_ptr())
     return cast_back(y, dtype)
@@ -109,9 +108,9 @@ def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
 
 def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, *, need_dx, need_dparams):
     """dx [*] or None, and [dw1 (H), db1 (H), dw2 (H), db2 (1)] or None."""
-    compute, _held, addresses = prepare_as(dy.dtype, dy, x, fc1_weight, fc1_bias, fc2_weight)
+    compute, tensors, addresses = prepare_as(dy.dtype, dy, x, fc1_weight, fc1_bias, fc2_weight)
     n, n_hidden = x.numel(), fc1_weight.shape[0]
-    dx = torch.empty(x.shape, dtype=compute) if need_dx else None
+    dx = tensors[1].new_empty(x.shape) if need_dx else None
     n_sums = 3 * n_hidden + 1 if need_dparams else 0
     dparams = run_summed(
         _bwd[compute],

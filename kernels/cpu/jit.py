@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
 # named, without nnan and ninf: NaN and infinity in the input must come out
@@ -95,8 +96,11 @@ class _UserCache(FunctionCache):
     _impl_class = _UserCacheImpl
 
     def load_overload(self, sig, target_context):
+        # super().load_overload would first import all that a compilation needs (0.4 s); loaded
+        # code needs the runtime for its allocations, nothing else
+        rtsys.initialize(target_context)
         try:
-            return super().load_overload(sig, target_context)
+            return self._load_overload(sig, target_context)
         except (OSError, EOFError, ValueError, pickle.UnpicklingError):
             # unreadable or truncated: compile again, into an index that can be read
             with contextlib.suppress(OSError):

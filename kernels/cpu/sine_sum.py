@@ -8,7 +8,6 @@ and dy, and writes dx, once.
 import math
 
 import numpy as np
-import torch
 
 from .jit import array_at, entry, vector_at
 from .launch import cast_back, cut, prepare, prepare_as, run, run_summed, store
@@ -139,9 +138,9 @@ def _factor(width, mean):
 
 def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
     """y [*]: shape of x, promoted dtype of the arguments."""
-    dtype, compute, _held, addresses = prepare(x, w, amplitude, phase)
+    dtype, compute, tensors, addresses = prepare(x, w, amplitude, phase)
     n, width = x.numel(), w.shape[0]
-    y = torch.empty(x.shape, dtype=compute)
+    y = tensors[0].new_empty(x.shape)
     run(
         _fwd[compute],
         n,
@@ -157,9 +156,9 @@ def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
 
 def sine_sum_bwd(dy, x, w, amplitude, phase, scale, mean, *, need_dx, need_dparams):
     """dx [*] or None, and [dw (W), damplitude (W) if given, dphase (W) if given] or None."""
-    compute, _held, addresses = prepare_as(dy.dtype, dy, x, w, amplitude, phase)
+    compute, tensors, addresses = prepare_as(dy.dtype, dy, x, w, amplitude, phase)
     n, width = x.numel(), w.shape[0]
-    dx = torch.empty(x.shape, dtype=compute) if need_dx else None
+    dx = tensors[1].new_empty(x.shape) if need_dx else None
     n_parts = 1 + (amplitude is not None) + (phase is not None)
     dparams = run_summed(
         _bwd[compute],
