@@ -14,32 +14,38 @@ SHAPES = {
 OPTIONS = {"elementwise_mlp": (), "additive_mlp": (), "sine_sum": (3.0, True)}
 
 
-def arguments(op, draw, device, *, optional=True, requires_grad=False):
+def arguments(op, draw, device, *, optional=True):
     """Tensors and options of one registered op; without its optional ones where asked."""
-    tensors = [
-        draw(*shape).float().to(device).requires_grad_(requires_grad) for shape in SHAPES[op]
-    ]
+    tensors = [draw(*shape).float().to(device) for shape in SHAPES[op]]
     if not optional:
         biases = {"elementwise_mlp": (2, 4), "additive_mlp": (2, 4, 6), "sine_sum": (2, 3)}[op]
         tensors = [None if i in biases else t for i, t in enumerate(tensors)]
     return (*tensors, *OPTIONS[op])
 
 
+@pytest.fixture
+def fast_backend(backend):
+    """Each backend but Triton in its interpreter, where every check takes many seconds."""
+    if backend.interpreted:
+        pytest.skip("too slow in Triton's interpreter; the code around the kernels is the same")
+    return backend
+
+
 @pytest.mark.parametrize("op", SHAPES)
 @pytest.mark.parametrize("optional", [True, False], ids=["all_tensors", "required_tensors"])
-def test_opcheck_of_forward(op, optional, backend, draw):
+def test_opcheck_of_forward(op, optional, fast_backend, draw):
     call = getattr(torch.ops.fastmlp, op + "_fwd").default
     for requires_grad in (False, True):
-        args = arguments(op, draw, backend.device, optional=optional, requires_grad=requires_grad)
-        args = [a.detach().requires_grad_(requires_grad) if torch.is_tensor(a) else a for a in args]
+        args = arguments(op, draw, fast_backend.device, optional=optional)
+        args = [a.requires_grad_(requires_grad) if torch.is_tensor(a) else a for a in args]
         torch.library.opcheck(call, args)
 
 
 @pytest.mark.parametrize("op", SHAPES)
 @pytest.mark.parametrize("need_dx", [True, False], ids=["dx", "no_dx"])
 @pytest.mark.parametrize("need_dparams", [True, False], ids=["dparams", "no_dparams"])
-def test_opcheck_of_backward(op, need_dx, need_dparams, backend, draw):
-    args = arguments(op, draw, backend.device)
+def test_opcheck_of_backward(op, need_dx, need_dparams, fast_backend, draw):
+    args = arguments(op, draw, fast_backend.device)
     dy = getattr(torch.ops.fastmlp, op + "_fwd")(*args)
     call = getattr(torch.ops.fastmlp, op + "_bwd").default
     tests = ("test_schema", "test_faketensor")
@@ -48,8 +54,8 @@ def test_opcheck_of_backward(op, need_dx, need_dparams, backend, draw):
 
 @pytest.mark.parametrize("op", SHAPES)
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_fake_tensors_have_the_dtypes_of_real_ones(op, x_dtype, backend, draw):
-    args = list(arguments(op, draw, backend.device))
+def test_fake_tensors_have_the_dtypes_of_real_ones(op, x_dtype, fast_backend, draw):
+    args = list(arguments(op, draw, fast_backend.device))
     args[0] = args[0].to(x_dtype)
     torch.library.opcheck(
         getattr(torch.ops.fastmlp, op + "_fwd").default, args, test_utils="test_faketensor"
@@ -70,9 +76,9 @@ def module(request):
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic_batch"])
-def test_compiled_module_equals_eager(module, dynamic, backend, draw):
+def test_compiled_module_equals_eager(module, dynamic, fast_backend, draw):
     torch.compiler.reset()
-    module = module.to(backend.device)
+    module = module.to(fast_backend.device)
     graphs, n_first = [], 0
 
     def count(graph, example_inputs):
@@ -81,7 +87,7 @@ def test_compiled_module_equals_eager(module, dynamic, backend, draw):
 
     compiled = torch.compile(module, fullgraph=True, backend=count, dynamic=dynamic)
     for n_rows in (3, 4, 7):
-        x = draw(n_rows, 5).float().to(backend.device)
+        x = draw(n_rows, 5).float().to(fast_backend.device)
         results = []
         for call in (module, compiled):
             module.zero_grad()
@@ -112,11 +118,11 @@ def test_compiled_graph_holds_the_fused_op(module, kernel_backend, draw):
     assert any("fastmlp" in target for target in targets)
 
 
-def test_compiled_module_without_gradients(module, backend, draw):
+def test_compiled_module_without_gradients(module, fast_backend, draw):
     torch.compiler.reset()
-    module = module.to(backend.device)
+    module = module.to(fast_backend.device)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    x = draw(3, 5).float().to(backend.device)
+    x = draw(3, 5).float().to(fast_backend.device)
     with torch.no_grad():
         assert torch.equal(compiled(x), module(x))
 

@@ -18,7 +18,9 @@ _CASES = {
     **{f"{n}_elements": {"shape": (n,), "width": 2} for n in (2047, 2048, 2049)},
     "two_gpu_pieces": {"shape": (8193,), "width": 2},
     "three_cpu_pieces": {"shape": (140_003,), "large": True},
-    **{f"{n}_sines": {"width": n} for n in (1, 2, 3, 15, 16, 17, 33, 64, 65, 130)},
+    **{f"{n}_sines": {"width": n} for n in (1, 2, 3, 15, 16, 17, 33, 65)},
+    "64_sines": {"width": 64, "large": True},
+    "130_sines": {"width": 130, "large": True},
     "1000_sines": {"width": 1000, "large": True},
     "no_amplitude": {"without": ("amplitude",)},
     "no_phase": {"without": ("phase",)},
@@ -73,6 +75,9 @@ class TestSineSumMean(SineSumContract):
 
 class TestSineSumOfRadians(SineSumContract):
     options = MappingProxyType({"scale": -1.0, "reduction": "sum"})
+    CASES = MappingProxyType(
+        {name: _CASES[name] for name in ("scalar", "no_rows", "3_sines", "17_sines", "no_phase")}
+    )
 
 
 class TestSineSumWithoutScale(SineSumContract):
