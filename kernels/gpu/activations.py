@@ -12,7 +12,7 @@ def relu(z):
 
 @triton.jit
 def steep_line(w, b):
-    """w and b times the power of two that brings the larger into [2^100, 2^101), 2^900 in float64.
+    """w and b times the power of two that brings the larger into [2^120, 2^121), 2^1000 in float64.
 
     The line through the same zero, so steep that it leaves [0, 1] within a rounding of it.
     """
@@ -21,12 +21,33 @@ def steep_line(w, b):
         exponent = largest.to(tl.int64, bitcast=True) & 0x7FF0000000000000
         power = exponent.to(tl.float64, bitcast=True)
         power = tl.where(power == 0.0, 2.0**-1022, power)
-        return w / power * 2.0**900, b / power * 2.0**900
+        return w / power * 2.0**1000, b / power * 2.0**1000
     else:
         exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
         power = exponent.to(tl.float32, bitcast=True)
         power = tl.where(power == 0.0, 2.0**-126, power)
-        return tl.div_rn(w, power) * 2.0**100, tl.div_rn(b, power) * 2.0**100
+        return tl.div_rn(w, power) * 2.0**120, tl.div_rn(b, power) * 2.0**120
+
+
+@triton.jit
+def order_of_size(x):
+    """Unsigned integer in the order of |x| ≠ 0, with 0 at the very end: two instructions to watch
+    for the smallest."""
+    if x.dtype == tl.float64:
+        bits = x.to(tl.uint64, bitcast=True)
+    else:
+        bits = x.to(tl.uint32, bitcast=True)
+    # doubling drops the sign; 0 - 1 wraps around
+    return bits + bits - 1
+
+
+@triton.jit
+def is_tiny(smallest, COMPUTE: tl.constexpr):
+    """Whether an order_of_size is that of 0 < |x| < 2^-73, 2^-890 in float64."""
+    if tl.float64 == COMPUTE:
+        return smallest < 0x10A0000000000000 - 1
+    else:
+        return smallest < 0x36000000 - 1
 
 
 @triton.jit
@@ -34,8 +55,9 @@ def step_above_zero(w, b, x):
     """1 where w x + b > 0, else 0, for a steep_line: one fused operation that saturates.
 
     The fused operation has the exact sign, so ties are exact: the step is 0 at w x + b = 0. Off the
-    zero the line is beyond 1 unless x is nearer to it than 2^-100. NaN gives 0. The interpreter
-    rounds the product first: right wherever the tie is between representable numbers.
+    zero |w x + b| is at least 2^-47 of |w x|, hence the line beyond 1, unless x is_tiny. NaN gives
+    0. The interpreter rounds the product first: right wherever a tie is between representable
+    numbers.
     """
     z = tl.fma(tl.zeros_like(x) + w, x, tl.zeros_like(x) + b)
     return tl.minimum(tl.maximum(z, 0.0), 1.0)

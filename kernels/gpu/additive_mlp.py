@@ -14,13 +14,13 @@ from .additive_mlp_bwd import (
     additive_mlp_bwd_x_kernel,
 )
 from .launch import (
-    CONFIGS,
     MAX_CANONICAL_UNITS,
     MAX_UNITS_PER_PROGRAM,
     OUT_PER_PROGRAM,
     SUM_BLOCK,
     block_of,
     compute_dtype,
+    config_for,
     contiguous,
     device_of,
     result_dtype,
@@ -151,13 +151,13 @@ def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, 
     y = torch.empty((n_rows, n_out), device=x.device, dtype=out_dtype)
     if n_rows == 0:
         return y
-    config = CONFIGS["additive_mlp_fwd" if n_out == 1 else "additive_mlp_fwd_many_out"]
+    config = config_for("additive_mlp_fwd" if n_out == 1 else "additive_mlp_fwd_many_out", compute)
     block_in, block_out = block_of(n_in, config.cols), block_of(n_out, OUT_PER_PROGRAM)
     grid = (walking_programs(x, triton.cdiv(n_rows, config.rows)), triton.cdiv(n_out, block_out))
     with device_of(x):
         additive_mlp_fwd_kernel[grid](
             x, *params, y, n_rows, n_in, n_out, x.stride(0),
-            N_HIDDEN=n_hidden, CANONICAL=n_hidden <= MAX_CANONICAL_UNITS,
+            N_HIDDEN=n_hidden, CANONICAL=n_hidden <= MAX_CANONICAL_UNITS[compute],
             EVEN_IN=n_in % block_in == 0, COMPUTE=compute,
             BLOCK_ROWS=config.rows, BLOCK_IN=block_in, BLOCK_OUT=block_out,
             num_warps=config.warps,
@@ -188,13 +188,14 @@ def additive_mlp_bwd(
 def _launch_bwd_x(dy, x, params, dx):
     fc1_weight, fc1_bias, fc2_weight, _, fc3_weight = params
     (n_rows, n_in), n_out = x.shape, fc3_weight.shape[0]
-    config = CONFIGS["additive_mlp_bwd_x"]
+    _, compute = compute_dtype(dy.dtype)
+    config = config_for("additive_mlp_bwd_x", compute)
     block_in = block_of(n_in, config.cols)
     grid = (triton.cdiv(n_rows, config.rows), triton.cdiv(n_in, block_in))
     additive_mlp_bwd_x_kernel[grid](
         dy, x, fc1_weight, fc1_bias, fc2_weight, fc3_weight, dx,
         n_rows, n_in, n_out, dy.stride(0), x.stride(0),
-        N_HIDDEN=fc1_weight.shape[0], COMPUTE=compute_dtype(dy.dtype)[1],
+        N_HIDDEN=fc1_weight.shape[0], COMPUTE=compute,
         BLOCK_ROWS=config.rows, BLOCK_IN=block_in, num_warps=config.warps,
     )  # fmt: skip
 
@@ -203,7 +204,7 @@ def _launch_bwd_params(dy, x, params):
     fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight = params
     (n_rows, n_in), n_out, n_hidden = x.shape, fc3_weight.shape[0], fc1_weight.shape[0]
     compute_torch, compute = compute_dtype(dy.dtype)
-    config = CONFIGS["additive_mlp_bwd_params"]
+    config = config_for("additive_mlp_bwd_params", compute)
     block_in = block_of(n_in, config.cols)
     n_blocks = triton.cdiv(n_in, block_in)
     n_groups = triton.cdiv(n_hidden, MAX_UNITS_PER_PROGRAM[compute])
@@ -223,7 +224,7 @@ def _launch_bwd_params(dy, x, params):
         num_warps=config.warps,
     )  # fmt: skip
     if n_out > 1:
-        config = CONFIGS["additive_mlp_bwd_readout"]
+        config = config_for("additive_mlp_bwd_readout", compute)
         block_in, block_out = block_of(n_in, config.cols), block_of(n_out, OUT_PER_PROGRAM)
         grid = (n_pieces, triton.cdiv(n_in, block_in), triton.cdiv(n_out, block_out))
         additive_mlp_bwd_readout_kernel[grid](

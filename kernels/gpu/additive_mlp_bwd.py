@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .activations import is_tiny, order_of_size
 from .subnet import (
     add_active,
     dense_slope,
@@ -122,6 +123,7 @@ def additive_mlp_bwd_params_kernel(
         fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, first, UNITS, N_HIDDEN, COMPUTE
     )
     total_x = tl.zeros((BLOCK_ROWS, BLOCK_IN), COMPUTE)
+    smallest = order_of_size(total_x)
     sums = zero_tiles(total_x, UNITS)
     sums_x = zero_tiles(total_x, UNITS)
     x0, g0 = load_pair(
@@ -144,8 +146,10 @@ def additive_mlp_bwd_params_kernel(
             x_row_stride, dy_row_stride, ONE_OUT, COMPUTE,
         )  # fmt: skip
         total_x += g0 * x0
+        smallest = tl.minimum(smallest, order_of_size(x0))
         sums, sums_x = add_active(x0, g0, weights, biases, sums, sums_x, UNITS)
         total_x += g1 * x1
+        smallest = tl.minimum(smallest, order_of_size(x1))
         sums, sums_x = add_active(x1, g1, weights, biases, sums, sums_x, UNITS)
         x0 = next_x0
         g0 = next_g0
@@ -163,6 +167,7 @@ def additive_mlp_bwd_params_kernel(
         readout = tl.full((1, BLOCK_IN), 1.0, COMPUTE)
     # an infinite or NaN x or dy shows in g x
     regular = finite & (tl.abs(tl.sum(total_x)) < float("inf"))
+    regular = regular & (is_tiny(tl.min(tl.min(smallest, axis=1), axis=0), COMPUTE) == 0)
     if regular:
         f_sums = store_unit_gradients(
             unit_ptr, sums, sums_x, readout, first, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr,

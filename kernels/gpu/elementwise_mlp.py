@@ -7,11 +7,12 @@ import torch
 import triton
 import triton.language as tl
 
+from .activations import is_tiny, order_of_size
 from .launch import (
-    CONFIGS,
     MAX_CANONICAL_UNITS,
     MAX_UNITS_PER_PROGRAM,
     compute_dtype,
+    config_for,
     contiguous,
     device_of,
     result_dtype,
@@ -127,6 +128,7 @@ def elementwise_mlp_bwd_params_kernel(
     )
     total = tl.zeros((BLOCK,), COMPUTE)
     total_x = tl.zeros((BLOCK,), COMPUTE)
+    smallest = order_of_size(total)
     sums = zero_tiles(total, UNITS)
     sums_x = zero_tiles(total, UNITS)
     x0, g0 = load_pair(x_ptr, dy_ptr, block, length, COMPUTE)
@@ -138,9 +140,11 @@ def elementwise_mlp_bwd_params_kernel(
         next_x1, next_g1 = load_pair(x_ptr, dy_ptr, i + BLOCK + block, length, COMPUTE)
         total += g0
         total_x += g0 * x0
+        smallest = tl.minimum(smallest, order_of_size(x0))
         sums, sums_x = add_active(x0, g0, weights, biases, sums, sums_x, UNITS)
         total += g1
         total_x += g1 * x1
+        smallest = tl.minimum(smallest, order_of_size(x1))
         sums, sums_x = add_active(x1, g1, weights, biases, sums, sums_x, UNITS)
         x0 = next_x0
         g0 = next_g0
@@ -149,7 +153,8 @@ def elementwise_mlp_bwd_params_kernel(
     if first == 0:
         tl.store(out_ptr + 3 * N_HIDDEN, tl.sum(total))
     # an infinite or NaN x or dy shows in dy x
-    if finite & (tl.abs(tl.sum(total_x)) < float("inf")):
+    regular = finite & (tl.abs(tl.sum(total_x)) < float("inf"))
+    if regular & (is_tiny(tl.min(smallest, axis=0), COMPUTE) == 0):
         store_unit_gradients(
             out_ptr, sums, sums_x, 1.0, first, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr,
             UNITS, N_HIDDEN, COMPUTE,
@@ -183,12 +188,12 @@ def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     y = torch.empty(x.shape, device=x.device, dtype=out_dtype)
     if x.numel() == 0:
         return y
-    config = CONFIGS["elementwise_mlp_fwd"]
+    config = config_for("elementwise_mlp_fwd", compute)
     n_hidden = fc1_weight.shape[0]
     with device_of(x):
         elementwise_mlp_fwd_kernel[(walking_programs(x, triton.cdiv(x.numel(), config.cols)),)](
             x, *params, y, x.numel(),
-            N_HIDDEN=n_hidden, CANONICAL=n_hidden <= MAX_CANONICAL_UNITS, COMPUTE=compute,
+            N_HIDDEN=n_hidden, CANONICAL=n_hidden <= MAX_CANONICAL_UNITS[compute], COMPUTE=compute,
             BLOCK=config.cols, num_warps=config.warps,
         )  # fmt: skip
     return y
@@ -206,13 +211,13 @@ def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, *, need_dx, nee
     dparams = None
     with device_of(x):
         if need_dx:
-            config = CONFIGS["elementwise_mlp_bwd_x"]
+            config = config_for("elementwise_mlp_bwd_x", compute)
             elementwise_mlp_bwd_x_kernel[(triton.cdiv(n, config.cols),)](
                 dy, x, *params, dx, n,
                 N_HIDDEN=n_hidden, COMPUTE=compute, BLOCK=config.cols, num_warps=config.warps,
             )  # fmt: skip
         if need_dparams:
-            config = CONFIGS["elementwise_mlp_bwd_params"]
+            config = config_for("elementwise_mlp_bwd_params", compute)
             n_groups = triton.cdiv(n_hidden, MAX_UNITS_PER_PROGRAM[compute])
             piece_size, n_pieces = cut(n, 1, n_params, config.cols)
             partials = torch.empty((n_pieces, n_params), device=x.device, dtype=compute_torch)

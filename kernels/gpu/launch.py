@@ -49,13 +49,13 @@ CONFIGS = {
     "sum_pieces": Config(rows=32, cols=32, warps=4),
 }
 
-# widest subnet whose breakpoints and coefficients stay in registers (two a unit)
-MAX_CANONICAL_UNITS = 64
+# widest subnet whose breakpoints and coefficients stay in registers (two a unit, four in float64)
+MAX_CANONICAL_UNITS = {tl.float32: 32, tl.float64: 8}
 # hidden units per program of a parameter gradient: 2 x 16 accumulators x 4 elements a thread are
-# what fits into 255 registers; in float64 each takes two, and so do the coefficients
-MAX_UNITS_PER_PROGRAM = {tl.float32: 16, tl.float64: 4}
+# what fits into 255 registers; in float64 all take two
+MAX_UNITS_PER_PROGRAM = {tl.float32: 16, tl.float64: 8}
 # waves per program of a parameter gradient: up to 3 x 8 accumulators x 4 elements a thread
-MAX_WAVES_PER_PROGRAM = 8
+MAX_WAVES_PER_PROGRAM = {tl.float32: 8, tl.float64: 4}
 # waves read at a time where only their largest frequency matters
 BLOCK_WAVES = 128
 # fewer elements than this are dealt out in quarter tiles
@@ -66,6 +66,16 @@ PROGRAMS_PER_SM = 8
 SUM_BLOCK = 512
 # outputs per program where there are several
 OUT_PER_PROGRAM = 8
+
+
+def config_for(name: str, compute: tl.dtype) -> Config:
+    """Tile of a kernel: half the size in float64, where each value takes two registers."""
+    config = CONFIGS[name]
+    if compute != tl.float64:
+        return config
+    if config.rows == 1:
+        return config._replace(cols=config.cols // 2)
+    return config._replace(rows=config.rows // 2)
 
 
 def compute_dtype(out_dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:

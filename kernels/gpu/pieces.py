@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import CONFIGS
+from .launch import config_for
 
 # a piece has at least this many elements, so that its last reduction does not dominate
 MIN_PIECE_ELEMENTS = 8192
@@ -70,7 +70,7 @@ def cut(n_rows: int, row_size: int, n_partials: int, multiple: int) -> tuple[int
 
 def sum_pieces(partials, first, second, out_dtype, compute) -> torch.Tensor:
     """Column sums of the two matrices of shapes ``first`` and ``second`` in ``partials``."""
-    config = CONFIGS["sum_pieces"]
+    config = config_for("sum_pieces", compute)
     out = torch.empty(first[1] + second[1], device=partials.device, dtype=out_dtype)
     n_blocks = triton.cdiv(first[1], config.cols) + triton.cdiv(second[1], config.cols)
     sum_pieces_kernel[(n_blocks,)](

@@ -13,10 +13,10 @@ import triton.language as tl
 from .activations import cos_turns, reduce_turns, reduce_turns_any, sin_turns, turns_limit
 from .launch import (
     BLOCK_WAVES,
-    CONFIGS,
     FULL_TILE_ELEMENTS,
     MAX_WAVES_PER_PROGRAM,
     compute_dtype,
+    config_for,
     contiguous,
     device_of,
     result_dtype,
@@ -234,13 +234,14 @@ def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
     n = x.numel()
     if n == 0:
         return y
-    config = CONFIGS["sine_sum_fwd"]
+    _, compute = compute_dtype(out_dtype)
+    config = config_for("sine_sum_fwd", compute)
     block = _block(n, config)
     with device_of(x):
         sine_sum_fwd_kernel[(triton.cdiv(n, block),)](
             x, *params, y, n, w.shape[0],
             FACTOR=_factor(w, mean), TURNS=scale / (2 * math.pi),
-            COMPUTE=compute_dtype(out_dtype)[1], BLOCK=block, BLOCK_WAVES=BLOCK_WAVES,
+            COMPUTE=compute, BLOCK=block, BLOCK_WAVES=BLOCK_WAVES,
             num_warps=config.warps,
         )  # fmt: skip
     return y
@@ -259,15 +260,15 @@ def sine_sum_bwd(dy, x, w, amplitude, phase, scale, mean, *, need_dx, need_dpara
     numbers = {"FACTOR": _factor(w, mean), "SCALE": scale, "TURNS": scale / (2 * math.pi)}
     with device_of(x):
         if need_dx:
-            config = CONFIGS["sine_sum_bwd_x"]
+            config = config_for("sine_sum_bwd_x", compute)
             block = _block(n, config)
             sine_sum_bwd_x_kernel[(triton.cdiv(n, block),)](
                 dy, x, *params, dx, n, n_waves, **numbers,
                 COMPUTE=compute, BLOCK=block, BLOCK_WAVES=BLOCK_WAVES, num_warps=config.warps,
             )  # fmt: skip
         if need_dparams:
-            config = CONFIGS["sine_sum_bwd_params"]
-            waves = min(n_waves, MAX_WAVES_PER_PROGRAM)
+            config = config_for("sine_sum_bwd_params", compute)
+            waves = min(n_waves, MAX_WAVES_PER_PROGRAM[compute])
             piece_size, n_pieces = cut(n, 1, n_params, config.cols)
             partials = torch.empty((n_pieces, n_params), device=x.device, dtype=compute_torch)
             sine_sum_bwd_params_kernel[(n_pieces, triton.cdiv(n_waves, waves))](
