@@ -194,6 +194,13 @@ def _output(*command):
     ).stdout
 
 
+def arithmetic(instruction):
+    """Operations of one instruction; sm_100 has forms for two values or operations at once."""
+    if not MATH.match(instruction):
+        return 0
+    return 2 if re.match(r"F(FMA|ADD|MUL)2|FMNMX3", instruction) else 1
+
+
 def innermost_loops(instructions, labels):
     """(start, end) of every loop without a loop inside, in program order."""
     loops = []
@@ -227,7 +234,7 @@ def measure(label, case, target):
     elements = case.hot.tiles * tile / threads
     for start, end in innermost_loops(instructions, labels):
         body = instructions[start : end + 1]
-        if sum(bool(MATH.match(i)) for i in body) >= case.hot.math * elements:
+        if sum(arithmetic(i) for i in body) >= case.hot.math * elements:
             per_element = len(body) * case.hot.iterations / (elements * case.hot.per)
             return {**figures, "per_element": round(per_element, 2)}
     raise RuntimeError(f"no hot loop found in {label} for {target}: see the method above")

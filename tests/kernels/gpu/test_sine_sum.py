@@ -1,0 +1,82 @@
+"""What only the Triton launchers of sine_sum do; tests/ops judges values and gradients."""
+
+import math
+
+import pytest
+import torch
+from closeness import assert_as_good_as_torch, sine_sum_terms
+from fastmlp.kernels.gpu.sine_sum import sine_sum_bwd, sine_sum_fwd
+
+from fastmlp import reference
+
+
+def judge(x, w, amplitude, phase, scale, mean, dy):
+    """Compare the launchers with plain PyTorch."""
+    given = {"x": x, "w": w, "amplitude": amplitude, "phase": phase}
+    given = {name: t for name, t in given.items() if t is not None}
+    reduction = "mean" if mean else "sum"
+    results = []
+    for dtype in (x.dtype, torch.float64):
+        leaves = {name: t.to(dtype).requires_grad_() for name, t in given.items()}
+        y = reference.sine_sum(**leaves, scale=scale, reduction=reduction)
+        results.append((y, *torch.autograd.grad(y, list(leaves.values()), dy.to(dtype))))
+    y = sine_sum_fwd(x, w, amplitude, phase, scale, mean)
+    dx, dparams = sine_sum_bwd(
+        dy, x, w, amplitude, phase, scale, mean, need_dx=True, need_dparams=True
+    )
+    ours = (y, dx, *dparams.split(len(w)))
+    doubles = [None if t is None else t.double() for t in (w, amplitude, phase)]
+    terms = sine_sum_terms(dy.double(), x.double(), *doubles, scale, reduction)
+    for name, our, plain, exact in zip(("y", *given), ours, *results, strict=True):
+        assert_as_good_as_torch(our, plain, exact, terms=terms[name], name=name)
+
+
+@pytest.mark.parametrize("has_amplitude", [False, True], ids=["", "amplitude"])
+@pytest.mark.parametrize("has_phase", [False, True], ids=["", "phase"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_options(has_amplitude, has_phase, dtype, device, draw):
+    x, w, dy = (draw(n).to(dtype).to(device) for n in (30, 9, 30))
+    amplitude = draw(9).to(dtype).to(device) if has_amplitude else None
+    phase = 3 * draw(9).to(dtype).to(device) if has_phase else None
+    judge(x, w, amplitude, phase, 1.7, has_phase, dy)
+
+
+@pytest.mark.parametrize("n", [1, 511, 513, 8193], ids="n_{}".format)
+def test_sizes_around_tiles_and_pieces(n, device, draw):
+    x, w, dy = (draw(k).float().to(device) for k in (n, 2, n))
+    judge(x, w, None, None, math.pi, True, dy)
+
+
+@pytest.mark.parametrize("size", [1e3, 2.0**21, 2.0**24, 2.0**60], ids="{:.0e}".format)
+def test_whole_turns_of_any_size_are_exact(size, device):
+    # w x/2 is a whole number of turns: the sine is 0 and the cosine 1, at either reduction
+    x = torch.tensor([2.0, -4.0, 6.0], device=device) * round(size)
+    w = torch.tensor([1.0, 2.0], device=device)
+    ones = torch.ones_like(x)
+    assert torch.equal(sine_sum_fwd(x, w, None, None, math.pi, False), torch.zeros_like(x))
+    dx, dparams = sine_sum_bwd(
+        ones, x, w, None, None, math.pi, False, need_dx=True, need_dparams=True
+    )
+    torch.testing.assert_close(dx, 3 * math.pi * ones, rtol=5e-7, atol=0)
+    torch.testing.assert_close(dparams, x.sum() * math.pi * torch.ones_like(w), rtol=5e-7, atol=0)
+
+
+@pytest.mark.parametrize("special", [math.nan, math.inf, -math.inf], ids=str)
+def test_values_that_are_not_finite_give_nan(special, device, draw):
+    x, w = draw(20).float().to(device), draw(3).float().to(device)
+    x[4] = special
+    y = sine_sum_fwd(x, w, None, None, math.pi, True)
+    dx, dparams = sine_sum_bwd(
+        torch.ones_like(x), x, w, None, None, math.pi, True, need_dx=True, need_dparams=True
+    )
+    assert y[4].isnan()
+    assert y.isnan().sum() == dx.isnan().sum() == 1
+    assert dparams.isnan().all()
+
+
+def test_no_elements_need_no_launch(device, draw):
+    w, x = draw(3).float().to(device), torch.empty(0, device=device)
+    assert sine_sum_fwd(x, w, w, None, 1.0, True).shape == (0,)
+    dx, dparams = sine_sum_bwd(x, x, w, w, None, 1.0, True, need_dx=True, need_dparams=True)
+    assert dx.shape == (0,)
+    assert torch.equal(dparams, torch.zeros(6, device=device))
