@@ -1,0 +1,152 @@
+"""`bench/run.py` on a tiny case: providers, the gate, the schema of its JSON, the table."""
+
+import copy
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).parents[2] / "bench"
+METADATA = {"date", "commit", "device", "cpu", "threads", "python", "torch", "triton", "numba"}
+FIXED = {"op", "case", "mode", "provider", "graph", "error", "floor_us", "bytes_moved"}
+MEASURED = {"median_us", "low_us", "high_us", "n_samples", "peak_extra_bytes", "gb_per_s"}
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The module bench/run.py, with one tiny case a suite."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    # append to a copy: bench/common.py adds tests/ to the path
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    module = importlib.import_module("run")
+    tiny = {"additive_mlp": (6, 64), "elementwise_mlp": (50,), "sine_sum": (50,)}
+    common = module.common
+    suites = {}
+    for op, suite in module.SUITES.items():
+        case = common.Case(
+            "tiny",
+            tiny[op],
+            settings=suite.cases[0].settings,
+            x_grad=suite.cases[0].x_grad,
+            quick=True,
+        )
+        fields = {name: getattr(suite, name) for name in suite.__dataclass_fields__}
+        suites[op] = common.Suite(**{**fields, "cases": (case,)})
+    monkeypatch.setattr(module, "SUITES", suites)
+    monkeypatch.setattr(common, "measure_bandwidth", lambda device: {"read": 5.0, "copy": 6.0})
+    return module
+
+
+@pytest.fixture
+def _few_rounds(bench, monkeypatch):
+    def two_rounds(steps, *, seconds):
+        return original(steps, seconds=0, min_rounds=2, block=0)
+
+    original = bench.common.time_interleaved
+    monkeypatch.setattr(bench.common, "time_interleaved", two_rounds)
+
+
+@pytest.fixture
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_few_rounds", "_threads")
+class TestRun:
+    def test_writes_json_of_the_schema(self, bench, tmp_path):
+        file = tmp_path / "new" / "results.json"
+        bench.main(["--providers", "torch,fastmlp", "--json", str(file)])
+        report = json.loads(file.read_text())
+        assert report["metadata"].keys() >= METADATA
+        assert report["metadata"]["bandwidth_gb_per_s"] == {"read": 5.0, "copy": 6.0}
+        results = report["results"]
+        assert {r["op"] for r in results} == {"additive_mlp", "elementwise_mlp", "sine_sum"}
+        assert {r["provider"] for r in results} == {"torch", "fastmlp"}
+        assert {r["mode"] for r in results} == set(bench.common.MODES)
+        for record in results:
+            assert record.keys() >= FIXED
+            assert record["error"] is None
+            assert record.keys() >= MEASURED
+            assert 0 < record["low_us"] <= record["median_us"] <= record["high_us"]
+
+    def test_quick_prints_each_mode_but_the_bare_forward(self, bench, capsys):
+        bench.main(["--quick", "--providers", "torch,fastmlp", "sine_sum"])
+        text = capsys.readouterr().out
+        assert "sine_sum tiny, inference" in text
+        assert "sine_sum tiny, forward_backward" in text
+        assert "forward;" not in text
+        assert "additive_mlp" not in text
+        assert text.count("1.00×") == 2
+
+    def test_a_wrong_provider_is_listed_with_its_message_and_not_timed(
+        self, bench, monkeypatch, capsys
+    ):
+        def off_by_a_little(suite, case, plain):
+            wrong = copy.deepcopy(plain)
+            wrong.register_forward_hook(lambda module, inputs, y: y * 1.001)
+            return wrong
+
+        monkeypatch.setitem(bench.PROVIDERS, "wrong", off_by_a_little)
+        options = ["--providers", "torch,wrong", "additive_mlp"]
+        report = bench.main(options)
+        wrong = [r for r in report["results"] if r["provider"] == "wrong"]
+        assert len(wrong) == 3
+        assert all("not as good as PyTorch's" in r["error"] for r in wrong)
+        assert not any("median_us" in r for r in wrong)
+        assert "note 3: additive_mlp tiny" in capsys.readouterr().out
+
+    def test_a_provider_that_raises_does_not_stop_the_others(self, bench, monkeypatch):
+        def absent(suite, case, plain):
+            raise ImportError("no such library")
+
+        monkeypatch.setitem(bench.PROVIDERS, "absent", absent)
+        report = bench.main(["--quick", "--providers", "absent,torch", "sine_sum"])
+        errors = {r["provider"]: r["error"] for r in report["results"]}
+        assert errors == {"absent": "ImportError: no such library", "torch": None}
+
+
+def test_gate_sums_chunks_to_the_whole(bench, monkeypatch):
+    common, suite = bench.common, bench.SUITES["elementwise_mlp"]
+    case = suite.cases[0]
+    plain = suite.reference(case)
+    x, dy = suite.draw(case).requires_grad_(), torch.randn(case.shape)
+    whole = common.Gate(suite, plain, x, dy)
+    monkeypatch.setattr(common.Gate, "CHUNK", 7)
+    parts = common.Gate(suite, plain, x, dy)
+    assert whole.exact.keys() == parts.exact.keys() == parts.terms.keys()
+    for name in whole.exact:
+        torch.testing.assert_close(parts.exact[name], whole.exact[name], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(parts.terms[name], whole.terms[name], rtol=1e-12, atol=1e-12)
+
+
+def test_providers_have_one_baseline(bench):
+    assert bench.BASELINE in bench.PROVIDERS
+    assert {"torch", "torch_compile", "fastmlp"} <= set(bench.PROVIDERS)
+
+
+def test_peak_memory_sees_what_a_call_allocates(bench):
+    n_bytes = 64 << 20
+
+    def step():
+        return torch.ones(n_bytes // 4)
+
+    step()
+    peak = bench.common.peak_extra_bytes(step, torch.device("cpu"))
+    if peak is None:
+        pytest.skip("no /proc/self/clear_refs here")
+    assert n_bytes * 0.98 < peak < n_bytes * 1.2
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [(["nothing"], "suite must be one of"), (["--providers", "jax9"], "provider must be one of")],
+)
+def test_unknown_names_are_refused(bench, capsys, argv, message):
+    with pytest.raises(SystemExit):
+        bench.main(argv)
+    assert message in capsys.readouterr().err
