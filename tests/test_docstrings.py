@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+from pathlib import Path
 
 import fastmlp.kernels
 import pytest
@@ -95,6 +96,16 @@ def test_examples_run(name):
     module = load(name)
     flags = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
     assert doctest.testmod(module, optionflags=flags).failed == 0
+
+
+def test_examples_of_the_readme_run():
+    text = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) >= 3
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["x"].shape == names["y"].shape
 
 
 def test_the_checks_can_fail():

@@ -21,6 +21,9 @@ ALLOWED = {
     "ops": {"ops", "backends", "reference"},
     "reference": set(),
     "backends": set(),
+    # the two ends of the package: what users import, and the report about it
+    "__init__": {"kernels", "functional", "reference", "backends", "modules"},
+    "__main__": {"", "functional", "reference", "backends"},
 }
 
 
@@ -55,8 +58,6 @@ def parse(path):
 @pytest.mark.parametrize("path", PACKAGE, ids=name_of)
 def test_imports_only_go_down(path):
     layer = path.relative_to(ROOT / "fastmlp").with_suffix("").parts[0]
-    if layer not in ALLOWED:
-        pytest.skip("belongs to no layer")
     for name in imports(parse(path)):
         assert not name.startswith("."), f"{name}: imports within fastmlp/ are absolute"
         if name.split(".")[0] == "fastmlp":
