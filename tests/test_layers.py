@@ -51,6 +51,17 @@ def _outside_functions(tree):
             todo.extend(ast.iter_child_nodes(node))
 
 
+def options(tree):
+    """Names and values of keyword arguments and of dictionaries that may become such."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg:
+            yield node.arg, node.value
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant):
+                    yield key.value, value
+
+
 def parse(path):
     return ast.parse(path.read_text("utf-8"))
 
@@ -108,22 +119,22 @@ def test_heavy_packages_are_imported_on_first_use(path):
 @pytest.mark.parametrize("path", KERNELS, ids=name_of)
 def test_fastmath_keeps_nan_and_infinity(path):
     # fastmath=True also passes every test of special values on some machines
-    for node in ast.walk(parse(path)):
-        if isinstance(node, ast.keyword) and node.arg == "fastmath":
-            assert not (isinstance(node.value, ast.Constant) and node.value.value is not False), (
-                f"line {node.value.lineno}: name the flags"
+    for name, value in options(parse(path)):
+        if name == "fastmath":
+            assert not (isinstance(value, ast.Constant) and value.value is not False), (
+                f"line {value.lineno}: name the flags"
             )
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Constant):
             assert node.value not in ("nnan", "ninf", "fast"), f"line {node.lineno}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels" / "cpu").glob("*.py")), ids=name_of)
 def test_numba_neither_threads_nor_caches_in_its_own_way(path):
+    for name, value in options(parse(path)):
+        off = isinstance(value, ast.Constant) and value.value is False
+        assert name not in ("parallel", "cache") or off, f"line {value.lineno}: {name}"
     for node in ast.walk(parse(path)):
-        if isinstance(node, ast.keyword):
-            assert node.arg not in ("parallel", "cache") or node.value.value is False, (
-                f"line {node.value.lineno}: {node.arg}"
-            )
         assert not (isinstance(node, ast.Attribute) and node.attr == "prange")
 
 
