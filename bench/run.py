@@ -41,14 +41,18 @@ def first_line(error):
     return f"{type(error).__name__}: {lines[0]}"[:300]
 
 
-def prepare(suite, case, mode, names, device):
-    """The functions to time, and the messages of the providers that have none."""
+def set_up(suite, case, device):
+    """Input, output gradient, plain module and gate of a case."""
     torch.manual_seed(1)
     x = suite.draw(case).to(device).requires_grad_(case.x_grad)
     plain = suite.reference(case).to(device)
     with torch.no_grad():
         dy = torch.randn(len(x), *plain(x[:1]).shape[1:]).to(device)
-    gate = common.Gate(suite, plain, x, dy)
+    return x, dy, plain, common.Gate(suite, plain, x, dy)
+
+
+def admit(suite, case, mode, names, x, dy, plain, gate):
+    """The functions to time, and the messages of the providers that have none."""
     steps, errors = {}, {}
     for name in names:
         # whatever goes wrong with one provider is recorded, and the others are timed
@@ -61,9 +65,8 @@ def prepare(suite, case, mode, names, device):
     return steps, errors
 
 
-def measure(suite, case, mode, names, device, bandwidth, seconds):
+def measure(suite, case, mode, steps, errors, device, bandwidth, seconds):
     """One record per provider (and, on CUDA, per way to launch) of one case in one mode."""
-    steps, errors = prepare(suite, case, mode, names, device)
     fixed = {
         "op": suite.op,
         "case": case.name,
@@ -116,11 +119,12 @@ def run(suites, names, device, *, quick=False, seconds=6.0, say=print):
         for case in suite.cases:
             if quick and not case.quick:
                 continue
+            prepared = set_up(suite, case, device)
             for mode in case.modes:
                 if quick and mode == "forward":
                     continue
-                records = measure(suite, case, mode, names, device, bandwidth, seconds)
-                results.extend(records)
+                steps, errors = admit(suite, case, mode, names, *prepared)
+                results += measure(suite, case, mode, steps, errors, device, bandwidth, seconds)
                 say(f"  {suite.op} {case.name} {mode}: {time.perf_counter() - began:.0f} s")
     return {"metadata": about, "results": results}
 
