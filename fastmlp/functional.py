@@ -46,9 +46,15 @@ def _check_tensor(name, value, device):
 
 
 def _check_parameter(name, value, shape, device):
+    if (
+        isinstance(value, torch.Tensor)
+        and value.shape == shape
+        and value.dtype in _DTYPES
+        and value.device == device
+    ):
+        return
     _check_tensor(name, value, device)
-    if value.shape != shape:
-        raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
+    raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
 
 
 def _check_x(x):

@@ -78,11 +78,16 @@ class FusedOp:
         """Cut the flat parameter gradient into one view per needed tensor, ``None`` elsewhere."""
         if dparams is None:
             return [None] * len(tensors)
+        gradients = []
         parts = dparams.split_with_sizes(self.gradient_sizes(x, *tensors))
-        return [
-            _shaped_like(tensor, part) if need else None
-            for tensor, part, need in zip(tensors, parts, needed, strict=True)
-        ]
+        for tensor, part, need in zip(tensors, parts, needed, strict=True):
+            if not need:
+                gradients.append(None)
+                continue
+            if tensor.dim() != 1:
+                part = part.view_as(tensor)
+            gradients.append(part if part.dtype is tensor.dtype else part.to(tensor.dtype))
+        return gradients
 
     def _register(self, tensors, options):
         typed = [
@@ -137,12 +142,6 @@ class FusedOp:
         dx, dparams = self._library_bwd(dy, x, *tensors, *ctx.options, need_dx, need_dparams)
         gradients = self.split(dparams if need_dparams else None, x, tensors, needed)
         return dx if need_dx else None, *gradients, *[None] * len(ctx.options)
-
-
-def _shaped_like(tensor, part):
-    if tensor.dim() != 1:
-        part = part.view_as(tensor)
-    return part if part.dtype is tensor.dtype else part.to(tensor.dtype)
 
 
 def _common_dtype(*tensors):

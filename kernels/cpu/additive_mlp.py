@@ -23,12 +23,52 @@ from .subnet import (
     add_unit_gradients,
     all_finite,
     canonical_form,
+    canonical_values,
     is_finite,
+    mend_values,
     plain_gradients,
     plain_value,
     sort_units,
     values,
+    whole_rows,
 )
+
+
+@inner
+def _read_out(f, readout, c, n_rows, n_in, n_out, y, start, real):
+    """y[start + i, m] = Σ_j V[m, j]·f[i, j] + c[m] on a block of rows; returns a sum of 0·y."""
+    zero = real(0)
+    not_finite = zero
+    width = np.uintp(n_in)
+    for m in range(n_out):
+        column = readout[m * n_in : (m + 1) * n_in]
+        cm = c[m]
+        i = 0
+        while i + 4 <= n_rows:
+            # four rows at a time: a row's sum alone waits for its own additions
+            y0 = y1 = y2 = y3 = zero
+            row = np.uintp(i * n_in)
+            for j in range(n_in):
+                e = row + np.uintp(j)
+                v = column[j]
+                y0 += v * f[e]
+                y1 += v * f[e + width]
+                y2 += v * f[e + width + width]
+                y3 += v * f[e + width + width + width]
+            y0, y1, y2, y3 = y0 + cm, y1 + cm, y2 + cm, y3 + cm
+            at = (start + i) * n_out + m
+            y[at], y[at + n_out], y[at + 2 * n_out], y[at + 3 * n_out] = y0, y1, y2, y3
+            not_finite += (y0 + y1) * zero + (y2 + y3) * zero
+            i += 4
+        while i < n_rows:
+            y0 = zero
+            row = np.uintp(i * n_in)
+            for j in range(n_in):
+                y0 += column[j] * f[row + np.uintp(j)]
+            y[(start + i) * n_out + m] = y0 + cm
+            not_finite += (y0 + cm) * zero
+            i += 1
+    return not_finite
 
 
 @entry
@@ -41,20 +81,18 @@ def _fwd(real):
         readout, c = array_at(readout_at, n_out * n_in, real), vector_at(c_at, n_out, real)
         x, y = array_at(x_at, last * n_in, real), array_at(y_at, last * n_out, real)
         t, slopes, s, c0, fits = canonical_form(w, b, v, d, real)
-        block_rows = max(1, BLOCK // n_in)
-        f = np.empty(block_rows * n_in, real)
+        block_rows = max(4, BLOCK // n_in // 4 * 4)
+        f = np.zeros(block_rows * n_in, real)
         for start in range(first, last, block_rows):
-            stop = min(start + block_rows, last)
-            fb = f[: (stop - start) * n_in]
-            values(x[start * n_in : stop * n_in], t, slopes, s, c0, fits, w, b, v, d, fb, real)
-            for i in range(stop - start):
-                row = fb[i * n_in : (i + 1) * n_in]
-                for m in range(n_out):
-                    column = readout[m * n_in : (m + 1) * n_in]
-                    total = real(0)
-                    for j in range(n_in):
-                        total += column[j] * row[j]
-                    y[(start + i) * n_out + m] = total + c[m]
+            n_rows = min(block_rows, last - start)
+            xb, fb = x[start * n_in : (start + n_rows) * n_in], f[: n_rows * n_in]
+            if fits:
+                canonical_values(xb, t, slopes, s, c0, fb)
+            # what is not finite in f is not finite in y
+            special = _read_out(fb, readout, c, n_rows, n_in, n_out, y, start, real)
+            if not (fits and special == 0):
+                mend_values(xb, fits, w, b, v, d, fb, real)
+                _read_out(fb, readout, c, n_rows, n_in, n_out, y, start, real)
 
     return additive_mlp_fwd
 
@@ -209,17 +247,7 @@ def _bwd(real):
                 for i in range(n_rows):
                     for m in range(n_out):
                         sums[at_dc + m] += dyb[i * n_out + m]
-                if direct and n_rows == block_rows:
-                    add_hinge_sums(xs, gb, n_rising, t, hinge_a[0], hinge_b[0])
-                else:
-                    for chunk in range(n_chunks):
-                        tile_g[:] = 0
-                        _pack(xs, n_rows, n_in, rows_per_lane_row, chunk, tile_x)
-                        _pack(gb, n_rows, n_in, rows_per_lane_row, chunk, tile_g)
-                        add_hinge_sums(tile_x, tile_g, n_rising, t, hinge_a[chunk], hinge_b[chunk])
-            if regular:
-                continue
-            for i in range(n_rows):
+            for i in range(0 if regular else n_rows):
                 row_is_finite = fits and all_finite(dyb[i * n_out : (i + 1) * n_out], real)
                 for j in range(n_in):
                     x_ij = xb[i * n_in + j]
@@ -237,6 +265,18 @@ def _bwd(real):
                         # sum_dy has this row for every feature
                         sums[at_dv + j] -= dyb[i] * d
                         sums[at_dd] -= g_ij
+            if not need_dparams:
+                continue
+            if direct and n_rows == block_rows:
+                add_hinge_sums(xs, gb, TILE_ROWS, n_rising, t, hinge_a[0], hinge_b[0])
+                continue
+            tile_rows = whole_rows((n_rows + rows_per_lane_row - 1) // rows_per_lane_row)
+            for chunk in range(n_chunks):
+                a, bb = hinge_a[chunk], hinge_b[chunk]
+                tile_g[:] = 0
+                _pack(xs, n_rows, n_in, rows_per_lane_row, chunk, tile_x)
+                _pack(gb, n_rows, n_in, rows_per_lane_row, chunk, tile_g)
+                add_hinge_sums(tile_x, tile_g, tile_rows, n_rising, t, a, bb)
 
         if not need_dparams:
             return
@@ -291,7 +331,7 @@ def additive_mlp_bwd(
 ):
     """dx [N, F] or None, and [dw1 (H), db1 (H), dw2 (H), db2 (1), dV (M·F), dc (M)] or None."""
     compute, tensors, addresses = prepare_as(
-        dy.dtype, dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight
+        dy.dtype, (dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight)
     )
     n_rows, n_in = x.shape
     n_hidden, n_out = fc1_weight.shape[0], fc3_weight.shape[0]

@@ -20,6 +20,7 @@ from .subnet import (
     plain_gradients,
     sort_units,
     values,
+    whole_rows,
 )
 
 
@@ -77,7 +78,9 @@ def _bwd(real):
                 for e in range(size):
                     out[e] = gs[e] * slopes[e]
             if need_dparams:
-                add_hinge_sums(xs, gs, n_rising, t, hinge_a, hinge_b)
+                add_hinge_sums(
+                    xs, gs, whole_rows((size + LANES - 1) // LANES), n_rising, t, hinge_a, hinge_b
+                )
                 add_columns(gs, total)
             if not regular:
                 for e in range(size):
@@ -108,7 +111,7 @@ def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
 
 def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, *, need_dx, need_dparams):
     """dx [*] or None, and [dw1 (H), db1 (H), dw2 (H), db2 (1)] or None."""
-    compute, tensors, addresses = prepare_as(dy.dtype, dy, x, fc1_weight, fc1_bias, fc2_weight)
+    compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, fc1_weight, fc1_bias, fc2_weight))
     n, n_hidden = x.numel(), fc1_weight.shape[0]
     dx = tensors[1].new_empty(x.shape) if need_dx else None
     n_sums = 3 * n_hidden + 1 if need_dparams else 0

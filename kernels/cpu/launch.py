@@ -27,17 +27,22 @@ def prepare(*tensors):
         if t is not None and t.dtype is not dtype:
             dtype = reduce(torch.promote_types, (t.dtype for t in tensors if t is not None))
             break
-    return dtype, *prepare_as(dtype, *tensors)
+    return dtype, *prepare_as(dtype, tensors)
 
 
-def prepare_as(dtype, *tensors):
+def prepare_as(dtype, tensors):
     """The same for a backward launcher, where the output's dtype is known."""
     compute = torch.float64 if dtype is torch.float64 else torch.float32
+    addresses = []
     for t in tensors:
-        if t is not None and not (t.dtype is compute and t.is_contiguous()):
+        if t is None:
+            addresses.append(0)
+        elif t.dtype is compute and t.is_contiguous():
+            addresses.append(t.data_ptr())
+        else:
             tensors = [t if t is None else t.detach().to(compute).contiguous() for t in tensors]
-            break
-    return compute, tensors, [0 if t is None else t.data_ptr() for t in tensors]
+            return compute, tensors, [0 if t is None else t.data_ptr() for t in tensors]
+    return compute, tensors, addresses
 
 
 def cast_back(tensor, dtype):

@@ -156,7 +156,7 @@ def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
 
 def sine_sum_bwd(dy, x, w, amplitude, phase, scale, mean, *, need_dx, need_dparams):
     """dx [*] or None, and [dw (W), damplitude (W) if given, dphase (W) if given] or None."""
-    compute, tensors, addresses = prepare_as(dy.dtype, dy, x, w, amplitude, phase)
+    compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, w, amplitude, phase))
     n, width = x.numel(), w.shape[0]
     dx = tensors[1].new_empty(x.shape) if need_dx else None
     n_parts = 1 + (amplitude is not None) + (phase is not None)

@@ -115,24 +115,42 @@ def canonical_form(w, b, v, d, real):
 
 
 @inner
-def add_hinges(x, t, c, f):
-    """f += Σ_k c_k·max(x, t_k) on a block."""
-    k = 0
+def canonical_values(x, t, c, s, c0, f):
+    """f = S·x + C + Σ_k c_k·max(x, t_k) on a block; not finite where x is not, or on overflow."""
+    if t.size >= 4:
+        t0, t1, t2, t3 = t[0], t[1], t[2], t[3]
+        a0, a1, a2, a3 = c[0], c[1], c[2], c[3]
+        for e in range(x.size):
+            xe = x[e]
+            # NaN gets through in s·x: the comparisons drop it
+            f[e] = (s * xe + c0) + (
+                (a0 * (xe if xe > t0 else t0) + a1 * (xe if xe > t1 else t1))
+                + (a2 * (xe if xe > t2 else t2) + a3 * (xe if xe > t3 else t3))
+            )
+    else:
+        for e in range(x.size):
+            f[e] = s * x[e] + c0
+    k = 4 if t.size >= 4 else 0
     while k + 4 <= t.size:
         t0, t1, t2, t3 = t[k], t[k + 1], t[k + 2], t[k + 3]
-        c0, c1, c2, c3 = c[k], c[k + 1], c[k + 2], c[k + 3]
+        a0, a1, a2, a3 = c[k], c[k + 1], c[k + 2], c[k + 3]
         for e in range(x.size):
             xe = x[e]
-            f[e] += (c0 * (xe if xe > t0 else t0) + c1 * (xe if xe > t1 else t1)) + (
-                c2 * (xe if xe > t2 else t2) + c3 * (xe if xe > t3 else t3)
+            f[e] += (a0 * (xe if xe > t0 else t0) + a1 * (xe if xe > t1 else t1)) + (
+                a2 * (xe if xe > t2 else t2) + a3 * (xe if xe > t3 else t3)
             )
         k += 4
-    while k < t.size:
-        t0, c0 = t[k], c[k]
+    if k + 2 <= t.size:
+        t0, t1, a0, a1 = t[k], t[k + 1], c[k], c[k + 1]
         for e in range(x.size):
             xe = x[e]
-            f[e] += c0 * (xe if xe > t0 else t0)
-        k += 1
+            f[e] += a0 * (xe if xe > t0 else t0) + a1 * (xe if xe > t1 else t1)
+        k += 2
+    if k < t.size:
+        t0, a0 = t[k], c[k]
+        for e in range(x.size):
+            xe = x[e]
+            f[e] += a0 * (xe if xe > t0 else t0)
 
 
 @inner
@@ -147,17 +165,20 @@ def plain_value(x, w, b, v, d, real):
 
 
 @inner
-def values(x, t, c, s, c0, fits, w, b, v, d, f, real):
-    """f = f(x) on a block: in the canonical form, and where that fails term by term."""
-    if fits:
-        for e in range(x.size):
-            f[e] = s * x[e] + c0  # NaN gets through here: max() below drops it
-        add_hinges(x, t, c, f)
-        if all_finite(f, real):
-            return
+def mend_values(x, fits, w, b, v, d, f, real):
+    """Replace what the canonical form could not give: term by term, number by number."""
     for e in range(x.size):
-        if not (fits and abs(f[e]) < math.inf):
+        if not (fits and is_finite(f[e])):
             f[e] = plain_value(x[e], w, b, v, d, real)
+
+
+@inner
+def values(x, t, c, s, c0, fits, w, b, v, d, f, real):
+    """f = f(x) on a block."""
+    if fits:
+        canonical_values(x, t, c, s, c0, f)
+    if not (fits and all_finite(f, real)):
+        mend_values(x, fits, w, b, v, d, f, real)
 
 
 @inner
@@ -210,11 +231,17 @@ def _add_if_below(x, t, g, a, b):
 
 
 @inner
-def add_hinge_sums(x, g, n_rising, t, a, b):
+def whole_rows(n_rows):
+    """The rows that :func:`add_hinge_sums` has to look at: a multiple of 8."""
+    return (n_rows + 7) // 8 * 8
+
+
+@inner
+def add_hinge_sums(x, g, n_rows, n_rising, t, a, b):
     """a[k, l] += Σ_r g[r, l]·[active], b[k, l] += Σ_r g[r, l]·x[r, l]·[active] over one tile.
 
-    Shapes: x, g [TILE_ROWS, LANES] flat; a, b [units, LANES], units sorted. Three instructions a
-    number and unit: compare, masked add, masked FMA.
+    Shapes: x, g [n_rows, LANES] flat, n_rows a multiple of 8; a, b [units, LANES], units sorted.
+    Three instructions a number and unit: compare, masked add, masked FMA.
     """
     # unsigned offsets: Numba reads a signed index as one that may count from the end, and then
     # gathers instead of loading (14 x slower)
@@ -222,7 +249,7 @@ def add_hinge_sums(x, g, n_rising, t, a, b):
     for k in range(t.size):
         tk = t[k]
         if k < n_rising:
-            for row in range(0, TILE_ROWS, 8):
+            for row in range(0, n_rows, 8):
                 for l in range(LANES):
                     al, bl = a[k, l], b[k, l]
                     i = np.uintp(row * LANES + l)
@@ -231,7 +258,7 @@ def add_hinge_sums(x, g, n_rising, t, a, b):
                         i += lanes
                     a[k, l], b[k, l] = al, bl
         else:
-            for row in range(0, TILE_ROWS, 8):
+            for row in range(0, n_rows, 8):
                 for l in range(LANES):
                     al, bl = a[k, l], b[k, l]
                     i = np.uintp(row * LANES + l)
