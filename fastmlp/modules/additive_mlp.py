@@ -1,7 +1,7 @@
 """The module AdditiveMLP."""
 
 from fastmlp import functional, reference
-from fastmlp.modules.checks import check_size, check_subnet
+from fastmlp.modules.checks import check_size, check_subnet, weight_and_bias
 
 
 class AdditiveMLP(reference.AdditiveMLP):
@@ -59,7 +59,11 @@ class AdditiveMLP(reference.AdditiveMLP):
         )
 
     def forward(self, x):
-        fc1, fc2, fc3 = self.fc1, self.fc2, self.fc3
+        layers = self._modules
         return functional.additive_mlp(
-            x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, fc3.weight, fc3.bias, self.activation
+            x,
+            *weight_and_bias(layers["fc1"]),
+            *weight_and_bias(layers["fc2"]),
+            *weight_and_bias(layers["fc3"]),
+            self.activation,
         )

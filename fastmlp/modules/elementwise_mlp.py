@@ -1,7 +1,7 @@
 """The module ElementwiseMLP."""
 
 from fastmlp import functional, reference
-from fastmlp.modules.checks import check_subnet
+from fastmlp.modules.checks import check_subnet, weight_and_bias
 
 
 class ElementwiseMLP(reference.ElementwiseMLP):
@@ -40,7 +40,10 @@ class ElementwiseMLP(reference.ElementwiseMLP):
         )
 
     def forward(self, x):
-        fc1, fc2 = self.fc1, self.fc2
+        layers = self._modules
         return functional.elementwise_mlp(
-            x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.activation
+            x,
+            *weight_and_bias(layers["fc1"]),
+            *weight_and_bias(layers["fc2"]),
+            self.activation,
         )

@@ -117,9 +117,10 @@ def _gradient_at_f(dy, readout, n_rows, n_in, n_out, g):
 def _spread(dy, n_rows, n_in, g):
     """g[i, j] = dy[i] on a block of rows."""
     for i in range(n_rows):
-        row = g[i * n_in : (i + 1) * n_in]
+        dy_i = dy[i]
+        row = np.uintp(i * n_in)
         for j in range(n_in):
-            row[j] = dy[i]
+            g[row + np.uintp(j)] = dy_i
 
 
 @inner
@@ -292,8 +293,9 @@ def _bwd(real):
                     for i in range(n_hidden if n_out == 1 else 0):
                         k = order[i]
                         vw, vb = np.float64(v[k]) * w[k], np.float64(v[k]) * b[k]
+                        dv = sums[at_dv + j0 : at_dv + j0 + width]
                         for j in range(width):
-                            sums[at_dv + j0 + j] += vw * bb[i, l0 + j] + vb * a[i, l0 + j]
+                            dv[j] += vw * bb[i, l0 + j] + vb * a[i, l0 + j]
                 add_unit_gradients(a, bb, weight, order, w, b, v, sums)
             for j in range(n_out * n_in):
                 sums[at_dv + j] += dv_fast[j]
@@ -316,7 +318,7 @@ def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, 
     run(
         _fwd[compute],
         n_rows,
-        *cut(n_rows, n_in, 1),
+        *cut(n_rows, n_in * n_hidden, 4),
         *addresses,
         n_hidden,
         n_in,
@@ -340,7 +342,7 @@ def additive_mlp_bwd(
     dparams = run_summed(
         _bwd[compute],
         n_rows,
-        *cut(n_rows, n_in, TILE_ROWS * max(1, LANES // n_in)),
+        *cut(n_rows, n_in * n_hidden, TILE_ROWS * max(1, LANES // n_in)),
         n_sums,
         compute,
         *addresses,

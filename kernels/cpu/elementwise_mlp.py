@@ -102,10 +102,10 @@ def _bwd(real):
 def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """y [*]: shape of x, promoted dtype of the arguments."""
     dtype, compute, tensors, addresses = prepare(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    n = x.numel()
+    n, n_hidden = x.numel(), fc1_weight.shape[0]
     y = tensors[0].new_empty(x.shape)
     kernel = _fwd[compute]
-    run(kernel, n, *cut(n, 1, BLOCK), *addresses, fc1_weight.shape[0], y.data_ptr())
+    run(kernel, n, *cut(n, n_hidden, BLOCK), *addresses, n_hidden, y.data_ptr())
     return cast_back(y, dtype)
 
 
@@ -118,7 +118,7 @@ def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, *, need_dx, nee
     dparams = run_summed(
         _bwd[compute],
         n,
-        *cut(n, 1, BLOCK),
+        *cut(n, n_hidden, BLOCK),
         n_sums,
         compute,
         *addresses,

@@ -176,3 +176,18 @@ def rint(typingctx, a):
         return builder.call(function, args)
 
     return a(a), codegen
+
+
+@intrinsic
+def wide_vectors(typingctx):
+    """Ask LLVM for 512-bit vectors in the function that calls this, if the processor has them.
+
+    LLVM prefers 256 bits. Loops of multiplications and additions alone gain: sines 2.2 x; those
+    that compare or take a maximum do not (2.8 GHz Ice Lake Xeon, 2026-11).
+    """
+
+    def codegen(context, builder, signature, args):
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.none(), codegen

@@ -9,11 +9,14 @@ import math
 
 import numpy as np
 
-from .jit import array_at, entry, vector_at
+from .jit import array_at, entry, vector_at, wide_vectors
 from .launch import cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .sine import COS, REDUCED_SMALL, SIN, SMALL, frequencies, largest, reduced, turns_per_unit
 
 TURNS_PER_RADIAN = 1 / (2 * math.pi)
+
+UNITS_PER_SINE = 4
+"""What a sine costs, in ReLU units: see :data:`launch.PIECE`."""
 
 BLOCK = 1024
 """Numbers in a block: x, dy, x·dy, dx and y of one block are 20 KB."""
@@ -24,6 +27,7 @@ def _fwd(real):
     sin_turns, reduced_small, limit = SIN[real], REDUCED_SMALL[real], SMALL[real]
 
     def sine_sum_fwd(x_at, w_at, a_at, phase_at, width, turns, factor, y_at, first, last):
+        wide_vectors()
         w, phase = vector_at(w_at, width, real), vector_at(phase_at, width, real)
         a = vector_at(a_at, width, real)
         if a_at == 0:
@@ -69,6 +73,7 @@ def _bwd(real):
         first,
         last,
     ):
+        wide_vectors()
         w, phase = vector_at(w_at, width, real), vector_at(phase_at, width, real)
         a = vector_at(a_at, width, real)
         if a_at == 0:
@@ -144,7 +149,7 @@ def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
     run(
         _fwd[compute],
         n,
-        *cut(n, width, BLOCK),
+        *cut(n, UNITS_PER_SINE * width, BLOCK),
         *addresses,
         width,
         turns_per_unit(scale),
@@ -163,7 +168,7 @@ def sine_sum_bwd(dy, x, w, amplitude, phase, scale, mean, *, need_dx, need_dpara
     dparams = run_summed(
         _bwd[compute],
         n,
-        *cut(n, width, BLOCK),
+        *cut(n, UNITS_PER_SINE * width, BLOCK),
         n_parts * width if need_dparams else 0,
         compute,
         *addresses,
