@@ -7,11 +7,22 @@ except ModuleNotFoundError as err:
         raise
     raise ImportError("this checkout is not installed: run `pip install -e .` in it") from err
 
-from fastmlp import functional, reference
+from fastmlp import convert, functional, reference
 from fastmlp.backends import backend
+from fastmlp.convert import fuse, unfuse
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.sine_sum import SineSum
 
-__all__ = ["AdditiveMLP", "ElementwiseMLP", "SineSum", "backend", "functional", "reference"]
+__all__ = [
+    "AdditiveMLP",
+    "ElementwiseMLP",
+    "SineSum",
+    "backend",
+    "convert",
+    "functional",
+    "fuse",
+    "reference",
+    "unfuse",
+]
 __version__ = "0.1.0"

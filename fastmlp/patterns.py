@@ -1,0 +1,288 @@
+"""Patterns of plain PyTorch that have a fused module, and what forbids a swap."""
+
+import copy
+import inspect
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from fastmlp import reference
+from fastmlp.backends import backend
+from fastmlp.modules.additive_mlp import AdditiveMLP
+from fastmlp.modules.elementwise_mlp import ElementwiseMLP
+from fastmlp.modules.sine_sum import SineSum
+
+PLAIN = {
+    ElementwiseMLP: reference.ElementwiseMLP,
+    AdditiveMLP: reference.AdditiveMLP,
+    SineSum: reference.SineSum,
+}
+_FUSED = {plain: fused for fused, plain in PLAIN.items()}
+# those that the reference does not know have no kernel yet
+ACTIVATION_NAMES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu"}
+# layers that do nothing, given that p = 0
+_SILENT = (nn.Identity, nn.Dropout)
+# attributes of an instance that decide what a call does
+_CALLS = ("forward", "_call_impl", "_compiled_call_impl")
+# leading shapes and sizes of a probe's inputs; only matrices must be accepted
+_PROBES = (((5,), 1.0), ((1,), 1.0), ((5,), 1e3), ((5,), 1e-3), ((2, 3), 1.0), ((), 1.0))
+_PROBE_TOLERANCE = 1e-10  # of the largest value, in float64
+
+
+class Pattern(NamedTuple):
+    """How a module becomes a fused one, or why it does not.
+
+    Args:
+        fused_class: The class of ours that takes its place.
+        options: Arguments of its constructor.
+        layers: Names of its layers, and the names of the same layers in the module.
+        reason: Why the module cannot be swapped, or ``None``.
+        foreign: Whether the class is unknown, so that its forward must be probed.
+    """
+
+    fused_class: type
+    options: dict
+    layers: dict
+    reason: str | None = None
+    foreign: bool = False
+
+
+def pattern_of(module):
+    """The pattern that a module is or nearly is, or ``None``."""
+    if isinstance(module, tuple(PLAIN)):
+        return None
+    if isinstance(module, nn.Sequential):
+        pattern = _sequential_pattern(module)
+    elif type(module) in _FUSED:
+        cls, layers = _FUSED[type(module)], {name: name for name in module._modules}
+        pattern = Pattern(cls, options_of(cls, module), layers)
+    else:
+        pattern = _additive_pattern(module)
+    if pattern is None or pattern.reason is not None:
+        return pattern
+    reason = _obstacle(module, pattern)
+    if reason is None and pattern.foreign:
+        reason = _difference(module, pattern)
+    return pattern._replace(reason=reason)
+
+
+def _is_linear(layer, n_in=None, n_out=None):
+    return (
+        isinstance(layer, nn.Linear)
+        and n_in in (None, layer.in_features)
+        and n_out in (None, layer.out_features)
+    )
+
+
+def _activation_name(layer):
+    name = ACTIVATION_NAMES.get(type(layer))
+    return name if name in reference.ACTIVATIONS else None
+
+
+def _sequential_pattern(module):
+    core = [(n, layer) for n, layer in module._modules.items() if not isinstance(layer, _SILENT)]
+    layers = [layer for _, layer in core]
+    starts = [
+        i
+        for i, (first, middle, last) in enumerate(zip(layers, layers[1:], layers[2:]))  # noqa: B905
+        if _is_linear(first, 1)
+        and not isinstance(middle, nn.Linear)
+        and _is_linear(last, first.out_features, 1)
+    ]
+    if not starts:
+        n_linear = sum(_is_linear(layer) for layer in layers)
+        deep = n_linear > 2 and _is_linear(layers[0], 1) and _is_linear(layers[-1], n_out=1)
+        reason = f"{n_linear - 1} hidden layers, the kernels have one"
+        return Pattern(ElementwiseMLP, {}, {}, reason) if deep else None
+
+    (name1, first), (_, middle), (name2, _) = core[starts[0] : starts[0] + 3]
+    activation = _activation_name(middle)
+    if type(module) is not nn.Sequential:
+        reason = f"its class {type(module).__name__} is a subclass of Sequential"
+    elif len(core) != 3:
+        reason = "part of a longer Sequential; give the three layers a Sequential of their own"
+    elif activation is None:
+        reason = f"activation {type(middle).__name__} has no kernel"
+    else:
+        reason = _silent_reason(module)
+    options = {"hidden_features": first.out_features, "activation": activation}
+    return Pattern(ElementwiseMLP, options, {"fc1": name1, "fc2": name2}, reason)
+
+
+def _additive_pattern(module):
+    children, names = dict(module._modules.items()), ("fc1", "fc2", "fc3")
+    fc1, fc2, fc3 = (children.get(name) for name in names)
+    if not (_is_linear(fc1, 1) and _is_linear(fc2, fc1.out_features, 1) and _is_linear(fc3)):
+        return None
+    if type(module).forward is nn.Module.forward:  # a container
+        return None
+    others = [layer for name, layer in children.items() if name not in names and layer is not None]
+    known = (*_SILENT, *ACTIVATION_NAMES)
+    unknown = [type(layer).__name__ for layer in others if type(layer) not in known]
+    options = {
+        "in_features": fc3.in_features,
+        "hidden_features": fc1.out_features,
+        "out_features": fc3.out_features,
+    }
+    reason = _silent_reason(module)
+    if unknown:
+        reason = f"it has layers besides fc1, fc2 and fc3: {', '.join(unknown)}"
+    return Pattern(AdditiveMLP, options, {name: name for name in names}, reason, foreign=True)
+
+
+def _silent_reason(module):
+    for layer in module.children():
+        if isinstance(layer, _SILENT) and type(layer) not in _SILENT:
+            return f"{type(layer).__name__} has no kernel"
+        if isinstance(layer, nn.Dropout) and layer.p > 0:
+            return f"Dropout(p={layer.p}) has no kernel"
+    return None
+
+
+def _obstacle(module, pattern):
+    """Why the fused module would not do what this instance does, or ``None``."""
+    try:
+        fused = build(pattern.fused_class, pattern.options, pattern.layers, module)
+    except (TypeError, ValueError) as error:
+        return str(error)
+    own = {**module._parameters, **module._buffers}.keys() - fused._parameters.keys()
+    if own:
+        return f"it has parameters or buffers of its own: {', '.join(sorted(own))}"
+    for path, part in module.named_modules():
+        # hooks on the output of the whole still run; the kernels do not call inner layers
+        hooks = _hooks(part, only="state_dict" if part is module else "")
+        place = f"layer {path}" if path else "it"
+        if parametrize.is_parametrized(part):
+            return f"{place} is parametrized"
+        if hooks:
+            return f"{place} has {hooks[0].strip('_').replace('_', ' ')}"
+        patched = [name for name in _CALLS if name in vars(part)]
+        if patched:
+            return f"{place} has a {patched[0]} of its own"
+    for name in pattern.layers.values():
+        layer = module._modules[name]
+        if type(layer) is not nn.Linear or layer._parameters.get("weight") is None:
+            return f"layer {name} is no plain Linear"
+    for name, parameter in module.named_parameters():
+        if type(parameter) is not nn.Parameter:
+            return f"{name} is a {type(parameter).__name__}, no plain Parameter"
+    # a call without elements makes all the checks of a call: dtypes, devices, shapes
+    some = next(module.parameters())
+    shape = (0, fused.in_features) if pattern.fused_class is AdditiveMLP else (0,)
+    try:
+        with torch.no_grad(), backend("torch"):
+            fused.forward(torch.empty(shape, device=some.device))
+    except (TypeError, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _hooks(module, only=""):
+    return [n for n, hooks in vars(module).items() if n.endswith("_hooks") and only in n and hooks]
+
+
+def _difference(module, pattern):
+    """Why a class that we do not know is not the pattern, or ``None``."""
+    cls = type(module)
+    lost = sorted(_lost_names(cls))
+    if lost:
+        return f"its class {cls.__name__} defines {', '.join(lost)}, which would be lost"
+    if len(inspect.signature(cls.forward).parameters) != 2:
+        return f"the forward of {cls.__name__} does not take exactly one argument"
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with (
+        torch.random.fork_rng(devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        try:
+            return _probe(module, pattern)
+        except Exception as error:
+            return f"a probe of its forward raised {type(error).__name__}: {error}".split("\n")[0]
+
+
+def _lost_names(cls):
+    kept = {"__init__", "__repr__", "forward", "extra_repr"}
+    for base in cls.__mro__:
+        if base in (nn.Module, object):
+            continue
+        for name, value in vars(base).items():
+            if name.startswith("__"):
+                outside = inspect.isroutine(value)
+            else:
+                outside = not name.startswith("_") or hasattr(nn.Module, name)
+            if outside and name not in kept:
+                yield name
+
+
+def _probe(module, pattern):
+    """Compare a copy with the reference, in float64 on the CPU, with random parameters."""
+    generator = torch.Generator("cpu").manual_seed(0)
+
+    def draw(shape):
+        return torch.randn(shape, dtype=torch.float64, device="cpu", generator=generator)
+
+    plain = copy.deepcopy(module).to_empty(device="cpu").double().requires_grad_(True)
+    for parameter in plain.parameters():
+        parameter.data = draw(parameter.shape)
+    judge = build(PLAIN[pattern.fused_class], pattern.options, pattern.layers, plain)
+    for training in (False, True):
+        plain.train(training)
+        for leading, size in _PROBES:
+            x = size * draw((*leading, judge.in_features))
+            answer = _answer(plain, x)
+            if isinstance(answer, Exception):
+                if len(leading) == 1:
+                    raise answer
+                continue  # ours accepts more shapes
+            expected = _answer(judge, x)
+            for name, wanted in expected.items():
+                if not _agree(answer[name], wanted):
+                    mode = "training" if training else "evaluation"
+                    return (
+                        f"its forward differs from AdditiveMLP's in {mode} mode, "
+                        f"for x of shape {list(x.shape)}, in {name}"
+                    )
+    return None
+
+
+def _answer(module, x):
+    """The output and all gradients of a module at x and where x has NaN, or the exception."""
+    x = x.clone().requires_grad_(True)
+    holed = x.detach().clone()
+    holed.view(-1)[0] = torch.nan
+    inputs = {"x": x, **dict(module.named_parameters())}
+    try:
+        y = module.forward(x)
+        weights = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype, device=y.device).view_as(y)
+        gradients = torch.autograd.grad((weights * y).sum(), inputs.values(), allow_unused=True)
+        answer = {"the output": y, "the output where x is NaN": module.forward(holed)}
+    except Exception as error:
+        return error
+    names = (f"the gradient of {name}" for name in inputs)
+    return {**answer, **dict(zip(names, gradients, strict=True))}
+
+
+def _agree(value, wanted):
+    if value is None or value.shape != wanted.shape or value.dtype != wanted.dtype:
+        return False
+    scale = wanted.detach().nan_to_num(0.0).abs().max().item()
+    return torch.allclose(value, wanted, rtol=0.0, atol=_PROBE_TOLERANCE * scale, equal_nan=True)
+
+
+def options_of(cls, module):
+    """Those arguments of a constructor that an instance keeps under the same name."""
+    names = inspect.signature(cls).parameters
+    return {name: getattr(module, name) for name in names if hasattr(module, name)}
+
+
+def build(cls, options, layers, source):
+    """Make an instance that holds the layers and Parameters of ``source``; draws no number."""
+    new = cls(**options, device="meta")
+    new._parameters.update({name: source._parameters.get(name) for name in new._parameters})
+    for name, source_name in layers.items():
+        new._modules[name] = source._modules[source_name]
+    new.training = source.training
+    return new
