@@ -99,7 +99,7 @@ def fuse(module, *, verbose=False):
     for match, old, pattern in _search(module):
         if verbose:
             print(match)
-        if match.reason is None and id(old) not in replacements:
+        if match.reason is None:
             replacements[id(old)] = _fused(old, pattern)
     return _replaced(module, replacements)
 

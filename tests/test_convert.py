@@ -274,6 +274,41 @@ def test_hooks_on_the_whole_stay_and_can_be_removed():
     assert len(calls) == 3
 
 
+def test_hooks_stay_on_what_was_fused_from_the_start():
+    calls = []
+    fused = fastmlp.SineSum(3)
+    fused.register_forward_hook(lambda module, args, y: calls.append(type(module)))
+    fastmlp.unfuse(fused)(torch.zeros(2))
+    assert calls == [reference.SineSum]
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="built without distributed")
+def test_data_parallel_goes_on(draw):
+    x, store = draw(7, 6).float(), torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = nn.parallel.DistributedDataParallel(Model())
+        model(x).sum().backward()
+        expected = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        fastmlp.fuse(model)(x).sum().backward()
+        assert type(model.module.net) is fastmlp.AdditiveMLP
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("build", [scalar_net, Net])
+def test_compiled_and_functional_calls(build, draw):
+    plain, x = build(), draw(4, 1 if build is scalar_net else 6).float()
+    expected, fused = plain(x), fastmlp.fuse(plain)
+    compiled = torch.compile(fused, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x), expected)
+    parameters = {name: torch.zeros_like(p) for name, p in fused.named_parameters()}
+    assert not torch.func.functional_call(fused, parameters, x).any()
+
+
 def test_own_attributes_stay():
     plain = Net()
     plain.label = "first"
