@@ -152,6 +152,56 @@ def additive_mlp(
         >>> additive_mlp(x, w, None, torch.ones(1, 2), None, torch.ones(1, 3), None)
         tensor([[6.]])
     """
+    tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
+    if not _plainly_additive(*tensors):
+        _check_additive(*tensors)
+    check_choice("activation", activation, ACTIVATIONS)
+    if x.dim() == 2:
+        return _additive_mlp(*tensors)
+    n_out, n_in = fc3_weight.shape
+    y = _additive_mlp(x.reshape(math.prod(x.shape[:-1]), n_in), *tensors[1:])
+    return y.reshape(*x.shape[:-1], n_out)
+
+
+def _plainly_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
+    """Whether all is there, of one dtype, on one device and of the right shape.
+
+    The usual case, at a third of the cost of the checks that tell what is wrong; those decide
+    whenever this says no.
+    """
+    try:
+        dtype, device = x.dtype, x.device
+        n_hidden = fc1_weight.shape[0]
+        n_out, n_in = fc3_weight.shape
+        return (
+            dtype in _DTYPES
+            and isinstance(x, torch.Tensor)
+            and x.shape[-1] == n_in
+            and n_out * n_in > 0
+            and 1 <= n_hidden <= MAX_HIDDEN
+            and fc1_weight.shape == (n_hidden, 1)
+            and fc1_bias.shape == (n_hidden,)
+            and fc2_weight.shape == (1, n_hidden)
+            and fc2_bias.shape == (1,)
+            and fc3_bias.shape == (n_out,)
+            and fc1_weight.dtype is dtype
+            and fc1_bias.dtype is dtype
+            and fc2_weight.dtype is dtype
+            and fc2_bias.dtype is dtype
+            and fc3_weight.dtype is dtype
+            and fc3_bias.dtype is dtype
+            and fc1_weight.device == device
+            and fc1_bias.device == device
+            and fc2_weight.device == device
+            and fc2_bias.device == device
+            and fc3_weight.device == device
+            and fc3_bias.device == device
+        )
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False
+
+
+def _check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
     _check_x(x)
     _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     _check_tensor("fc3_weight", fc3_weight, x.device)
@@ -165,10 +215,6 @@ def additive_mlp(
         raise ValueError(f"x must have shape [*, {n_in}] to match fc3_weight, got {list(x.shape)}")
     if fc3_bias is not None:
         _check_parameter("fc3_bias", fc3_bias, (n_out,), x.device)
-    check_choice("activation", activation, ACTIVATIONS)
-    rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), n_in)
-    y = _additive_mlp(rows, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias)
-    return y if x.dim() == 2 else y.reshape(*x.shape[:-1], n_out)
 
 
 def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
