@@ -8,18 +8,10 @@ def _output_shape(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3
     return x.shape[0], fc3_weight.shape[0]
 
 
-def _gradient_sizes(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
-    n_hidden = fc1_weight.shape[0]
-    n_out, n_in = fc3_weight.shape
-    return n_hidden, n_hidden, n_hidden, 1, n_out * n_in, n_out
-
-
 additive_mlp = FusedOp(
     "additive_mlp",
     tensors=("fc1_weight", "fc1_bias?", "fc2_weight", "fc2_bias?", "fc3_weight", "fc3_bias?"),
-    n_backward=5,
     options={},
     reference=reference.additive_mlp,
     output_shape=_output_shape,
-    gradient_sizes=_gradient_sizes,
 )

@@ -21,23 +21,16 @@ class FusedOp:
         name: Name of the op and of its file in every wing.
         tensors: Names of the tensor arguments after ``x``; a trailing ``"?"`` marks an optional
             one.
-        n_backward: How many of them the backward launcher takes (a last bias is not needed).
         options: Names and schema types of the plain arguments, which come last.
         reference: The same op in plain PyTorch, with the arguments ``(x, *tensors, *options)``.
         output_shape: Function of ``(x, *tensors)`` that gives the output's shape.
-        gradient_sizes: Function of ``(x, *tensors)`` that gives the length of each tensor's part
-            in the flat parameter gradient, in order; 0 for none.
     """
 
-    def __init__(
-        self, name, *, tensors, n_backward, options, reference, output_shape, gradient_sizes
-    ):
+    def __init__(self, name, *, tensors, options, reference, output_shape):
         self.name = name
         self.n_tensors = len(tensors)
-        self.n_backward = n_backward
         self.reference = reference
         self.output_shape = output_shape
-        self.gradient_sizes = gradient_sizes
         # Function.apply in Python only guards against torch.func, which __call__ has done (5 µs)
         self._apply = super(torch.autograd.Function, _autograd_function(self)).apply
         self._fwd_name, self._bwd_name = name + "_fwd", name + "_bwd"
@@ -63,31 +56,9 @@ class FusedOp:
     def launch_fwd(self, kernels, *arguments):
         return getattr(kernels, self._fwd_name)(*arguments)
 
-    def launch_bwd(self, kernels, dy, x, arguments, need_dx, need_dparams):
-        """Gradients of x and of the flat parameters, each ``None`` unless needed."""
-        return getattr(kernels, self._bwd_name)(
-            dy,
-            x,
-            *arguments[: self.n_backward],
-            *arguments[self.n_tensors :],
-            need_dx=need_dx,
-            need_dparams=need_dparams,
-        )
-
-    def split(self, dparams, x, tensors, needed):
-        """Cut the flat parameter gradient into one view per needed tensor, ``None`` elsewhere."""
-        if dparams is None:
-            return [None] * len(tensors)
-        gradients = []
-        parts = dparams.unsafe_split_with_sizes(self.gradient_sizes(x, *tensors))
-        for tensor, part, need in zip(tensors, parts, needed, strict=True):
-            if not need:
-                gradients.append(None)
-                continue
-            if tensor.dim() != 1:
-                part = part.view_as(tensor)
-            gradients.append(part if part.dtype is tensor.dtype else part.to(tensor.dtype))
-        return gradients
+    def launch_bwd(self, kernels, dy, *arguments, needs):
+        """Gradients of x and of each tensor, ``None`` unless needed."""
+        return getattr(kernels, self._bwd_name)(dy, *arguments, needs=needs)
 
     def _register(self, tensors, options):
         typed = [
@@ -117,11 +88,14 @@ class FusedOp:
     def _bwd_impl(self, dy, x, *arguments):
         *arguments, need_dx, need_dparams = arguments
         kernels = backends.launchers(backends.choose_compiled(x.device.type), self.name)
-        dx, dparams = self.launch_bwd(kernels, dy, x, arguments, need_dx, need_dparams)
-        return (
-            dy.new_empty(0) if dx is None else dx,
-            dy.new_empty(0) if dparams is None else dparams,
+        needs = (
+            need_dx,
+            *(need_dparams and t is not None for t in arguments[: self.n_tensors]),
         )
+        dx, *gradients = self.launch_bwd(kernels, dy, x, *arguments, needs=needs)
+        # outputs of a registered op must not share memory: all gradients in one
+        flat = [gradient.reshape(-1) for gradient in gradients if gradient is not None]
+        return dy.new_empty(0) if dx is None else dx, torch.cat(flat) if flat else dy.new_empty(0)
 
     def _fwd_fake(self, x, *arguments):
         tensors = arguments[: self.n_tensors]
@@ -129,7 +103,7 @@ class FusedOp:
 
     def _bwd_fake(self, dy, x, *arguments):
         *arguments, need_dx, need_dparams = arguments
-        n_parameters = sum(self.gradient_sizes(x, *arguments[: self.n_tensors]))
+        n_parameters = sum(_sizes(arguments[: self.n_tensors]))
         return (
             x.new_empty(x.shape) if need_dx else dy.new_empty(0),
             dy.new_empty(n_parameters if need_dparams else 0),
@@ -138,10 +112,19 @@ class FusedOp:
     def _library_backward(self, ctx, dy):
         x, *tensors = ctx.saved_tensors
         need_dx, *needed = ctx.needs_input_grad[: 1 + self.n_tensors]
-        need_dparams = any(needed)
-        dx, dparams = self._library_bwd(dy, x, *tensors, *ctx.options, need_dx, need_dparams)
-        gradients = self.split(dparams if need_dparams else None, x, tensors, needed)
+        dx, dparams = self._library_bwd(dy, x, *tensors, *ctx.options, need_dx, any(needed))
+        gradients = [None] * len(tensors)
+        if any(needed):
+            parts = dparams.split_with_sizes(_sizes(tensors))
+            gradients = [
+                part.view(tensor.shape).to(tensor.dtype) if need else None
+                for part, tensor, need in zip(parts, tensors, needed, strict=True)
+            ]
         return dx if need_dx else None, *gradients, *[None] * len(ctx.options)
+
+
+def _sizes(tensors):
+    return [0 if t is None else t.numel() for t in tensors]
 
 
 def _common_dtype(*tensors):
@@ -162,28 +145,33 @@ def _autograd_function(op):
         return op.launch_fwd(kernels, x, *arguments)
 
     def backward(ctx, dy):
-        x, *tensors = ctx.saved_tensors
-        _, need_dx, *needed = ctx.needs_input_grad[: 2 + op.n_tensors]
-        options = ctx.options
+        tensors, options = ctx.saved_tensors, ctx.options
+        needs = ctx.needs_input_grad[1 : len(tensors) + 1]
         if torch.is_grad_enabled():
             # create_graph=True: differentiate the reference, to any order
-            gradients = _differentiable_gradients(op, dy, x, tensors, options, need_dx, needed)
+            gradients = _differentiable_gradients(op, dy, tensors, options, needs)
         else:
-            dx, dparams = op.launch_bwd(
-                ctx.kernels, dy, x, (*tensors, *options), need_dx, any(needed)
-            )
-            gradients = [dx, *op.split(dparams, x, tensors, needed)]
+            gradients = [
+                gradient
+                if gradient is None or gradient.dtype is tensor.dtype
+                # a parameter of another dtype than the output
+                else gradient.to(tensor.dtype)
+                for gradient, tensor in zip(
+                    op.launch_bwd(ctx.kernels, dy, *tensors, *options, needs=needs),
+                    tensors,
+                    strict=True,
+                )
+            ]
         return None, *gradients, *[None] * len(options)
 
     rules = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(op.name, (torch.autograd.Function,), rules)
 
 
-def _differentiable_gradients(op, dy, x, tensors, options, need_dx, needed):
+def _differentiable_gradients(op, dy, tensors, options, needs):
     # a view makes each argument distinct: one parameter may be passed twice
-    arguments = [None if t is None else t.view_as(t) for t in (x, *tensors)]
+    arguments = [None if t is None else t.view_as(t) for t in tensors]
     y = op.reference(*arguments, *options)
-    needed = [need_dx, *needed]
-    wanted = [t for t, need in zip(arguments, needed, strict=True) if need]
+    wanted = [t for t, need in zip(arguments, needs, strict=True) if need]
     gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return [next(gradients) if need else None for need in needed]
+    return [next(gradients) if need else None for need in needs]

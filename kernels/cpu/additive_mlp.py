@@ -11,9 +11,10 @@ g = 0.
 """
 
 import numpy as np
+import torch
 
 from .jit import array_at, entry, inner, vector_at
-from .launch import cast_back, cut, prepare, prepare_as, run, run_summed, store
+from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .subnet import (
     BLOCK,
     LANES,
@@ -179,16 +180,23 @@ def _bwd(real):
         n_out,
         dx_at,
         sums_at,
-        result_at,
+        dw_at,
+        db_at,
+        dv_at,
+        dd_at,
+        dreadout_at,
+        dc_at,
         first,
         last,
     ):
+        gradients_at = (dw_at, db_at, dv_at, dd_at, dreadout_at, dc_at)
+        sizes = (n_hidden, n_hidden, n_hidden, 1, n_out * n_in, n_out)
         w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
         v, d = vector_at(v_at, n_hidden, real), vector_at(d_at, 1, real)[0]
         readout = array_at(readout_at, n_out * n_in, real)
         dy, x = array_at(dy_at, last * n_out, real), array_at(x_at, last * n_in, real)
         dx = array_at(dx_at, last * n_in, real)
-        need_dx, need_dparams = dx_at != 0, sums_at != 0 or result_at != 0
+        need_dx, need_dparams = dx_at != 0, any_needed(sums_at, gradients_at)
         order, _, n_rising, t = sort_units(w, b, real)
         ts, cs, s, c0, canonical = canonical_form(w, b, v, d, real)
         fits = all_finite(w, real) and all_finite(b, real) and all_finite(v, real)
@@ -302,19 +310,19 @@ def _bwd(real):
                 if n_out == 1:
                     sums[at_dv + j] += np.float64(d) * sum_dy
                     sums[at_dd] += np.float64(readout[j]) * sum_dy
-        store(sums, sums_at, result_at, real)
+        store(sums, sums_at, gradients_at, sizes, real)
 
     return additive_mlp_bwd
 
 
 def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
     """y [N, M] from x [N, F], in the promoted dtype of the arguments."""
-    dtype, compute, tensors, addresses = prepare(
+    dtype, compute, _held, addresses = prepare(
         x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     )
     n_rows, n_in = x.shape
     n_hidden, n_out = fc1_weight.shape[0], fc3_weight.shape[0]
-    y = tensors[0].new_empty((n_rows, n_out))
+    y = torch.empty((n_rows, n_out), dtype=compute)
     run(
         _fwd[compute],
         n_rows,
@@ -329,26 +337,35 @@ def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, 
 
 
 def additive_mlp_bwd(
-    dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, *, need_dx, need_dparams
+    dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias, *, needs
 ):
-    """dx [N, F] or None, and [dw1 (H), db1 (H), dw2 (H), db2 (1), dV (M·F), dc (M)] or None."""
+    """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     compute, tensors, addresses = prepare_as(
-        dy.dtype, (dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight)
+        dy.dtype, (dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias)
     )
     n_rows, n_in = x.shape
     n_hidden, n_out = fc1_weight.shape[0], fc3_weight.shape[0]
-    dx = tensors[1].new_empty(x.shape) if need_dx else None
-    n_sums = 3 * n_hidden + 1 + n_out * n_in + n_out if need_dparams else 0
-    dparams = run_summed(
+    need_dx, *needs = needs
+    dx = torch.empty_like(tensors[1]) if need_dx else None
+    _, _, w, b, v, d, readout, c = tensors
+    gradients = run_summed(
         _bwd[compute],
         n_rows,
         *cut(n_rows, n_in * n_hidden, TILE_ROWS * max(1, LANES // n_in)),
-        n_sums,
-        compute,
-        *addresses,
+        (
+            w,
+            n_hidden if b is None else b,
+            v,
+            1 if d is None else d,
+            readout,
+            n_out if c is None else c,
+        ),
+        needs,
+        dy.dtype,
+        *addresses[:-1],
         n_hidden,
         n_in,
         n_out,
         dx.data_ptr() if need_dx else 0,
     )
-    return cast_back(dx, x.dtype), cast_back(dparams, dy.dtype)
+    return [cast_back(dx, x.dtype), *gradients]

@@ -4,9 +4,10 @@ Forward reads and writes one number an element. Backward reads x and dy, and wri
 """
 
 import numpy as np
+import torch
 
 from .jit import array_at, entry, vector_at
-from .launch import cast_back, cut, prepare, prepare_as, run, run_summed, store
+from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .subnet import (
     BLOCK,
     LANES,
@@ -41,13 +42,28 @@ def _fwd(real):
 @entry
 def _bwd(real):
     def elementwise_mlp_bwd(
-        dy_at, x_at, w_at, b_at, v_at, n_hidden, dx_at, sums_at, result_at, first, last
+        dy_at,
+        x_at,
+        w_at,
+        b_at,
+        v_at,
+        n_hidden,
+        dx_at,
+        sums_at,
+        dw_at,
+        db_at,
+        dv_at,
+        dd_at,
+        first,
+        last,
     ):
+        gradients_at = (dw_at, db_at, dv_at, dd_at)
+        sizes = (n_hidden, n_hidden, n_hidden, 1)
         w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
         v = vector_at(v_at, n_hidden, real)
         dy, x = array_at(dy_at, last, real), array_at(x_at, last, real)
         dx = array_at(dx_at, last, real)
-        need_dx, need_dparams = dx_at != 0, sums_at != 0 or result_at != 0
+        need_dx, need_dparams = dx_at != 0, any_needed(sums_at, gradients_at)
         order, _, n_rising, t = sort_units(w, b, real)
         fits = all_finite(w, real) and all_finite(b, real) and all_finite(v, real)
         n_sums = 3 * n_hidden + 1
@@ -94,7 +110,7 @@ def _bwd(real):
                 add_unit_gradients(hinge_a, hinge_b, ones, order, w, b, v, sums)
             for l in range(LANES):
                 sums[3 * n_hidden] += total[l]
-            store(sums, sums_at, result_at, real)
+            store(sums, sums_at, gradients_at, sizes, real)
 
     return elementwise_mlp_bwd
 
@@ -103,26 +119,30 @@ def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """y [*]: shape of x, promoted dtype of the arguments."""
     dtype, compute, tensors, addresses = prepare(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     n, n_hidden = x.numel(), fc1_weight.shape[0]
-    y = tensors[0].new_empty(x.shape)
+    y = torch.empty_like(tensors[0])
     kernel = _fwd[compute]
     run(kernel, n, *cut(n, n_hidden, BLOCK), *addresses, n_hidden, y.data_ptr())
     return cast_back(y, dtype)
 
 
-def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, *, need_dx, need_dparams):
-    """dx [*] or None, and [dw1 (H), db1 (H), dw2 (H), db2 (1)] or None."""
-    compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, fc1_weight, fc1_bias, fc2_weight))
+def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *, needs):
+    """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
+    compute, tensors, addresses = prepare_as(
+        dy.dtype, (dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    )
     n, n_hidden = x.numel(), fc1_weight.shape[0]
-    dx = tensors[1].new_empty(x.shape) if need_dx else None
-    n_sums = 3 * n_hidden + 1 if need_dparams else 0
-    dparams = run_summed(
+    need_dx, *needs = needs
+    dx = torch.empty_like(tensors[1]) if need_dx else None
+    _, _, w, b, v, d = tensors
+    gradients = run_summed(
         _bwd[compute],
         n,
         *cut(n, n_hidden, BLOCK),
-        n_sums,
-        compute,
-        *addresses,
+        (w, n_hidden if b is None else b, v, 1 if d is None else d),
+        needs,
+        dy.dtype,
+        *addresses[:-1],
         n_hidden,
         dx.data_ptr() if need_dx else 0,
     )
-    return cast_back(dx, x.dtype), cast_back(dparams, dy.dtype)
+    return [cast_back(dx, x.dtype), *gradients]

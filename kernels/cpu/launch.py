@@ -74,56 +74,86 @@ def run(kernel, n_rows, rows_per_piece, n_pieces, *arguments):
     )
 
 
-def run_summed(kernel, n_rows, rows_per_piece, n_pieces, n_sums, compute, *arguments):
-    """Call ``kernel(*arguments, sums, result, first_row, last_row)`` for every piece, then add up.
+def run_summed(kernel, n_rows, rows_per_piece, n_pieces, parameters, needs, dtype, *arguments):
+    """Call ``kernel(*arguments, sums, *gradients, first_row, last_row)`` for every piece, add up.
 
-    Each piece writes ``n_sums`` float64 numbers at the address ``sums``; they are added in the
-    order of the pieces. A single piece writes its numbers in the compute dtype at the address
-    ``result`` instead. Returns the totals, shape ``[n_sums]``; ``None`` where ``n_sums`` is 0.
+    Each piece writes its sums for all parameters, float64, one parameter after the other, at the
+    address ``sums``; they are added in the order of the pieces. A single piece writes them at the
+    addresses ``gradients`` instead, one for each parameter, 0 where nobody needs it.
+
+    Args:
+        parameters: What ``needs`` speaks of, in the compute dtype; a size in place of ``None``.
+        needs: Whether the gradient of each is needed.
+        dtype: Dtype of the gradients returned.
+
+    Returns:
+        A gradient a parameter, shaped like it; ``None`` where it is not needed.
     """
-    if n_sums == 0:
-        run(kernel, n_rows, rows_per_piece, n_pieces, *arguments, 0, 0)
-        return None
-    result = torch.empty(n_sums, dtype=compute)
+    gradients = [
+        torch.empty_like(parameter) if need else None
+        for parameter, need in zip(parameters, needs, strict=True)
+    ]
+    addresses = [0 if gradient is None else gradient.data_ptr() for gradient in gradients]
     if n_pieces == 1:
-        kernel(*arguments, 0, result.data_ptr(), 0, n_rows)
-        return result
-    partial = torch.empty((n_pieces, n_sums), dtype=torch.float64)
-    start, row_bytes = partial.data_ptr(), n_sums * partial.element_size()
-    pool.run_pieces(
-        lambda piece: kernel(
-            *arguments,
-            start + piece * row_bytes,
-            0,
-            piece * rows_per_piece,
-            min(n_rows, (piece + 1) * rows_per_piece),
-        ),
-        n_pieces,
-    )
-    _total[compute](start, n_pieces, n_sums, result.data_ptr())
-    return result
+        kernel(*arguments, 0, *addresses, 0, n_rows)
+    elif not any(needs):
+        run(kernel, n_rows, rows_per_piece, n_pieces, *arguments, 0, *addresses)
+    else:
+        sizes = [p if isinstance(p, int) else p.numel() for p in parameters]
+        partial = torch.empty((n_pieces, sum(sizes)), dtype=torch.float64)
+        start, row_bytes = partial.data_ptr(), sum(sizes) * partial.element_size()
+        nowhere = [0] * len(sizes)
+        pool.run_pieces(
+            lambda piece: kernel(
+                *arguments,
+                start + piece * row_bytes,
+                *nowhere,
+                piece * rows_per_piece,
+                min(n_rows, (piece + 1) * rows_per_piece),
+            ),
+            n_pieces,
+        )
+        first = 0
+        for gradient, address, size in zip(gradients, addresses, sizes, strict=True):
+            if gradient is not None:
+                total = _total[gradient.dtype]
+                total(start, n_pieces, sum(sizes), first, size, address)
+            first += size
+    return [cast_back(gradient, dtype) for gradient in gradients]
 
 
 @inner
-def store(sums, sums_at, result_at, real):
+def store(sums, sums_at, gradients_at, sizes, real):
     """Write a piece's sums where :func:`run_summed` wants them."""
     if sums_at != 0:
         array_at(sums_at, sums.size, np.float64)[:] = sums
-    if result_at != 0:
-        result = array_at(result_at, sums.size, real)
-        for i in range(sums.size):
-            result[i] = sums[i]
+    first = 0
+    for p in range(len(sizes)):
+        if gradients_at[p] != 0:
+            gradient = array_at(gradients_at[p], sizes[p], real)
+            for i in range(sizes[p]):
+                gradient[i] = sums[first + i]
+        first += sizes[p]
+
+
+@inner
+def any_needed(sums_at, gradients_at):
+    """Whether somebody wants the sums."""
+    needed = sums_at != 0
+    for p in range(len(gradients_at)):
+        needed = needed or gradients_at[p] != 0
+    return needed
 
 
 @entry
 def _total(real):
-    def total(partial_at, n_pieces, n_sums, result_at):
+    def total(partial_at, n_pieces, n_sums, first, size, gradient_at):
         partial = array_at(partial_at, n_pieces * n_sums, np.float64)
-        result = array_at(result_at, n_sums, real)
-        for i in range(n_sums):
+        gradient = array_at(gradient_at, size, real)
+        for i in range(size):
             value = 0.0
             for piece in range(n_pieces):
-                value += partial[piece * n_sums + i]
-            result[i] = value
+                value += partial[piece * n_sums + first + i]
+            gradient[i] = value
 
     return total

@@ -8,9 +8,10 @@ and dy, and writes dx, once.
 import math
 
 import numpy as np
+import torch
 
 from .jit import array_at, entry, vector_at, wide_vectors
-from .launch import cast_back, cut, prepare, prepare_as, run, run_summed, store
+from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .sine import COS, REDUCED_SMALL, SIN, SMALL, frequencies, largest, reduced, turns_per_unit
 
 TURNS_PER_RADIAN = 1 / (2 * math.pi)
@@ -69,17 +70,21 @@ def _bwd(real):
         factor,
         dx_at,
         sums_at,
-        result_at,
+        dw_at,
+        da_at,
+        dphase_at,
         first,
         last,
     ):
+        gradients_at = (dw_at, da_at, dphase_at)
+        sizes = (width, width if a_at != 0 else 0, width if phase_at != 0 else 0)
         wide_vectors()
         w, phase = vector_at(w_at, width, real), vector_at(phase_at, width, real)
         a = vector_at(a_at, width, real)
         if a_at == 0:
             a[:] = 1
         hi, lo = frequencies(w, turns, real)
-        need_dx, need_dparams = dx_at != 0, sums_at != 0 or result_at != 0
+        need_dx, need_dparams = dx_at != 0, any_needed(sums_at, gradients_at)
         only_w = a_at == 0 and phase_at == 0
         plain = phase_at == 0 and largest(lo) == 0
         dy, x = array_at(dy_at, last, real), array_at(x_at, last, real)
@@ -124,15 +129,15 @@ def _bwd(real):
                 sum_cos[i] += only_cos
                 sum_sin[i] += only_sin
         if need_dparams:
-            n_parts = 1 + (a_at != 0) + (phase_at != 0)
-            sums = np.empty(n_parts * width, np.float64)
+            sums = np.empty(sizes[0] + sizes[1] + sizes[2], np.float64)
+            at_phase = sizes[0] + sizes[1]
             for i in range(width):
                 sums[i] = factor * radians * a[i] * sum_x_cos[i]
                 if a_at != 0:
                     sums[width + i] = factor * sum_sin[i]
                 if phase_at != 0:
-                    sums[(n_parts - 1) * width + i] = factor * a[i] * sum_cos[i]
-            store(sums, sums_at, result_at, real)
+                    sums[at_phase + i] = factor * a[i] * sum_cos[i]
+            store(sums, sums_at, gradients_at, sizes, real)
 
     return sine_sum_bwd
 
@@ -145,7 +150,7 @@ def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
     """y [*]: shape of x, promoted dtype of the arguments."""
     dtype, compute, tensors, addresses = prepare(x, w, amplitude, phase)
     n, width = x.numel(), w.shape[0]
-    y = tensors[0].new_empty(x.shape)
+    y = torch.empty_like(tensors[0])
     run(
         _fwd[compute],
         n,
@@ -159,22 +164,24 @@ def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
     return cast_back(y, dtype)
 
 
-def sine_sum_bwd(dy, x, w, amplitude, phase, scale, mean, *, need_dx, need_dparams):
-    """dx [*] or None, and [dw (W), damplitude (W) if given, dphase (W) if given] or None."""
+def sine_sum_bwd(dy, x, w, amplitude, phase, scale, mean, *, needs):
+    """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, w, amplitude, phase))
     n, width = x.numel(), w.shape[0]
-    dx = tensors[1].new_empty(x.shape) if need_dx else None
-    n_parts = 1 + (amplitude is not None) + (phase is not None)
-    dparams = run_summed(
+    need_dx, *needs = needs
+    dx = torch.empty_like(tensors[1]) if need_dx else None
+    _, _, *parameters = tensors
+    gradients = run_summed(
         _bwd[compute],
         n,
         *cut(n, UNITS_PER_SINE * width, BLOCK),
-        n_parts * width if need_dparams else 0,
-        compute,
+        [0 if p is None else p for p in parameters],
+        needs,
+        dy.dtype,
         *addresses,
         width,
         turns_per_unit(scale),
         _factor(width, mean),
         dx.data_ptr() if need_dx else 0,
     )
-    return cast_back(dx, x.dtype), cast_back(dparams, dy.dtype)
+    return [cast_back(dx, x.dtype), *gradients]

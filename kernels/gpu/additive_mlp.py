@@ -27,7 +27,7 @@ from .launch import (
     unit_column_stride,
     walking_programs,
 )
-from .pieces import cut, sum_pieces
+from .pieces import cut, split, sum_pieces
 from .subnet import canonical_units, canonical_value, dense_value, tile_size
 from .tiles import load_tile
 
@@ -166,8 +166,21 @@ def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, 
 
 
 def additive_mlp_bwd(
-    dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, *, need_dx, need_dparams
+    dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias, *, needs
 ):
+    """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
+    need_dx, *needs = needs
+    n_hidden, (n_out, n_in) = fc1_weight.shape[0], fc3_weight.shape
+    sizes = (n_hidden, n_hidden, n_hidden, 1, n_out * n_in, n_out)
+    parameters = (fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias)
+    parameters = [size if p is None else p for p, size in zip(parameters, sizes, strict=True)]
+    dx, dparams = _bwd(
+        dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, need_dx, any(needs)
+    )
+    return [dx, *split(dparams, parameters, needs)]
+
+
+def _bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, need_dx, need_dparams):
     """dx in the dtype of x, and [dw1, db1, dw2, db2, dV, dc] as one flat tensor in that of dy."""
     params = contiguous(fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight)
     dy, x = unit_column_stride(dy), unit_column_stride(x)

@@ -18,7 +18,7 @@ from .launch import (
     result_dtype,
     walking_programs,
 )
-from .pieces import cut, sum_pieces
+from .pieces import cut, split, sum_pieces
 from .subnet import (
     add_active,
     canonical_units,
@@ -199,7 +199,17 @@ def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     return y
 
 
-def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, *, need_dx, need_dparams):
+def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *, needs):
+    """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
+    need_dx, *needs = needs
+    sizes = (fc1_weight.shape[0],) * 3 + (1,)
+    parameters = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    parameters = [size if p is None else p for p, size in zip(parameters, sizes, strict=True)]
+    dx, dparams = _bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, need_dx, any(needs))
+    return [dx, *split(dparams, parameters, needs)]
+
+
+def _bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, need_dx, need_dparams):
     """dx in the dtype of x, and [dw1, db1, dw2, db2] as one flat tensor in the dtype of dy."""
     compute_torch, compute = compute_dtype(dy.dtype)
     dy, x, *params = contiguous(dy, x, fc1_weight, fc1_bias, fc2_weight)

@@ -84,3 +84,20 @@ def sum_pieces(partials, first, second, out_dtype, compute) -> torch.Tensor:
         num_warps=config.warps,
     )
     return out
+
+
+def split(total, parameters, needs) -> list[torch.Tensor | None]:
+    """Cut a flat gradient into one view per parameter, shaped like it.
+
+    Args:
+        total: All gradients one after the other; ``None`` where none is needed.
+        parameters: The parameters in that order; a size in place of one that is missing.
+        needs: Whether the gradient of each is needed: ``None`` in its place if not.
+    """
+    gradients, first = [], 0
+    for parameter, need in zip(parameters, needs, strict=True):
+        size = parameter if isinstance(parameter, int) else parameter.numel()
+        part = total[first : first + size] if need else None
+        gradients.append(part.view(parameter.shape) if need else None)
+        first += size
+    return gradients

@@ -21,7 +21,7 @@ from .launch import (
     device_of,
     result_dtype,
 )
-from .pieces import cut, sum_pieces
+from .pieces import cut, split, sum_pieces
 from .subnet import append, zero_tiles
 
 
@@ -247,7 +247,15 @@ def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
     return y
 
 
-def sine_sum_bwd(dy, x, w, amplitude, phase, scale, mean, *, need_dx, need_dparams):
+def sine_sum_bwd(dy, x, w, amplitude, phase, scale, mean, *, needs):
+    """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
+    need_dx, *needs = needs
+    dx, dparams = _bwd(dy, x, w, amplitude, phase, scale, mean, need_dx, any(needs))
+    parameters = [0 if p is None else p for p in (w, amplitude, phase)]
+    return [dx, *split(dparams, parameters, needs)]
+
+
+def _bwd(dy, x, w, amplitude, phase, scale, mean, need_dx, need_dparams):
     """dx in the dtype of x, and [dw, da if any, dφ if any] as one flat tensor in that of dy."""
     dy, x, *params = contiguous(dy, x, w, amplitude, phase)
     compute_torch, compute = compute_dtype(dy.dtype)

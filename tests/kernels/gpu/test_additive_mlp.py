@@ -7,6 +7,7 @@ from fastmlp.kernels.gpu.additive_mlp import additive_mlp_bwd, additive_mlp_fwd
 
 from fastmlp import reference
 
+ALL = (True,) * 7  # gradients needed: of x and six parameters
 NAMES = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "fc3_weight", "fc3_bias")
 
 
@@ -23,13 +24,12 @@ def judge(x, params, dy):
         y = reference.additive_mlp(*leaves)
         results.append((y, *torch.autograd.grad(y, leaves, dy.to(dtype))))
     y = additive_mlp_fwd(x, *params)
-    dx, dparams = additive_mlp_bwd(dy, x, *params[:5], need_dx=True, need_dparams=True)
-    parts = dparams.split([p.numel() for p in params])
-    ours = [y, dx, *(part.view(p.shape) for part, p in zip(parts, params, strict=True))]
+    gradients = additive_mlp_bwd(dy, x, *params, needs=ALL)
+    ours = [y, *gradients]
     terms = additive_mlp_terms(dy.double(), x.double(), *(p.double() for p in params))
     for name, our, plain, exact in zip(("y", "x", *NAMES), ours, *results, strict=True):
         assert_as_good_as_torch(our, plain, exact, terms=terms[name], name=name)
-    return y, dparams
+    return y, gradients
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,9 @@ def test_gradients_of_an_infinite_x_are_those_of_the_reference(n_out, device, dr
     dy = draw(6, n_out).float().to(device)
     leaves = [p.double().requires_grad_() for p in params]
     wanted = torch.autograd.grad(reference.additive_mlp(x.double(), *leaves), leaves, dy.double())
-    _, dparams = additive_mlp_bwd(dy, x, *params[:5], need_dx=False, need_dparams=True)
+    gradients = additive_mlp_bwd(dy, x, *params, needs=(False, *ALL[1:]))
+    assert gradients[0] is None
+    dparams = torch.cat([gradient.flatten() for gradient in gradients[1:]])
     wanted = torch.cat([w.flatten() for w in wanted])
     assert torch.equal(dparams.isnan(), wanted.isnan())
     assert torch.equal(dparams.isinf(), wanted.isinf())
@@ -89,19 +91,20 @@ def test_no_rows_need_no_launch(device, draw):
     params = network(draw, 4, 3, 2, device)
     x, dy = torch.empty(0, 4, device=device), torch.empty(0, 2, device=device)
     assert additive_mlp_fwd(x, *params).shape == (0, 2)
-    dx, dparams = additive_mlp_bwd(dy, x, *params[:5], need_dx=True, need_dparams=True)
-    assert dx.shape == (0, 4)
-    assert torch.equal(dparams, torch.zeros(3 * 3 + 1 + 8 + 2, device=device))
+    gradients = additive_mlp_bwd(dy, x, *params, needs=ALL)
+    for gradient, argument in zip(gradients, (x, *params), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(argument))
 
 
 def test_float64_and_half_precision(device, draw):
     params = network(draw, 5, 14, 1, device)
     x, dy = draw(11, 5).float().to(device), draw(11, 1).float().to(device)
-    exact, exact_gradient = judge(x.double(), [p.double() for p in params], dy.double())
+    exact, exact_gradients = judge(x.double(), [p.double() for p in params], dy.double())
     y = additive_mlp_fwd(x.bfloat16(), *params)
     assert y.dtype == torch.float32
     half = [p.half() for p in params]
     assert additive_mlp_fwd(x.half(), *half).dtype == torch.float16
-    dx, dparams = additive_mlp_bwd(dy, x.bfloat16(), *params[:5], need_dx=True, need_dparams=True)
-    assert (dx.dtype, dparams.dtype) == (torch.bfloat16, torch.float32)
-    assert exact.dtype == exact_gradient.dtype == torch.float64
+    dx, *gradients = additive_mlp_bwd(dy, x.bfloat16(), *params, needs=ALL)
+    assert dx.dtype == torch.bfloat16
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    assert exact.dtype == exact_gradients[1].dtype == torch.float64

@@ -8,6 +8,8 @@ from fastmlp.kernels.gpu.elementwise_mlp import elementwise_mlp_bwd, elementwise
 
 from fastmlp import reference
 
+ALL = (True,) * 5  # gradients needed: of x and four parameters
+
 
 def subnet(draw, n_hidden, device):
     shapes = ((n_hidden, 1), (n_hidden,), (1, n_hidden), (1,))
@@ -15,7 +17,7 @@ def subnet(draw, n_hidden, device):
 
 
 def judge_gradients(x, params, dy):
-    """Compare the launchers with plain PyTorch; return dparams."""
+    """Compare the launchers with plain PyTorch; return the gradients."""
     names = ("x", "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias")
     results = []
     for dtype in (x.dtype, torch.float64):
@@ -23,14 +25,12 @@ def judge_gradients(x, params, dy):
         y = reference.elementwise_mlp(*leaves)
         results.append((y, *torch.autograd.grad(y, leaves, dy.to(dtype))))
     y = elementwise_mlp_fwd(x, *params)
-    dx, dparams = elementwise_mlp_bwd(dy, x, *params[:3], need_dx=True, need_dparams=True)
-    n_hidden = params[0].shape[0]
-    parts = dparams.split([n_hidden, n_hidden, n_hidden, 1])
-    ours = [y, dx, *(part.view(p.shape) for part, p in zip(parts, params, strict=True))]
+    gradients = elementwise_mlp_bwd(dy, x, *params, needs=ALL)
+    ours = [y, *gradients]
     terms = elementwise_mlp_terms(dy.double(), x.double(), *(p.double() for p in params))
     for name, our, plain, exact in zip(("y", *names), ours, *results, strict=True):
         assert_as_good_as_torch(our, plain, exact, terms=terms[name], name=name)
-    return dparams
+    return gradients
 
 
 @pytest.mark.parametrize(
@@ -67,30 +67,28 @@ def test_gradients_at_tiny_x_without_bias(tiny, device, draw):
     params = subnet(draw, 6, device)
     params[1] = torch.zeros_like(params[1])
     x = torch.tensor([tiny, -tiny, 0.0, 1.0], device=device)
-    dparams = judge_gradients(x, params, torch.ones(4, device=device))
+    _, _, db1, *_ = judge_gradients(x, params, torch.ones(4, device=device))
     # db1 counts the active ones in full: tiny or -tiny, and 1 where w1 > 0
     w1, w2 = params[0].view(-1), params[2].view(-1)
-    assert torch.equal(dparams[6:12], w2 * (1 + (w1 > 0).float()))
+    assert torch.equal(db1, w2 * (1 + (w1 > 0).float()))
 
 
 def test_no_elements_need_no_launch(device, draw):
     params = subnet(draw, 4, device)
     x = torch.empty(0, 3, device=device)
     assert elementwise_mlp_fwd(x, *params).shape == (0, 3)
-    dx, dparams = elementwise_mlp_bwd(x, x, *params[:3], need_dx=True, need_dparams=True)
-    assert dx.shape == (0, 3)
-    assert torch.equal(dparams, torch.zeros(13, device=device))
+    gradients = elementwise_mlp_bwd(x, x, *params, needs=ALL)
+    for gradient, argument in zip(gradients, (x, *params), strict=True):
+        assert torch.equal(gradient, torch.zeros_like(argument))
 
 
 def test_gradients_are_computed_only_on_demand(device, draw):
     params = subnet(draw, 4, device)
     x = draw(9).float().to(device)
-    dx, dparams = elementwise_mlp_bwd(x, x, *params[:3], need_dx=False, need_dparams=True)
-    assert dx is None
-    assert dparams.shape == (13,)
-    dx, dparams = elementwise_mlp_bwd(x, x, *params[:3], need_dx=True, need_dparams=False)
-    assert dx.shape == (9,)
-    assert dparams is None
+    for needs in ((False, True, False, True, True), (True, False, False, False, False)):
+        gradients = elementwise_mlp_bwd(x, x, *params, needs=needs)
+        for gradient, argument, need in zip(gradients, (x, *params), needs, strict=True):
+            assert gradient.shape == argument.shape if need else gradient is None
 
 
 def test_float64_tiles_are_half_the_size():
