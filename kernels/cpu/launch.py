@@ -81,13 +81,9 @@ def run_summed(kernel, n_rows, rows_per_piece, n_pieces, parameters, needs, dtyp
     address ``sums``; they are added in the order of the pieces. A single piece writes them at the
     addresses ``gradients`` instead, one for each parameter, 0 where nobody needs it.
 
-    Args:
-        parameters: What ``needs`` speaks of, in the compute dtype; a size in place of ``None``.
-        needs: Whether the gradient of each is needed.
-        dtype: Dtype of the gradients returned.
-
-    Returns:
-        A gradient a parameter, shaped like it; ``None`` where it is not needed.
+    ``parameters`` are in the compute dtype, a size in place of one that is missing; ``needs`` tells
+    whose gradients are needed. Returns a gradient a parameter, shaped like it and of ``dtype``;
+    ``None`` where it is not needed.
     """
     gradients = [
         torch.empty_like(parameter) if need else None
