@@ -95,6 +95,14 @@ class _UserCacheImpl(CompileResultCacheImpl):
 class _UserCache(FunctionCache):
     _impl_class = _UserCacheImpl
 
+    def __init__(self, py_func, variant):
+        super().__init__(py_func)
+        self._variant = variant
+
+    def _index_key(self, sig, codegen):
+        # not the closure's own hash: an inner function in it has another one in every process
+        return sig, codegen.magic_tuple(), self._variant
+
     def load_overload(self, sig, target_context):
         # super().load_overload would first import all that a compilation needs (0.4 s); loaded
         # code needs the runtime for its allocations, nothing else
@@ -113,23 +121,26 @@ class _UserCache(FunctionCache):
             super().save_overload(sig, data)
 
 
-def entry(build):
+def entry(build, *variant):
     """Make the entry points of one kernel: a dict from compute dtype to compiled function.
 
     Args:
         build: Function of the NumPy scalar type that returns the Python function to compile. The
             function takes integers (addresses, sizes) and floats only.
+        *variant: Strings that tell apart, in the cache, what the same ``build`` makes of different
+            inner functions.
     """
     return {
-        torch.float32: _compile(build(np.float32)),
-        torch.float64: _compile(build(np.float64)),
+        torch.float32: _compile(build, np.float32, variant),
+        torch.float64: _compile(build, np.float64, variant),
     }
 
 
-def _compile(function):
+def _compile(build, real, variant):
+    function = build(real)
     dispatcher = numba.njit(**_OPTIONS)(function)
     with contextlib.suppress(RuntimeError):  # no place to keep it: each process compiles
-        dispatcher._cache = _UserCache(function)
+        dispatcher._cache = _UserCache(function, (real.__name__, *variant))
     return dispatcher
 
 
@@ -176,6 +187,24 @@ def rint(typingctx, a):
         return builder.call(function, args)
 
     return a(a), codegen
+
+
+_SAME_SIZE = {
+    types.float32: types.int32,
+    types.float64: types.int64,
+    types.int32: types.float32,
+    types.int64: types.float64,
+}
+
+
+@intrinsic
+def bitcast(typingctx, a):
+    """The float with the bits of an integer of its size, or the integer with those of a float."""
+
+    def codegen(context, builder, signature, args):
+        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+
+    return _SAME_SIZE[a](a), codegen
 
 
 @intrinsic

@@ -20,7 +20,10 @@ with event.install_recorder("numba:compile") as recorder:
         y = fastmlp.functional.elementwise_mlp(
             torch.tensor([-1.0, 2.0]), torch.ones(2, 1), None, torch.ones(1, 2), None
         )
+        # its entry point is built of inner functions
+        z = fastmlp.functional.sine_sum(torch.zeros(1), torch.ones(1))
 assert y.tolist() == [0.0, 4.0], y
+assert z.tolist() == [0.0], z
 print("compiled", sum(e.is_start for _, e in recorder.buffer))
 """
 
