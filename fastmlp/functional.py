@@ -11,12 +11,14 @@ import torch
 from fastmlp.ops.additive_mlp import additive_mlp as _additive_mlp
 from fastmlp.ops.elementwise_mlp import elementwise_mlp as _elementwise_mlp
 from fastmlp.ops.sine_sum import sine_sum as _sine_sum
-from fastmlp.reference import ACTIVATIONS, REDUCTIONS
+from fastmlp.reference import REDUCTIONS
 
 __all__ = ["additive_mlp", "elementwise_mlp", "sine_sum"]
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 MAX_HIDDEN = 1024
+SUBNET_ACTIVATIONS = ("relu",)
+"""What the kernels of the scalar subnet know."""
 
 
 def check_choice(name, value, choices):
@@ -92,7 +94,7 @@ def elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="r
         fc1_bias: Shape ``[H]``, or ``None``.
         fc2_weight: Shape ``[1, H]``.
         fc2_bias: Shape ``[1]``, or ``None``.
-        activation: The σ of the formula, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+        activation: The σ of the formula, one of :data:`SUBNET_ACTIVATIONS`.
 
     Returns:
         Output. Shape of ``x``, the promoted dtype of all arguments.
@@ -113,7 +115,7 @@ def elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="r
     """
     _check_x(x)
     _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("activation", activation, SUBNET_ACTIVATIONS)
     return _elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
 
 
@@ -132,7 +134,7 @@ def additive_mlp(
         fc2_bias: Shape ``[1]``, or ``None``.
         fc3_weight: The read-out ``V``. Shape ``[M, F]``.
         fc3_bias: The read-out's bias ``c``. Shape ``[M]``, or ``None``.
-        activation: The subnet's activation, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+        activation: The subnet's activation, one of :data:`SUBNET_ACTIVATIONS`.
 
     Returns:
         Output. Shape ``[*, M]``, the promoted dtype of all arguments.
@@ -155,7 +157,7 @@ def additive_mlp(
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     if not _plainly_additive(*tensors):
         _check_additive(*tensors)
-    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("activation", activation, SUBNET_ACTIVATIONS)
     if x.dim() == 2:
         return _additive_mlp(*tensors)
     n_out, n_in = fc3_weight.shape

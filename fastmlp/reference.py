@@ -21,7 +21,16 @@ __all__ = [
     "sine_sum",
 ]
 
-ACTIVATIONS = {"relu": F.relu}
+ACTIVATIONS = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,  # slope 0.01
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "gelu": F.gelu,  # exact, with erf
+    "sin": torch.sin,
+    "identity": lambda z: z,
+}
 REDUCTIONS = ("mean", "sum")
 
 

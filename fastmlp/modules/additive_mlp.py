@@ -17,7 +17,7 @@ class AdditiveMLP(reference.AdditiveMLP):
         in_features: Features F, at least 1.
         hidden_features: Hidden units H of the subnet, 1 … 1024.
         out_features: Outputs M, at least 1.
-        activation: The subnet's activation, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+        activation: The subnet's activation, one of :data:`fastmlp.functional.SUBNET_ACTIVATIONS`.
         bias: Whether the three layers have a bias.
         device: Device of the parameters.
         dtype: Dtype of the parameters.

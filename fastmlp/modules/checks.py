@@ -1,7 +1,6 @@
 """What several modules share: checks of constructor arguments, and quick access to parameters."""
 
-from fastmlp.functional import MAX_HIDDEN, check_choice
-from fastmlp.reference import ACTIVATIONS
+from fastmlp.functional import MAX_HIDDEN, SUBNET_ACTIVATIONS, check_choice
 
 
 def check_size(name, value, largest=None):
@@ -16,7 +15,7 @@ def check_size(name, value, largest=None):
 def check_subnet(hidden_features, activation, bias):
     """Raise unless these describe a subnet that the kernels know."""
     check_size("hidden_features", hidden_features, MAX_HIDDEN)
-    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("activation", activation, SUBNET_ACTIVATIONS)
     if not isinstance(bias, bool):
         raise TypeError(f"bias must be a bool, got {type(bias).__name__}")
 

@@ -14,7 +14,7 @@ class ElementwiseMLP(reference.ElementwiseMLP):
 
     Args:
         hidden_features: Hidden units H, 1 … 1024.
-        activation: The σ of the formula, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+        activation: The σ of the formula, one of :data:`fastmlp.functional.SUBNET_ACTIVATIONS`.
         bias: Whether both layers have a bias.
         device: Device of the parameters.
         dtype: Dtype of the parameters.

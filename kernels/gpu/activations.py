@@ -1,4 +1,4 @@
-"""Mathematics of one value: ReLU and where it switches, sine and cosine of turns."""
+"""Mathematics of one value: activations and their slopes, where ReLU switches, sines of turns."""
 
 import triton
 import triton.language as tl
@@ -158,3 +158,219 @@ def reduce_turns_any(frequency, x, phase):
 def turns_limit(COMPUTE: tl.constexpr):
     """Bound on |frequency x| in reduce_turns: beyond, 1.5 2^23 + turns leaves its binade."""
     return 2.0**51 if COMPUTE.is_fp64() else 2.0**22
+
+
+# The activations, as in kernels/cpu/activations.py, where their formulas and sources are: highest
+# power first (expm1(r) − r)/r², (sin(r) − r)/r³ and (cos(r) − 1)/r² in r², and the normal
+# distribution's tail.
+EXPM1_32 = tl.constexpr(
+    (
+        0.001388252388344553, 0.008366527261742127, 0.04166720000320687, 0.1666654357140137,
+        0.4999999815325453,
+    )
+)  # fmt: skip
+EXPM1_64 = tl.constexpr(
+    (
+        2.5053764049846818e-08, 2.7626051544728583e-07, 2.755740761383262e-06,
+        2.4801505241322302e-05, 0.0001984126971889376, 0.001388888893159006, 0.008333333333389615,
+        0.04166666666657669, 0.16666666666666588, 0.5000000000000006,
+    )
+)  # fmt: skip
+SINE_32 = tl.constexpr(
+    (
+        2.6057203887227573e-06, -0.00019809577117714018, 0.008333065916662948,
+        -0.16666659538634268,
+    )
+)  # fmt: skip
+SINE_64 = tl.constexpr(
+    (
+        2.721139402253894e-15, -7.642988179987621e-13, 1.605893958140505e-10,
+        -2.5052106870380036e-08, 2.755731921111143e-06, -0.00019841269841209072,
+        0.008333333333333194, -0.16666666666666666,
+    )
+)  # fmt: skip
+COSINE_32 = tl.constexpr(
+    (
+        -2.607652865398274e-07, 2.476185504076451e-05, -0.001388840293345846, 0.04166664068704635,
+        -0.4999999954867055,
+    )
+)  # fmt: skip
+COSINE_64 = tl.constexpr(
+    (
+        4.610228090537871e-14, -1.146303331803249e-11, 2.087656751757534e-09,
+        -2.755731652097437e-07, 2.4801587279104804e-05, -0.0013888888888785409,
+        0.04166666666666436, -0.49999999999999983,
+    )
+)  # fmt: skip
+TAIL_32 = tl.constexpr(
+    (
+        -0.00013419614142717287, 0.00017465772274689935, 0.001568405573557619,
+        -0.003510210430137927, -0.007524002459815139, 0.06040348947020177, -0.18652365672425972,
+        0.38713691653210885, -0.6078965798522489, 0.7552851352504331,
+    )
+)  # fmt: skip
+TAIL_64 = tl.constexpr(
+    (
+        -1.2257424158756838e-09, -4.02466981486992e-10, 1.4681924971367667e-08,
+        1.6279874541936842e-08, -7.723697698378097e-08, -1.5689203073773987e-07,
+        2.641097287042109e-07, 1.0220966623805972e-06, -6.251633630187272e-07,
+        -5.920128892855073e-06, 7.149371407921805e-07, 3.51446063704206e-05,
+        -1.907831499558725e-06, -0.0002310949109557563, 0.00013334424618684825,
+        0.0016308184541486983, -0.0034796923613636286, -0.007540188966493354, 0.06039657489065374,
+        -0.1865218579596636, 0.3871374007422197, -0.6078966419718921, 0.7552851304157515,
+    )
+)  # fmt: skip
+
+
+@triton.jit
+def exponential(x):
+    """e^x and e^x - 1 for x ≤ 0 to two ulps, subnormal results included."""
+    FP64: tl.constexpr = x.dtype == tl.float64
+    if FP64:
+        x = tl.where(x < -748.0, -748.0, x)
+        magic = tl.full(x.shape, 1.5 * 2.0**52, tl.float64)
+        shifted = tl.fma(x, tl.full(x.shape, 1.4426950408889634, tl.float64), magic)
+        n = shifted - magic
+        r = tl.fma(n, tl.full(x.shape, -0.6931471803691238, tl.float64), x)
+        r = tl.fma(n, tl.full(x.shape, -1.9082149292705877e-10, tl.float64), r)
+        m = tl.fma(r * r, polynomial(r, EXPM1_64, 9), r)
+        # the last bits of `shifted` are n; 512 keeps the exponent normal, and is taken back last
+        power = ((shifted.to(tl.int64, bitcast=True) + (1023 + 512)) << 52).to(
+            tl.float64, bitcast=True
+        )
+        lower = power * 2.0**-512
+        return tl.fma(power, m, power) * 2.0**-512, tl.fma(lower, m, lower - 1.0)
+    else:
+        x = tl.where(x < -106.0, -106.0, x)
+        magic = tl.full(x.shape, 1.5 * 2.0**23, tl.float32)
+        shifted = tl.fma(x, tl.full(x.shape, 1.4426950408889634, tl.float32), magic)
+        n = shifted - magic
+        r = tl.fma(n, tl.full(x.shape, -0.693145751953125, tl.float32), x)
+        r = tl.fma(n, tl.full(x.shape, -1.4286068203094173e-06, tl.float32), r)
+        m = tl.fma(r * r, polynomial(r, EXPM1_32, 4), r)
+        power = ((shifted.to(tl.int32, bitcast=True) + (127 + 64)) << 23).to(
+            tl.float32, bitcast=True
+        )
+        lower = power * 2.0**-64
+        return tl.fma(power, m, power) * 2.0**-64, tl.fma(lower, m, lower - 1.0)
+
+
+@triton.jit
+def normal_tail(z):
+    """Φ(-|z|) and the density φ(z) of the normal distribution."""
+    a = tl.abs(z)
+    if z.dtype == tl.float64:
+        a = tl.where(a > 40.0, 40.0, a)
+    else:
+        a = tl.where(a > 15.0, 15.0, a)
+    square = a * a
+    rest = tl.fma(a, a, -square)
+    e, _ = exponential(-0.5 * square)
+    e -= 0.5 * rest * e
+    inverse = 1.0 / (a + 4.0)
+    t = 1.0 - 8.0 * inverse
+    if z.dtype == tl.float64:
+        smooth = polynomial(t, TAIL_64, 22)
+    else:
+        smooth = polynomial(t, TAIL_32, 9)
+    return e * (inverse * smooth), e * 0.3989422804014327
+
+
+@triton.jit
+def reduce_radians(z):
+    """z less the nearest multiple n π, |r| ≤ π/2, and (-1)^n.
+
+    For |z| below 2^22 in float32, 2^51 in float64; beyond, where neighbours lie half a radian
+    apart, r is bounded, no more.
+    """
+    if z.dtype == tl.float64:
+        magic = tl.full(z.shape, 1.5 * 2.0**52, tl.float64)
+        shifted = tl.fma(z, tl.full(z.shape, 0.3183098861837907, tl.float64), magic)
+        n = shifted - magic
+        r = tl.fma(n, tl.full(z.shape, -3.141592653589793, tl.float64), z)
+        r = tl.fma(n, tl.full(z.shape, -1.2246467991473532e-16, tl.float64), r)
+        r = tl.fma(n, tl.full(z.shape, 2.9947698097183397e-33, tl.float64), r)
+        odd = (shifted.to(tl.int64, bitcast=True) & 1) != 0
+    else:
+        magic = tl.full(z.shape, 1.5 * 2.0**23, tl.float32)
+        shifted = tl.fma(z, tl.full(z.shape, 0.3183098861837907, tl.float32), magic)
+        n = shifted - magic
+        r = tl.fma(n, tl.full(z.shape, -3.1415927410125732, tl.float32), z)
+        r = tl.fma(n, tl.full(z.shape, 8.742277657347586e-08, tl.float32), r)
+        r = tl.fma(n, tl.full(z.shape, 3.4302490e-15, tl.float32), r)
+        odd = (shifted.to(tl.int32, bitcast=True) & 1) != 0
+    r = tl.where(r > 1.5708, 1.5708, r)
+    r = tl.where(r < -1.5708, -1.5708, r)
+    return r, tl.where(odd, -1.0, 1.0).to(z.dtype)
+
+
+@triton.jit
+def identity(z):
+    return z, tl.full(z.shape, 1.0, z.dtype)
+
+
+@triton.jit
+def relu_pair(z):
+    return relu(z), tl.where(z <= 0.0, 0.0, 1.0).to(z.dtype)
+
+
+@triton.jit
+def leaky_relu(z):
+    # a bare 0.01 would be a float32
+    slope = tl.where(z > 0.0, tl.full(z.shape, 1.0, z.dtype), tl.full(z.shape, 0.01, z.dtype))
+    return slope * z, slope
+
+
+@triton.jit
+def sigmoid(z):
+    e, _ = exponential(-tl.abs(z))
+    inverse = 1.0 / (1.0 + e)
+    small = e * inverse
+    return tl.where(z < 0.0, small, inverse), small * inverse
+
+
+@triton.jit
+def tanh(z):
+    e, m = exponential(-2.0 * tl.abs(z))
+    inverse = 1.0 / (2.0 + m)
+    t = m * inverse
+    return tl.where(z < 0.0, t, -t), 4.0 * e * inverse * inverse
+
+
+@triton.jit
+def silu(z):
+    s, ds = sigmoid(z)
+    return z * s, z * ds + s
+
+
+@triton.jit
+def gelu(z):
+    tail, density = normal_tail(z)
+    p = tl.where(z < 0.0, tail, 1.0 - tail)
+    return z * p, z * density + p
+
+
+@triton.jit
+def sin(z):
+    r, sign = reduce_radians(z)
+    q = r * r
+    if z.dtype == tl.float64:
+        s = polynomial(q, SINE_64, 7)
+        c = polynomial(q, COSINE_64, 7)
+    else:
+        s = polynomial(q, SINE_32, 3)
+        c = polynomial(q, COSINE_32, 4)
+    return sign * (r + r * q * s), sign * (1.0 + q * c)
+
+
+ACTIVATIONS = {
+    "relu": relu_pair,
+    "leaky_relu": leaky_relu,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+    "silu": silu,
+    "gelu": gelu,
+    "sin": sin,
+    "identity": identity,
+}
+"""By name: the function of a tile z that gives σ(z) and σ'(z); what is not used costs nothing."""
