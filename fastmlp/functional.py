@@ -11,14 +11,13 @@ import torch
 from fastmlp.ops.additive_mlp import additive_mlp as _additive_mlp
 from fastmlp.ops.elementwise_mlp import elementwise_mlp as _elementwise_mlp
 from fastmlp.ops.sine_sum import sine_sum as _sine_sum
-from fastmlp.reference import REDUCTIONS
+from fastmlp.reference import ACTIVATIONS, REDUCTIONS
 
 __all__ = ["additive_mlp", "elementwise_mlp", "sine_sum"]
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 MAX_HIDDEN = 1024
-SUBNET_ACTIVATIONS = ("relu",)
-"""What the kernels of the scalar subnet know."""
+_NO_DROPOUT = (0.0, 0.0, 0.0)
 
 
 def check_choice(name, value, choices):
@@ -63,27 +62,71 @@ def _check_x(x):
     _check_tensor("x", x, getattr(x, "device", None))
 
 
-def _check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
-    _check_tensor("fc1_weight", fc1_weight, device)
-    shape = fc1_weight.shape
-    if len(shape) != 2 or shape[1] != 1:
+def check_dropout(dropout):
+    """Raise unless ``dropout`` is one probability or three; return the three."""
+    places = dropout if isinstance(dropout, (tuple, list)) else (dropout,) * 3
+    if len(places) != 3:
         raise ValueError(
-            "fc1_weight must have shape [hidden_features, 1], "
-            f"the weight of Linear(1, hidden_features), got {list(shape)}"
+            "dropout must be one probability or a tuple (p_input, p_hidden, p_output), "
+            f"got {len(places)} values"
         )
-    n_hidden = shape[0]
+    for p in places:
+        if isinstance(p, bool) or not isinstance(p, (int, float)):
+            raise TypeError(f"dropout must be a number or three, got {type(p).__name__}")
+        if not 0 <= p <= 1:
+            raise ValueError(f"dropout must be between 0 and 1, got {p}")
+    return tuple(float(p) for p in places)
+
+
+def _dropout_arguments(dropout, seed, x):
+    """The seed, a new one where none is given, and the three probabilities."""
+    places = check_dropout(dropout)
+    if not any(places):
+        return None, places
+    if seed is None:
+        # from the generator of the device: torch.manual_seed, torch.get_rng_state, CUDA graphs,
+        # activation checkpointing and torch.func.vmap's randomness hold for it
+        seed = torch.randint(2**63 - 1, (1,), device=x.device)
+    elif not isinstance(seed, torch.Tensor) or seed.dtype != torch.int64:
+        got = seed.dtype if isinstance(seed, torch.Tensor) else type(seed).__name__
+        raise TypeError(f"seed must be an int64 Tensor, got {got}")
+    elif seed.shape != (1,) or seed.device != x.device:
+        raise ValueError(
+            f"seed must have shape [1] and be on the device of x, {x.device}, "
+            f"got shape {list(seed.shape)} on {seed.device}"
+        )
+    return seed, places
+
+
+def _check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=()):
+    """``stacked`` is the first dimension that all parameters have besides those of a subnet."""
+    _check_tensor("fc1_weight", fc1_weight, device)
+    shape = tuple(fc1_weight.shape)
+    if len(shape) != 2 + len(stacked) or shape[-1] != 1 or shape[:-2] != stacked:
+        raise ValueError(
+            f"fc1_weight must have shape {_named(*stacked, 'hidden_features', 1)}, "
+            f"the weight of Linear(1, hidden_features){' a feature' * bool(stacked)}, "
+            f"got {list(shape)}"
+        )
+    n_hidden = shape[-2]
     if not 1 <= n_hidden <= MAX_HIDDEN:
         raise ValueError(
             f"fc1_weight must have between 1 and {MAX_HIDDEN} hidden features, got {n_hidden}"
         )
-    _check_parameter("fc2_weight", fc2_weight, (1, n_hidden), device)
+    _check_parameter("fc2_weight", fc2_weight, (*stacked, 1, n_hidden), device)
     if fc1_bias is not None:
-        _check_parameter("fc1_bias", fc1_bias, (n_hidden,), device)
+        _check_parameter("fc1_bias", fc1_bias, (*stacked, n_hidden), device)
     if fc2_bias is not None:
-        _check_parameter("fc2_bias", fc2_bias, (1,), device)
+        _check_parameter("fc2_bias", fc2_bias, (*stacked, 1), device)
 
 
-def elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="relu"):
+def _named(*sizes):
+    return f"[{', '.join(map(str, sizes))}]"
+
+
+def elementwise_mlp(
+    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="relu", dropout=0.0, seed=None
+):
     """Apply one scalar subnet 1 → H → 1 to every element, in one kernel.
 
     .. math:: y = \\sum_k w^{(2)}_k \\, \\sigma(w^{(1)}_k x + b^{(1)}_k) + b^{(2)}
@@ -94,18 +137,26 @@ def elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="r
         fc1_bias: Shape ``[H]``, or ``None``.
         fc2_weight: Shape ``[1, H]``.
         fc2_bias: Shape ``[1]``, or ``None``.
-        activation: The σ of the formula, one of :data:`SUBNET_ACTIVATIONS`.
+        activation: The σ of the formula, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+        dropout: Probability of dropping an input, a hidden unit and an output of the subnet, all
+            independently; or a tuple ``(p_input, p_hidden, p_output)``. What is kept is multiplied
+            by 1/(1 − p), as by ``torch.nn.Dropout``.
+        seed: Key of the masks of :func:`fastmlp.reference.dropout_masks`, int64, shape ``[1]``, on
+            the device of ``x``. ``None`` draws one from the default generator of that device.
 
     Returns:
         Output. Shape of ``x``, the promoted dtype of all arguments.
 
     Raises:
-        TypeError: An argument is no tensor, or not of a dtype above.
-        ValueError: A wrong shape, a second device, an unknown activation.
+        TypeError: An argument is no tensor, or not of a dtype above; a probability is no number.
+        ValueError: A wrong shape, a second device, an unknown activation, a probability outside
+            [0, 1].
 
     Derivatives: any order; the first is a kernel, higher ones differentiate the reference.
     Precision: sums in float32 (float64 for float64); the error is at most a small multiple of
-    ε·Σ|w2|(|w1·x| + |b1|). At a kink the derivative is 0, as in PyTorch.
+    ε·Σ|w2|(|w1·x| + |b1|). At a kink the derivative is that of the inactive side, as in PyTorch.
+    Probabilities are rounded to multiples of 2⁻¹⁶. The masks are never in memory: backward makes
+    them again.
 
     Example:
         >>> import torch
@@ -115,37 +166,57 @@ def elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="r
     """
     _check_x(x)
     _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    check_choice("activation", activation, SUBNET_ACTIVATIONS)
-    return _elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    check_choice("activation", activation, ACTIVATIONS)
+    seed, places = _dropout_arguments(dropout, seed, x)
+    return _elementwise_mlp(
+        x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, seed, activation, *places
+    )
 
 
 def additive_mlp(
-    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias, activation="relu"
+    x,
+    fc1_weight,
+    fc1_bias,
+    fc2_weight,
+    fc2_bias,
+    fc3_weight,
+    fc3_bias,
+    activation="relu",
+    dropout=0.0,
+    seed=None,
 ):
-    """Apply one scalar subnet to every feature, then one linear layer, in one kernel.
+    """Apply a scalar subnet to every feature, then one linear layer, in one kernel.
 
-    .. math:: y_m = \\sum_j V_{mj} f(x_j) + c_m
+    .. math:: y_m = \\sum_j V_{mj} f_j(x_j) + c_m
+
+    One subnet for all features, or one for each: then the subnets' parameters are stacked along a
+    first dimension of size F.
 
     Args:
         x: Input. Shape ``[*, F]``, float32, float64, bfloat16 or float16.
-        fc1_weight: Shape ``[H, 1]``, 1 ≤ H ≤ 1024; dtypes as for ``x``; the device of ``x``.
-        fc1_bias: Shape ``[H]``, or ``None``.
-        fc2_weight: Shape ``[1, H]``.
-        fc2_bias: Shape ``[1]``, or ``None``.
+        fc1_weight: Shape ``[H, 1]`` or ``[F, H, 1]``, 1 ≤ H ≤ 1024; dtypes as for ``x``; the
+            device of ``x``.
+        fc1_bias: Shape ``[H]`` or ``[F, H]``, or ``None``.
+        fc2_weight: Shape ``[1, H]`` or ``[F, 1, H]``.
+        fc2_bias: Shape ``[1]`` or ``[F, 1]``, or ``None``.
         fc3_weight: The read-out ``V``. Shape ``[M, F]``.
         fc3_bias: The read-out's bias ``c``. Shape ``[M]``, or ``None``.
-        activation: The subnet's activation, one of :data:`SUBNET_ACTIVATIONS`.
+        activation: The subnet's activation, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+        dropout: Probability of dropping, as in :func:`elementwise_mlp`.
+        seed: Key of the dropout masks, as in :func:`elementwise_mlp`.
 
     Returns:
         Output. Shape ``[*, M]``, the promoted dtype of all arguments.
 
     Raises:
-        TypeError: An argument is no tensor, or not of a dtype above.
-        ValueError: A wrong shape, a second device, an unknown activation.
+        TypeError: An argument is no tensor, or not of a dtype above; a probability is no number.
+        ValueError: A wrong shape, a second device, an unknown activation, a probability outside
+            [0, 1].
 
     Derivatives: any order; the first is a kernel, higher ones differentiate the reference.
     Precision: as :func:`elementwise_mlp`, with the terms of all features summed.
-    Source: the shape of Deep Sets, Zaheer et al. 2017, arXiv:1703.06114, section 2.2.
+    Source: the shape of Deep Sets, Zaheer et al. 2017, arXiv:1703.06114, section 2.2; a subnet a
+    feature is the neural additive model of Agarwal et al. 2021, arXiv:2004.13912.
 
     Example:
         >>> import torch
@@ -157,11 +228,13 @@ def additive_mlp(
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     if not _plainly_additive(*tensors):
         _check_additive(*tensors)
-    check_choice("activation", activation, SUBNET_ACTIVATIONS)
+    check_choice("activation", activation, ACTIVATIONS)
+    seed, places = (None, _NO_DROPOUT) if dropout == 0 else _dropout_arguments(dropout, seed, x)
     if x.dim() == 2:
-        return _additive_mlp(*tensors)
+        return _additive_mlp(*tensors, seed, activation, *places)
     n_out, n_in = fc3_weight.shape
-    y = _additive_mlp(x.reshape(math.prod(x.shape[:-1]), n_in), *tensors[1:])
+    rows = x.reshape(math.prod(x.shape[:-1]), n_in)
+    y = _additive_mlp(rows, *tensors[1:], seed, activation, *places)
     return y.reshape(*x.shape[:-1], n_out)
 
 
@@ -205,7 +278,6 @@ def _plainly_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight,
 
 def _check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
     _check_x(x)
-    _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     _check_tensor("fc3_weight", fc3_weight, x.device)
     if len(fc3_weight.shape) != 2 or 0 in fc3_weight.shape:
         raise ValueError(
@@ -213,6 +285,8 @@ def _check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, f
             f"got {list(fc3_weight.shape)}"
         )
     n_out, n_in = fc3_weight.shape
+    stacked = (n_in,) if isinstance(fc1_weight, torch.Tensor) and fc1_weight.dim() == 3 else ()
+    _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked)
     if x.dim() == 0 or x.shape[-1] != n_in:
         raise ValueError(f"x must have shape [*, {n_in}] to match fc3_weight, got {list(x.shape)}")
     if fc3_bias is not None:

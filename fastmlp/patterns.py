@@ -10,7 +10,6 @@ from torch.nn.utils import parametrize
 
 from fastmlp import reference
 from fastmlp.backends import backend
-from fastmlp.functional import SUBNET_ACTIVATIONS
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.sine_sum import SineSum
@@ -79,7 +78,7 @@ def _is_linear(layer, n_in=None, n_out=None):
 
 def _activation_name(layer):
     name = ACTIVATION_NAMES.get(type(layer))
-    return name if name in SUBNET_ACTIVATIONS else None
+    return name if name in reference.ACTIVATIONS else None
 
 
 def _sequential_pattern(module):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 __all__ = [
     "AdditiveMLP",
     "ElementwiseMLP",
+    "FeaturewiseLinear",
     "SineSum",
     "additive_mlp",
     "elementwise_mlp",
@@ -40,7 +41,97 @@ def _promote(*tensors):
     return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 
-def elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="relu"):
+def dropout_places(dropout):
+    """The three dropout probabilities (input, hidden, output) that ``dropout`` stands for."""
+    return (dropout,) * 3 if isinstance(dropout, (int, float)) else tuple(dropout)
+
+
+def dropout_masks(seed, n, n_hidden, dropout, dtype=torch.float32):
+    """What the elements of a scalar subnet are multiplied by under dropout: 0 or 1/(1 − p).
+
+    The masks of an element are a function of the seed and of the element's place alone: Philox4x32
+    with 10 rounds, key the 64 bits of the seed, counter (place, low and high 32 bits; block; 0).
+    The four words of block b are eight halves, low half first, for the masks 8b … 8b + 7. Mask 0
+    is the input's, mask 1 the output's, mask 2 + k that of hidden unit k. An element is dropped
+    where the half is below round(65536·p).
+
+    Args:
+        seed: Key. Shape ``[1]``, int64.
+        n: Number of elements.
+        n_hidden: Number of hidden units H.
+        dropout: Probabilities of dropping an input, a hidden unit, an output.
+        dtype: Dtype of the results.
+
+    Returns:
+        Factors of shapes ``[n]`` (input), ``[n, H]`` (hidden) and ``[n]`` (output); ``None`` where
+        the probability is 0.
+
+    Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011, section 3.2.
+    """
+    p_input, p_hidden, p_output = dropout
+    place = torch.arange(n, device=seed.device)
+    n_masks = 2 + (n_hidden if p_hidden > 0 else 0)
+    halves = []
+    for block in range((n_masks + 7) // 8):
+        for word in _philox(seed, place, block):
+            halves += [word & 0xFFFF, word >> 16]
+    halves = torch.stack(halves[:n_masks], -1)
+
+    def factors(chosen, p):
+        if p == 0:
+            return None
+        kept = (halves[..., chosen] >= round(65536 * p)).to(dtype)
+        return kept * (0.0 if p == 1 else 1 / (1 - p))
+
+    return factors(0, p_input), factors(slice(2, None), p_hidden), factors(1, p_output)
+
+
+def _philox(seed, place, block):
+    """The four 32-bit words of Philox4x32-10, as int64."""
+    low = 0xFFFFFFFF
+    c0, c1, c2, c3 = place & low, (place >> 32) & low, torch.full_like(place, block), 0
+    k0, k1 = seed & low, (seed >> 32) & low
+    for _ in range(10):
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # modulo 2^64
+        c0, c2 = ((product1 >> 32) & low) ^ c1 ^ k0, ((product0 >> 32) & low) ^ c3 ^ k1
+        c1, c3 = product1 & low, product0 & low
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    return c0, c1, c2, c3
+
+
+def _subnet(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation, dropout, seed):
+    """f of a vector ``[n]``, or of a matrix ``[N, F]`` with a subnet per feature."""
+    places = dropout_places(dropout)
+    if not any(places):
+
+        def drop(value, place):
+            return value
+    elif seed is None:
+
+        def drop(value, place):
+            return F.dropout(value, places[place])
+    else:
+        masks = dropout_masks(seed, x.numel(), fc1_weight.shape[-2], places, x.dtype)
+
+        def drop(value, place):
+            mask = masks[place]
+            return value if mask is None else value * mask.reshape(value.shape)
+
+    x = drop(x, 0)
+    if fc1_weight.dim() == 2:
+        hidden = drop(ACTIVATIONS[activation](F.linear(x.unsqueeze(-1), fc1_weight, fc1_bias)), 1)
+        f = F.linear(hidden, fc2_weight, fc2_bias).squeeze(-1)
+    else:
+        z = x.unsqueeze(-1) * fc1_weight.squeeze(-1)
+        hidden = drop(ACTIVATIONS[activation](z if fc1_bias is None else z + fc1_bias), 1)
+        f = (hidden * fc2_weight.squeeze(-2)).sum(-1)
+        f = f if fc2_bias is None else f + fc2_bias.squeeze(-1)
+    return drop(f, 2)
+
+
+def elementwise_mlp(
+    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="relu", dropout=0.0, seed=None
+):
     """Apply one scalar subnet 1 → H → 1 to every element.
 
     .. math:: y = \\sum_k w^{(2)}_k \\, \\sigma(w^{(1)}_k x + b^{(1)}_k) + b^{(2)}
@@ -52,41 +143,59 @@ def elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="r
         fc2_weight: Shape ``[1, H]``.
         fc2_bias: Shape ``[1]``, or ``None``.
         activation: A key of :data:`ACTIVATIONS`.
+        dropout: Probability of dropping an input, a hidden unit and an output of the subnet, or
+            the three of them.
+        seed: Key of the masks of :func:`dropout_masks`, an int64 tensor of shape ``[1]``, or
+            ``None`` for those of ``torch.nn.functional.dropout``.
 
     Returns:
         Output. Shape of ``x``, the promoted dtype of all arguments.
     """
-    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias = _promote(
-        x, fc1_weight, fc1_bias, fc2_weight, fc2_bias
-    )
-    hidden = ACTIVATIONS[activation](F.linear(x.reshape(-1, 1), fc1_weight, fc1_bias))
-    return F.linear(hidden, fc2_weight, fc2_bias).reshape(x.shape)
+    x, *parameters = _promote(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    return _subnet(x.reshape(-1), *parameters, activation, dropout, seed).reshape(x.shape)
 
 
 def additive_mlp(
-    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias, activation="relu"
+    x,
+    fc1_weight,
+    fc1_bias,
+    fc2_weight,
+    fc2_bias,
+    fc3_weight,
+    fc3_bias,
+    activation="relu",
+    dropout=0.0,
+    seed=None,
 ):
-    """Apply one scalar subnet to every feature, then one linear layer across the features.
+    """Apply a scalar subnet to every feature, then one linear layer across the features.
 
-    .. math:: y_m = \\sum_j V_{mj} f(x_j) + c_m
+    .. math:: y_m = \\sum_j V_{mj} f_j(x_j) + c_m
+
+    One subnet for all features, or one for each: then the parameters of the subnets are stacked
+    along a first dimension of size F.
 
     Args:
         x: Input. Shape ``[*, F]``, floating point.
-        fc1_weight: Shape ``[H, 1]``.
-        fc1_bias: Shape ``[H]``, or ``None``.
-        fc2_weight: Shape ``[1, H]``.
-        fc2_bias: Shape ``[1]``, or ``None``.
+        fc1_weight: Shape ``[H, 1]`` or ``[F, H, 1]``.
+        fc1_bias: Shape ``[H]`` or ``[F, H]``, or ``None``.
+        fc2_weight: Shape ``[1, H]`` or ``[F, 1, H]``.
+        fc2_bias: Shape ``[1]`` or ``[F, 1]``, or ``None``.
         fc3_weight: The read-out ``V``. Shape ``[M, F]``.
         fc3_bias: The read-out's bias ``c``. Shape ``[M]``, or ``None``.
         activation: A key of :data:`ACTIVATIONS`.
+        dropout: Probability of dropping an input, a hidden unit and an output of the subnet, or
+            the three of them.
+        seed: As in :func:`elementwise_mlp`; an element's place is its index in row-major order.
 
     Returns:
         Output. Shape ``[*, M]``, the promoted dtype of all arguments.
     """
-    *tensors, fc3_weight, fc3_bias = _promote(
+    x, *parameters, fc3_weight, fc3_bias = _promote(
         x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     )
-    return F.linear(elementwise_mlp(*tensors, activation), fc3_weight, fc3_bias)
+    flat = x.reshape(-1) if fc1_weight.dim() == 2 else x.reshape(-1, x.shape[-1])
+    f = _subnet(flat, *parameters, activation, dropout, seed).reshape(x.shape)
+    return F.linear(f, fc3_weight, fc3_bias)
 
 
 def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
@@ -115,26 +224,74 @@ def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
     return waves.mean(-1) if reduction == "mean" else waves.sum(-1)
 
 
+class FeaturewiseLinear(nn.Module):
+    """A ``Linear`` of its own for each of F features, their parameters stacked: one a feature.
+
+    Parameters ``weight [F, out_features, in_features]`` and ``bias [F, out_features]``, drawn as
+    ``torch.nn.Linear`` draws its own.
+    """
+
+    def __init__(
+        self, n_features, in_features, out_features, *, bias=True, device=None, dtype=None
+    ):
+        super().__init__()
+        self.n_features = n_features
+        self.in_features = in_features
+        self.out_features = out_features
+
+        def parameter(*shape):
+            return nn.Parameter(torch.empty(n_features, *shape, device=device, dtype=dtype))
+
+        self.weight = parameter(out_features, in_features)
+        self.register_parameter("bias", parameter(out_features) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Draw from U(−1/√in_features, 1/√in_features)."""
+        bound = 1 / math.sqrt(self.in_features)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def extra_repr(self):
+        return (
+            f"n_features={self.n_features}, in_features={self.in_features}, "
+            f"out_features={self.out_features}, bias={self.bias is not None}"
+        )
+
+
 class ElementwiseMLP(nn.Module):
     """One scalar subnet 1 → H → 1 for every element: plain PyTorch, see :func:`elementwise_mlp`."""
 
     def __init__(
-        self, hidden_features=14, *, activation="relu", bias=True, device=None, dtype=None
+        self,
+        hidden_features=14,
+        *,
+        activation="relu",
+        bias=True,
+        dropout=0.0,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
         self.hidden_features = hidden_features
         self.activation = activation
+        self.dropout = dropout
         self.fc1 = nn.Linear(1, hidden_features, bias=bias, **factory)
         self.fc2 = nn.Linear(hidden_features, 1, bias=bias, **factory)
 
     def forward(self, x):
+        fc1, fc2 = self.fc1, self.fc2
+        dropout = self.dropout if self.training else 0.0
         return elementwise_mlp(
-            x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias, self.activation
+            x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.activation, dropout
         )
 
     def extra_repr(self):
-        return f"hidden_features={self.hidden_features}, activation={self.activation!r}"
+        return (
+            f"hidden_features={self.hidden_features}, activation={self.activation!r}, "
+            f"dropout={self.dropout}"
+        )
 
 
 class AdditiveMLP(nn.Module):
@@ -146,8 +303,10 @@ class AdditiveMLP(nn.Module):
         hidden_features=14,
         out_features=1,
         *,
+        shared=True,
         activation="relu",
         bias=True,
+        dropout=0.0,
         device=None,
         dtype=None,
     ):
@@ -156,21 +315,36 @@ class AdditiveMLP(nn.Module):
         self.in_features = in_features
         self.hidden_features = hidden_features
         self.out_features = out_features
+        self.shared = shared
         self.activation = activation
-        self.fc1 = nn.Linear(1, hidden_features, bias=bias, **factory)
-        self.fc2 = nn.Linear(hidden_features, 1, bias=bias, **factory)
+        self.dropout = dropout
+        if shared:
+            self.fc1 = nn.Linear(1, hidden_features, bias=bias, **factory)
+            self.fc2 = nn.Linear(hidden_features, 1, bias=bias, **factory)
+        else:
+            self.fc1 = FeaturewiseLinear(in_features, 1, hidden_features, bias=bias, **factory)
+            self.fc2 = FeaturewiseLinear(in_features, hidden_features, 1, bias=bias, **factory)
         self.fc3 = nn.Linear(in_features, out_features, bias=bias, **factory)
 
     def forward(self, x):
         fc1, fc2, fc3 = self.fc1, self.fc2, self.fc3
         return additive_mlp(
-            x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, fc3.weight, fc3.bias, self.activation
+            x,
+            fc1.weight,
+            fc1.bias,
+            fc2.weight,
+            fc2.bias,
+            fc3.weight,
+            fc3.bias,
+            self.activation,
+            self.dropout if self.training else 0.0,
         )
 
     def extra_repr(self):
         return (
             f"in_features={self.in_features}, hidden_features={self.hidden_features}, "
-            f"out_features={self.out_features}, activation={self.activation!r}"
+            f"out_features={self.out_features}, shared={self.shared}, "
+            f"activation={self.activation!r}, dropout={self.dropout}"
         )
 
 

@@ -5,9 +5,9 @@ from fastmlp.modules.checks import check_size, check_subnet, weight_and_bias
 
 
 class AdditiveMLP(reference.AdditiveMLP):
-    """Apply one scalar subnet 1 → H → 1 to every feature, then one linear layer across them.
+    """Apply a scalar subnet 1 → H → 1 to every feature, then one linear layer across them.
 
-    .. math:: y_m = \\sum_j V_{mj} f(x_j) + c_m
+    .. math:: y_m = \\sum_j V_{mj} f_j(x_j) + c_m
 
     Parameters and ``state_dict`` are those of the plain layers ``fc1 = Linear(1, H)``,
     ``fc2 = Linear(H, 1)`` and ``fc3 = Linear(F, M)``, so a checkpoint of the plain network loads
@@ -17,16 +17,26 @@ class AdditiveMLP(reference.AdditiveMLP):
         in_features: Features F, at least 1.
         hidden_features: Hidden units H of the subnet, 1 … 1024.
         out_features: Outputs M, at least 1.
-        activation: The subnet's activation, one of :data:`fastmlp.functional.SUBNET_ACTIVATIONS`.
+        shared: Whether all features share one subnet. If not, each has one of its own, as in a
+            neural additive model: the parameters of ``fc1`` and ``fc2`` are then F linear layers'
+            stacked along a first dimension, ``fc1.weight [F, H, 1]``, ``fc1.bias [F, H]``,
+            ``fc2.weight [F, 1, H]``, ``fc2.bias [F, 1]``.
+        activation: The subnet's activation, a key of :data:`fastmlp.reference.ACTIVATIONS`.
         bias: Whether the three layers have a bias.
+        dropout: Probability of dropping an input, a hidden unit and an output of the subnet in
+            training, all independently; or a tuple ``(p_input, p_hidden, p_output)``. What is kept
+            is multiplied by 1/(1 − p), as by ``torch.nn.Dropout``. Masks are a function of a seed
+            drawn from torch's generator at each call; they are never in memory.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Raises:
-        TypeError: A size is no int, ``bias`` no bool.
-        ValueError: A size out of range, an unknown activation.
+        TypeError: A size is no int, ``shared`` or ``bias`` no bool, ``dropout`` no number.
+        ValueError: A size out of range, an unknown activation, a probability outside
+            [0, 1].
 
-    Source: the shape of Deep Sets, Zaheer et al. 2017, arXiv:1703.06114, section 2.2.
+    Source: the shape of Deep Sets, Zaheer et al. 2017, arXiv:1703.06114, section 2.2;
+    ``shared=False``: Agarwal et al. 2021, arXiv:2004.13912.
 
     Example:
         >>> import torch, fastmlp
@@ -40,20 +50,26 @@ class AdditiveMLP(reference.AdditiveMLP):
         hidden_features=14,
         out_features=1,
         *,
+        shared=True,
         activation="relu",
         bias=True,
+        dropout=0.0,
         device=None,
         dtype=None,
     ):
         check_size("in_features", in_features)
         check_size("out_features", out_features)
-        check_subnet(hidden_features, activation, bias)
+        check_subnet(hidden_features, activation, bias, dropout)
+        if not isinstance(shared, bool):
+            raise TypeError(f"shared must be a bool, got {type(shared).__name__}")
         super().__init__(
             in_features,
             hidden_features,
             out_features,
+            shared=shared,
             activation=activation,
             bias=bias,
+            dropout=dropout,
             device=device,
             dtype=dtype,
         )
@@ -66,4 +82,5 @@ class AdditiveMLP(reference.AdditiveMLP):
             *weight_and_bias(layers["fc2"]),
             *weight_and_bias(layers["fc3"]),
             self.activation,
+            self.dropout if self.training else 0.0,
         )

@@ -1,6 +1,7 @@
 """What several modules share: checks of constructor arguments, and quick access to parameters."""
 
-from fastmlp.functional import MAX_HIDDEN, SUBNET_ACTIVATIONS, check_choice
+from fastmlp.functional import MAX_HIDDEN, check_choice, check_dropout
+from fastmlp.reference import ACTIVATIONS
 
 
 def check_size(name, value, largest=None):
@@ -12,12 +13,13 @@ def check_size(name, value, largest=None):
         raise ValueError(f"{name} must be {wanted}, got {value}")
 
 
-def check_subnet(hidden_features, activation, bias):
+def check_subnet(hidden_features, activation, bias, dropout):
     """Raise unless these describe a subnet that the kernels know."""
     check_size("hidden_features", hidden_features, MAX_HIDDEN)
-    check_choice("activation", activation, SUBNET_ACTIVATIONS)
+    check_choice("activation", activation, ACTIVATIONS)
     if not isinstance(bias, bool):
         raise TypeError(f"bias must be a bool, got {type(bias).__name__}")
+    check_dropout(dropout)
 
 
 def weight_and_bias(linear):

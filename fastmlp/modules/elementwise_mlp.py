@@ -14,14 +14,19 @@ class ElementwiseMLP(reference.ElementwiseMLP):
 
     Args:
         hidden_features: Hidden units H, 1 … 1024.
-        activation: The σ of the formula, one of :data:`fastmlp.functional.SUBNET_ACTIVATIONS`.
+        activation: The σ of the formula, a key of :data:`fastmlp.reference.ACTIVATIONS`.
         bias: Whether both layers have a bias.
+        dropout: Probability of dropping an input, a hidden unit and an output of the subnet in
+            training, all independently; or a tuple ``(p_input, p_hidden, p_output)``. What is kept
+            is multiplied by 1/(1 − p), as by ``torch.nn.Dropout``. Masks are a function of a seed
+            drawn from torch's generator at each call; they are never in memory.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Raises:
-        TypeError: ``hidden_features`` is no int, ``bias`` no bool.
-        ValueError: ``hidden_features`` out of range, an unknown activation.
+        TypeError: ``hidden_features`` is no int, ``bias`` no bool, ``dropout`` no number.
+        ValueError: ``hidden_features`` out of range, an unknown activation, a probability outside
+            [0, 1].
 
     Source: a learned activation in the sense of Agostinelli et al. 2014, arXiv:1412.6830.
 
@@ -32,11 +37,23 @@ class ElementwiseMLP(reference.ElementwiseMLP):
     """
 
     def __init__(
-        self, hidden_features=14, *, activation="relu", bias=True, device=None, dtype=None
+        self,
+        hidden_features=14,
+        *,
+        activation="relu",
+        bias=True,
+        dropout=0.0,
+        device=None,
+        dtype=None,
     ):
-        check_subnet(hidden_features, activation, bias)
+        check_subnet(hidden_features, activation, bias, dropout)
         super().__init__(
-            hidden_features, activation=activation, bias=bias, device=device, dtype=dtype
+            hidden_features,
+            activation=activation,
+            bias=bias,
+            dropout=dropout,
+            device=device,
+            dtype=dtype,
         )
 
     def forward(self, x):
@@ -46,4 +63,5 @@ class ElementwiseMLP(reference.ElementwiseMLP):
             *weight_and_bias(layers["fc1"]),
             *weight_and_bias(layers["fc2"]),
             self.activation,
+            self.dropout if self.training else 0.0,
         )

@@ -1,7 +1,14 @@
-"""The op `additive_mlp`: a shared scalar subnet per feature and a linear read-out, fused."""
+"""The op `additive_mlp`: a scalar subnet per feature and a linear read-out, fused."""
 
 from fastmlp import reference
+from fastmlp.ops.elementwise_mlp import SUBNET_OPTIONS
 from fastmlp.ops.fused import FusedOp
+
+
+def _reference(x, *arguments):
+    *parameters, seed, activation, p_input, p_hidden, p_output = arguments
+    dropout = (p_input, p_hidden, p_output)
+    return reference.additive_mlp(x, *parameters, activation, dropout, seed)
 
 
 def _output_shape(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
@@ -10,8 +17,9 @@ def _output_shape(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3
 
 additive_mlp = FusedOp(
     "additive_mlp",
-    tensors=("fc1_weight", "fc1_bias?", "fc2_weight", "fc2_bias?", "fc3_weight", "fc3_bias?"),
-    options={},
-    reference=reference.additive_mlp,
+    parameters=("fc1_weight", "fc1_bias?", "fc2_weight", "fc2_bias?", "fc3_weight", "fc3_bias?"),
+    constants=("seed?",),
+    options=SUBNET_OPTIONS,
+    reference=_reference,
     output_shape=_output_shape,
 )

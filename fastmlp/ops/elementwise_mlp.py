@@ -3,10 +3,25 @@
 from fastmlp import reference
 from fastmlp.ops.fused import FusedOp
 
+SUBNET_OPTIONS = {
+    "activation": "str",
+    "p_input": "float",
+    "p_hidden": "float",
+    "p_output": "float",
+}
+
+
+def _reference(x, *arguments):
+    *parameters, seed, activation, p_input, p_hidden, p_output = arguments
+    dropout = (p_input, p_hidden, p_output)
+    return reference.elementwise_mlp(x, *parameters, activation, dropout, seed)
+
+
 elementwise_mlp = FusedOp(
     "elementwise_mlp",
-    tensors=("fc1_weight", "fc1_bias?", "fc2_weight", "fc2_bias?"),
-    options={},
-    reference=reference.elementwise_mlp,
-    output_shape=lambda x, *tensors: x.shape,
+    parameters=("fc1_weight", "fc1_bias?", "fc2_weight", "fc2_bias?"),
+    constants=("seed?",),
+    options=SUBNET_OPTIONS,
+    reference=_reference,
+    output_shape=lambda x, *parameters: x.shape,
 )

@@ -19,22 +19,25 @@ class FusedOp:
 
     Args:
         name: Name of the op and of its file in every wing.
-        tensors: Names of the tensor arguments after ``x``; a trailing ``"?"`` marks an optional
-            one.
+        parameters: Names of the tensors after ``x`` that have a gradient; a trailing ``"?"`` marks
+            an optional one.
+        constants: Names of the tensors after these, which have none.
         options: Names and schema types of the plain arguments, which come last.
-        reference: The same op in plain PyTorch, with the arguments ``(x, *tensors, *options)``.
-        output_shape: Function of ``(x, *tensors)`` that gives the output's shape.
+        reference: The same op in plain PyTorch, with the arguments ``(x, *parameters, *constants,
+            *options)``.
+        output_shape: Function of ``(x, *parameters)`` that gives the output's shape.
     """
 
-    def __init__(self, name, *, tensors, options, reference, output_shape):
+    def __init__(self, name, *, parameters, constants=(), options, reference, output_shape):
         self.name = name
-        self.n_tensors = len(tensors)
+        self.n_parameters = len(parameters)
+        self.n_tensors = len(parameters) + len(constants)
         self.reference = reference
         self.output_shape = output_shape
         # Function.apply in Python only guards against torch.func, which __call__ has done (5 µs)
         self._apply = super(torch.autograd.Function, _autograd_function(self)).apply
         self._fwd_name, self._bwd_name = name + "_fwd", name + "_bwd"
-        self._register(tensors, options)
+        self._register((*parameters, *constants), options)
 
     def __call__(self, x, *arguments):
         """Run the op on arguments that :mod:`fastmlp.functional` has checked."""
@@ -48,7 +51,7 @@ class FusedOp:
             return self.reference(x, *arguments)
         kernels = backends.launchers(backend, self.name)
         if torch.is_grad_enabled():
-            for t in (x, *arguments[: self.n_tensors]):
+            for t in (x, *arguments[: self.n_parameters]):
                 if t is not None and t.requires_grad:
                     return self._apply(kernels, x, *arguments)
         return self.launch_fwd(kernels, x, *arguments)
@@ -57,7 +60,7 @@ class FusedOp:
         return getattr(kernels, self._fwd_name)(*arguments)
 
     def launch_bwd(self, kernels, dy, *arguments, needs):
-        """Gradients of x and of each tensor, ``None`` unless needed."""
+        """Gradients of x and of each parameter, ``None`` unless needed."""
         return getattr(kernels, self._bwd_name)(dy, *arguments, needs=needs)
 
     def _register(self, tensors, options):
@@ -90,7 +93,7 @@ class FusedOp:
         kernels = backends.launchers(backends.choose_compiled(x.device.type), self.name)
         needs = (
             need_dx,
-            *(need_dparams and t is not None for t in arguments[: self.n_tensors]),
+            *(need_dparams and t is not None for t in arguments[: self.n_parameters]),
         )
         dx, *gradients = self.launch_bwd(kernels, dy, x, *arguments, needs=needs)
         # outputs of a registered op must not share memory: all gradients in one
@@ -98,12 +101,12 @@ class FusedOp:
         return dy.new_empty(0) if dx is None else dx, torch.cat(flat) if flat else dy.new_empty(0)
 
     def _fwd_fake(self, x, *arguments):
-        tensors = arguments[: self.n_tensors]
-        return x.new_empty(self.output_shape(x, *tensors), dtype=_common_dtype(x, *tensors))
+        parameters = arguments[: self.n_parameters]
+        return x.new_empty(self.output_shape(x, *parameters), dtype=_common_dtype(x, *parameters))
 
     def _bwd_fake(self, dy, x, *arguments):
         *arguments, need_dx, need_dparams = arguments
-        n_parameters = sum(_sizes(arguments[: self.n_tensors]))
+        n_parameters = sum(_sizes(arguments[: self.n_parameters]))
         return (
             x.new_empty(x.shape) if need_dx else dy.new_empty(0),
             dy.new_empty(n_parameters if need_dparams else 0),
@@ -111,16 +114,18 @@ class FusedOp:
 
     def _library_backward(self, ctx, dy):
         x, *tensors = ctx.saved_tensors
-        need_dx, *needed = ctx.needs_input_grad[: 1 + self.n_tensors]
+        need_dx, *needed = ctx.needs_input_grad[: 1 + self.n_parameters]
         dx, dparams = self._library_bwd(dy, x, *tensors, *ctx.options, need_dx, any(needed))
-        gradients = [None] * len(tensors)
+        parameters = tensors[: self.n_parameters]
+        gradients = [None] * len(parameters)
         if any(needed):
-            parts = dparams.split_with_sizes(_sizes(tensors))
+            parts = dparams.split_with_sizes(_sizes(parameters))
             gradients = [
-                part.view(tensor.shape).to(tensor.dtype) if need else None
-                for part, tensor, need in zip(parts, tensors, needed, strict=True)
+                part.view(parameter.shape).to(parameter.dtype) if need else None
+                for part, parameter, need in zip(parts, parameters, needed, strict=True)
             ]
-        return dx if need_dx else None, *gradients, *[None] * len(ctx.options)
+        rest = [None] * (len(tensors) - len(parameters) + len(ctx.options))
+        return dx if need_dx else None, *gradients, *rest
 
 
 def _sizes(tensors):
@@ -146,7 +151,7 @@ def _autograd_function(op):
 
     def backward(ctx, dy):
         tensors, options = ctx.saved_tensors, ctx.options
-        needs = ctx.needs_input_grad[1 : len(tensors) + 1]
+        needs = ctx.needs_input_grad[1 : op.n_parameters + 2]
         if torch.is_grad_enabled():
             # create_graph=True: differentiate the reference, to any order
             gradients = _differentiable_gradients(op, dy, tensors, options, needs)
@@ -158,11 +163,11 @@ def _autograd_function(op):
                 else gradient.to(tensor.dtype)
                 for gradient, tensor in zip(
                     op.launch_bwd(ctx.kernels, dy, *tensors, *options, needs=needs),
-                    tensors,
+                    tensors[: len(needs)],
                     strict=True,
                 )
             ]
-        return None, *gradients, *[None] * len(options)
+        return None, *gradients, *[None] * (len(tensors) - len(needs) + len(options))
 
     rules = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(op.name, (torch.autograd.Function,), rules)
@@ -172,6 +177,6 @@ def _differentiable_gradients(op, dy, tensors, options, needs):
     # a view makes each argument distinct: one parameter may be passed twice
     arguments = [None if t is None else t.view_as(t) for t in tensors]
     y = op.reference(*arguments, *options)
-    wanted = [t for t, need in zip(arguments, needs, strict=True) if need]
+    wanted = [t for t, need in zip(arguments, needs, strict=False) if need]
     gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
     return [next(gradients) if need else None for need in needs]

@@ -10,8 +10,8 @@ def _reference(x, w, amplitude, phase, scale, mean):
 
 sine_sum = FusedOp(
     "sine_sum",
-    tensors=("w", "amplitude?", "phase?"),
+    parameters=("w", "amplitude?", "phase?"),
     options={"scale": "float", "mean": "bool"},
     reference=_reference,
-    output_shape=lambda x, *tensors: x.shape,
+    output_shape=lambda x, *parameters: x.shape,
 )

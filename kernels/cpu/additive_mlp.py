@@ -13,6 +13,7 @@ g = 0.
 import numpy as np
 import torch
 
+from .dense import dense_bwd, dense_fwd, is_canonical
 from .jit import array_at, entry, inner, vector_at
 from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .subnet import (
@@ -315,8 +316,22 @@ def _bwd(real):
     return additive_mlp_bwd
 
 
-def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
+def additive_mlp_fwd(
+    x,
+    fc1_weight,
+    fc1_bias,
+    fc2_weight,
+    fc2_bias,
+    fc3_weight,
+    fc3_bias,
+    seed=None,
+    activation="relu",
+    *dropout,
+):
     """y [N, M] from x [N, F], in the promoted dtype of the arguments."""
+    if not is_canonical(fc1_weight, seed, activation):
+        parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
+        return dense_fwd(x, *parameters, seed, activation, *dropout)
     dtype, compute, _held, addresses = prepare(
         x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     )
@@ -337,9 +352,23 @@ def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, 
 
 
 def additive_mlp_bwd(
-    dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias, *, needs
+    dy,
+    x,
+    fc1_weight,
+    fc1_bias,
+    fc2_weight,
+    fc2_bias,
+    fc3_weight,
+    fc3_bias,
+    seed=None,
+    activation="relu",
+    *dropout,
+    needs,
 ):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
+    if not is_canonical(fc1_weight, seed, activation):
+        parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
+        return dense_bwd(dy, x, *parameters, seed, activation, *dropout, needs=needs)
     compute, tensors, addresses = prepare_as(
         dy.dtype, (dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias)
     )

@@ -6,6 +6,7 @@ Forward reads and writes one number an element. Backward reads x and dy, and wri
 import numpy as np
 import torch
 
+from .dense import dense_bwd, dense_fwd, is_canonical
 from .jit import array_at, entry, vector_at
 from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .subnet import (
@@ -115,8 +116,13 @@ def _bwd(real):
     return elementwise_mlp_bwd
 
 
-def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+def elementwise_mlp_fwd(
+    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, seed=None, activation="relu", *dropout
+):
     """y [*]: shape of x, promoted dtype of the arguments."""
+    if not is_canonical(fc1_weight, seed, activation):
+        parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, None
+        return dense_fwd(x, *parameters, seed, activation, *dropout)
     dtype, compute, tensors, addresses = prepare(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     n, n_hidden = x.numel(), fc1_weight.shape[0]
     y = torch.empty_like(tensors[0])
@@ -125,8 +131,16 @@ def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     return cast_back(y, dtype)
 
 
-def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *, needs):
+def elementwise_mlp_bwd(
+    dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, seed=None, activation="relu", *dropout, needs
+):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
+    if not is_canonical(fc1_weight, seed, activation):
+        parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, None
+        gradients = dense_bwd(
+            dy, x, *parameters, seed, activation, *dropout, needs=(*needs, False, False)
+        )
+        return gradients[:5]
     compute, tensors, addresses = prepare_as(
         dy.dtype, (dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     )

@@ -13,6 +13,7 @@ from .additive_mlp_bwd import (
     additive_mlp_bwd_readout_kernel,
     additive_mlp_bwd_x_kernel,
 )
+from .dense import dense_bwd, dense_fwd, is_canonical
 from .launch import (
     MAX_CANONICAL_UNITS,
     MAX_UNITS_PER_PROGRAM,
@@ -141,8 +142,22 @@ def additive_mlp_fwd_kernel(
             tl.store(y_ptrs, sum_features(acc, BLOCK_OUT) + c[None, :], mask=again)
 
 
-def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
+def additive_mlp_fwd(
+    x,
+    fc1_weight,
+    fc1_bias,
+    fc2_weight,
+    fc2_bias,
+    fc3_weight,
+    fc3_bias,
+    seed=None,
+    activation="relu",
+    *dropout,
+):
     """y [N, M] for x [N, F], in the promoted dtype."""
+    if not is_canonical(fc1_weight, seed, activation):
+        parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
+        return dense_fwd(x, *parameters, seed, activation, *dropout)
     params = contiguous(fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias)
     out_dtype = result_dtype(x, *params)
     _, compute = compute_dtype(out_dtype)
@@ -166,9 +181,23 @@ def additive_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, 
 
 
 def additive_mlp_bwd(
-    dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias, *, needs
+    dy,
+    x,
+    fc1_weight,
+    fc1_bias,
+    fc2_weight,
+    fc2_bias,
+    fc3_weight,
+    fc3_bias,
+    seed=None,
+    activation="relu",
+    *dropout,
+    needs,
 ):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
+    if not is_canonical(fc1_weight, seed, activation):
+        parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
+        return dense_bwd(dy, x, *parameters, seed, activation, *dropout, needs=needs)
     need_dx, *needs = needs
     n_hidden, (n_out, n_in) = fc1_weight.shape[0], fc3_weight.shape
     sizes = (n_hidden, n_hidden, n_hidden, 1, n_out * n_in, n_out)

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from .activations import is_tiny, order_of_size
+from .dense import dense_bwd, dense_fwd, is_canonical
 from .launch import (
     MAX_CANONICAL_UNITS,
     MAX_UNITS_PER_PROGRAM,
@@ -180,8 +181,13 @@ def elementwise_mlp_bwd_params_kernel(
             tl.store(out_ptr + 2 * N_HIDDEN + k, tl.sum(dw2))
 
 
-def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+def elementwise_mlp_fwd(
+    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, seed=None, activation="relu", *dropout
+):
     """y of the shape of x, in the promoted dtype."""
+    if not is_canonical(fc1_weight, seed, activation):
+        parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, None
+        return dense_fwd(x, *parameters, seed, activation, *dropout)
     out_dtype = result_dtype(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     _, compute = compute_dtype(out_dtype)
     x, *params = contiguous(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
@@ -199,8 +205,16 @@ def elementwise_mlp_fwd(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     return y
 
 
-def elementwise_mlp_bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, *, needs):
+def elementwise_mlp_bwd(
+    dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, seed=None, activation="relu", *dropout, needs
+):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
+    if not is_canonical(fc1_weight, seed, activation):
+        parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, None
+        gradients = dense_bwd(
+            dy, x, *parameters, seed, activation, *dropout, needs=(*needs, False, False)
+        )
+        return gradients[:5]
     need_dx, *needs = needs
     sizes = (fc1_weight.shape[0],) * 3 + (1,)
     parameters = (fc1_weight, fc1_bias, fc2_weight, fc2_bias)
