@@ -111,10 +111,11 @@ def test_bias_can_be_left_out(name, x):
 
 def test_repr_shows_every_argument():
     assert repr(fastmlp.ElementwiseMLP(7)).startswith(
-        "ElementwiseMLP(\n  hidden_features=7, activation='relu'\n  (fc1): Linear(in_features=1,"
+        "ElementwiseMLP(\n  hidden_features=7, activation='relu', dropout=0.0\n  (fc1): Linear("
     )
-    assert "in_features=6, hidden_features=7, out_features=8, activation='relu'" in repr(
-        fastmlp.AdditiveMLP(6, 7, 8)
+    assert (
+        "in_features=6, hidden_features=7, out_features=8, shared=True, activation='relu'"
+        in repr(fastmlp.AdditiveMLP(6, 7, 8))
     )
     assert repr(fastmlp.SineSum(5, scale=2, reduction="sum", learn_phase=True)) == (
         "SineSum(width=5, scale=2, reduction='sum', learn_amplitude=False, learn_phase=True)"

@@ -16,6 +16,7 @@ import torch
 from .dense import dense_bwd, dense_fwd, is_canonical
 from .jit import array_at, entry, inner, vector_at
 from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
+from .readout import add_readout_gradient, gradient_at_f, read_out
 from .subnet import (
     BLOCK,
     LANES,
@@ -36,43 +37,6 @@ from .subnet import (
 )
 
 
-@inner
-def _read_out(f, readout, c, n_rows, n_in, n_out, y, start, real):
-    """y[start + i, m] = Σ_j V[m, j]·f[i, j] + c[m] on a block of rows; returns a sum of 0·y."""
-    zero = real(0)
-    not_finite = zero
-    width = np.uintp(n_in)
-    for m in range(n_out):
-        column = readout[m * n_in : (m + 1) * n_in]
-        cm = c[m]
-        i = 0
-        while i + 4 <= n_rows:
-            # four rows at a time: a row's sum alone waits for its own additions
-            y0 = y1 = y2 = y3 = zero
-            row = np.uintp(i * n_in)
-            for j in range(n_in):
-                e = row + np.uintp(j)
-                v = column[j]
-                y0 += v * f[e]
-                y1 += v * f[e + width]
-                y2 += v * f[e + width + width]
-                y3 += v * f[e + width + width + width]
-            y0, y1, y2, y3 = y0 + cm, y1 + cm, y2 + cm, y3 + cm
-            at = (start + i) * n_out + m
-            y[at], y[at + n_out], y[at + 2 * n_out], y[at + 3 * n_out] = y0, y1, y2, y3
-            not_finite += (y0 + y1) * zero + (y2 + y3) * zero
-            i += 4
-        while i < n_rows:
-            y0 = zero
-            row = np.uintp(i * n_in)
-            for j in range(n_in):
-                y0 += column[j] * f[row + np.uintp(j)]
-            y[(start + i) * n_out + m] = y0 + cm
-            not_finite += (y0 + cm) * zero
-            i += 1
-    return not_finite
-
-
 @entry
 def _fwd(real):
     def additive_mlp_fwd(
@@ -91,28 +55,12 @@ def _fwd(real):
             if fits:
                 canonical_values(xb, t, slopes, s, c0, fb)
             # what is not finite in f is not finite in y
-            special = _read_out(fb, readout, c, n_rows, n_in, n_out, y, start, real)
+            special = read_out(fb, readout, c, n_rows, n_in, n_out, y, start, real)
             if not (fits and special == 0):
                 mend_values(xb, fits, w, b, v, d, fb, real)
-                _read_out(fb, readout, c, n_rows, n_in, n_out, y, start, real)
+                read_out(fb, readout, c, n_rows, n_in, n_out, y, start, real)
 
     return additive_mlp_fwd
-
-
-@inner
-def _gradient_at_f(dy, readout, n_rows, n_in, n_out, g):
-    """g[i, j] = Σ_m dy[i, m]·V[m, j] on a block of rows."""
-    for i in range(n_rows):
-        row = g[i * n_in : (i + 1) * n_in]
-        for m in range(n_out):
-            dy_im = dy[i * n_out + m]
-            column = readout[m * n_in : (m + 1) * n_in]
-            if m == 0:
-                for j in range(n_in):
-                    row[j] = dy_im * column[j]
-            else:
-                for j in range(n_in):
-                    row[j] += dy_im * column[j]
 
 
 @inner
@@ -138,18 +86,6 @@ def _pack(source, n_rows, n_in, rows_per_lane_row, chunk, tile):
         for i in range(n_rows):
             at = i * n_in + first
             tile[i * LANES : i * LANES + width] = source[at : at + width]
-
-
-@inner
-def _add_readout_gradient(dy, f, n_rows, n_in, n_out, dv):
-    """dv[m, j] += Σ_i dy[i, m]·f[i, j] on a block of rows."""
-    for m in range(n_out):
-        column = dv[m * n_in : (m + 1) * n_in]
-        for i in range(n_rows):
-            dy_im = dy[i * n_out + m]
-            row = f[i * n_in : (i + 1) * n_in]
-            for j in range(n_in):
-                column[j] += dy_im * row[j]
 
 
 @inner
@@ -232,7 +168,7 @@ def _bwd(real):
                 xs, dys = tame_x[:size], tame_dy[: n_rows * n_out]
                 _tame(xb, dyb, fits, n_rows, n_in, n_out, xs, dys, real)
             if need_dx or n_out > 1:
-                _gradient_at_f(dys, readout, n_rows, n_in, n_out, gb)
+                gradient_at_f(dys, readout, n_rows, n_in, n_out, gb)
             if need_dx:
                 sb[:] = 0
                 add_slopes(xs, order, n_rising, t, w, v, sb)
@@ -251,7 +187,7 @@ def _bwd(real):
                         if not is_finite(xb[e]):
                             gb[e] = fb[e] = 0
                 if n_out > 1:
-                    _add_readout_gradient(dys, fb, n_rows, n_in, n_out, dv_fast)
+                    add_readout_gradient(dys, fb, n_rows, n_in, n_out, dv_fast)
                     for e in range(size):
                         sums[at_dd] += gb[e]
                 for i in range(n_rows):
