@@ -8,15 +8,19 @@ import math
 
 import torch
 
+from fastmlp import reference
 from fastmlp.ops.additive_mlp import additive_mlp as _additive_mlp
 from fastmlp.ops.elementwise_mlp import elementwise_mlp as _elementwise_mlp
+from fastmlp.ops.mlp import mlp as _mlp
 from fastmlp.ops.sine_sum import sine_sum as _sine_sum
 from fastmlp.reference import ACTIVATIONS, REDUCTIONS
 
-__all__ = ["additive_mlp", "elementwise_mlp", "sine_sum"]
+__all__ = ["additive_mlp", "elementwise_mlp", "mlp", "sine_sum"]
 
 _DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 MAX_HIDDEN = 1024
+MAX_WIDTH = 128
+"""Widest layer of :func:`mlp`, input and output included."""
 _NO_DROPOUT = (0.0, 0.0, 0.0)
 
 
@@ -60,6 +64,14 @@ def _check_parameter(name, value, shape, device):
 
 def _check_x(x):
     _check_tensor("x", x, getattr(x, "device", None))
+
+
+def check_probability(name, value):
+    """Raise unless ``value`` is a number from 0 to 1; ``name`` is the argument's."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
 
 
 def check_dropout(dropout):
@@ -291,6 +303,113 @@ def _check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, f
         raise ValueError(f"x must have shape [*, {n_in}] to match fc3_weight, got {list(x.shape)}")
     if fc3_bias is not None:
         _check_parameter("fc3_bias", fc3_bias, (n_out,), x.device)
+
+
+def mlp(x, weights, biases=None, activation="relu", output_activation="identity", dropout=0.0):
+    """Apply a dense network, any depth, in one kernel.
+
+    .. math:: h_l = \\sigma_l(W_l h_{l-1} + b_l), \\quad h_0 = x, \\quad y = h_L
+
+    Args:
+        x: Input. Shape ``[*, n_0]``, float32, float64, bfloat16 or float16.
+        weights: The ``W_l``, shape ``[n_l, n_{l-1}]``, a sequence; widths 1 … 128; dtypes as for
+            ``x``; the device of ``x``.
+        biases: The ``b_l``, shape ``[n_l]`` or ``None``, a sequence as long; ``None`` for no bias
+            at all.
+        activation: σ of all layers but the last, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+        output_activation: σ of the last layer, likewise.
+        dropout: Probability of dropping an output of a hidden layer; what is kept is multiplied by
+            1/(1 − p). Where it is not 0 the net runs as plain PyTorch.
+
+    Returns:
+        Output. Shape ``[*, n_L]``, the promoted dtype of all arguments.
+
+    Raises:
+        TypeError: An argument is no tensor, or not of a dtype above; no sequence; no number.
+        ValueError: A wrong shape or number, a second device, an unknown activation, a ``dropout``
+            outside [0, 1].
+
+    Derivatives: any order; the first is a kernel, higher ones differentiate the reference.
+    Precision: products and sums in float32 that is float32 (float64 for float64), on every device.
+    Source: one kernel for a whole small network, Müller et al. 2021, arXiv:2106.12372, section 4.
+
+    Example:
+        >>> import torch
+        >>> first, second = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.ones(1, 2)
+        >>> mlp(torch.tensor([[1.0, 3.0], [5.0, 1.0]]), [first, second])
+        tensor([[2.],
+                [4.]])
+    """
+    if biases is None and isinstance(weights, (list, tuple)):
+        biases = [None] * len(weights)
+    if not _plainly_mlp(x, weights, biases):
+        _check_mlp(x, weights, biases)
+    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("output_activation", output_activation, ACTIVATIONS)
+    check_probability("dropout", dropout)
+    if dropout > 0:
+        return reference.mlp(x, weights, biases, activation, output_activation, dropout)
+    parameters = [t for layer in zip(weights, biases, strict=True) for t in layer]
+    if x.dim() == 2:
+        return _mlp(x, *parameters, activation, output_activation)
+    flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = _mlp(flat, *parameters, activation, output_activation)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _plainly_mlp(x, weights, biases):
+    """As :func:`_plainly_additive`: the usual case, quickly."""
+    try:
+        dtype, device, width = x.dtype, x.device, x.shape[-1]
+        if dtype not in _DTYPES or not len(weights) == len(biases) > 0 or width > MAX_WIDTH:
+            return False
+        for weight, bias in zip(weights, biases, strict=True):
+            n_out = weight.shape[0]
+            if not (
+                weight.shape == (n_out, width)
+                and 1 <= n_out <= MAX_WIDTH
+                and weight.dtype is dtype
+                and weight.device == device
+                and bias.shape == (n_out,)
+                and bias.dtype is dtype
+                and bias.device == device
+            ):
+                return False
+            width = n_out
+        return width > 0 and x.shape[-1] > 0 and isinstance(x, torch.Tensor)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False
+
+
+def _check_mlp(x, weights, biases):
+    _check_x(x)
+    for name, values in (("weights", weights), ("biases", biases)):
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f"{name} must be a list or tuple, got {type(values).__name__}")
+    if len(weights) == 0 or len(biases) != len(weights):
+        raise ValueError(
+            "weights and biases must have one entry a layer, at least one, "
+            f"got {len(weights)} and {len(biases)}"
+        )
+    if x.dim() == 0:
+        raise ValueError("x must have shape [*, in_features], got []")
+    width = x.shape[-1]
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        name = f"weights[{i}]"
+        _check_tensor(name, weight, x.device)
+        if weight.dim() != 2 or weight.shape[1] != width:
+            raise ValueError(
+                f"{name} must have shape [out_features, {width}] to match "
+                f"{f'weights[{i - 1}]' if i else 'x'}, got {list(weight.shape)}"
+            )
+        for size in weight.shape:
+            if not 1 <= size <= MAX_WIDTH:
+                raise ValueError(
+                    f"{name} must have sizes between 1 and {MAX_WIDTH}, got {list(weight.shape)}"
+                )
+        width = weight.shape[0]
+        if bias is not None:
+            _check_parameter(f"biases[{i}]", bias, (width,), x.device)
 
 
 def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):

@@ -15,10 +15,12 @@ from torch.nn import functional as F
 __all__ = [
     "AdditiveMLP",
     "ElementwiseMLP",
+    "MLP",
     "FeaturewiseLinear",
     "SineSum",
     "additive_mlp",
     "elementwise_mlp",
+    "mlp",
     "sine_sum",
 ]
 
@@ -198,6 +200,33 @@ def additive_mlp(
     return F.linear(f, fc3_weight, fc3_bias)
 
 
+def mlp(x, weights, biases=None, activation="relu", output_activation="identity", dropout=0.0):
+    """Apply a dense network: linear layers with an activation behind each.
+
+    .. math:: h_l = \\sigma_l(W_l h_{l-1} + b_l), \\quad h_0 = x, \\quad y = h_L
+
+    Args:
+        x: Input. Shape ``[*, n_0]``, floating point.
+        weights: The ``W_l``, shape ``[n_l, n_{l-1}]``, a sequence.
+        biases: The ``b_l``, shape ``[n_l]`` or ``None``, a sequence as long; ``None`` for no bias
+            at all.
+        activation: σ of all layers but the last, a key of :data:`ACTIVATIONS`.
+        output_activation: σ of the last layer, a key of :data:`ACTIVATIONS`.
+        dropout: Probability of dropping an output of a hidden layer.
+
+    Returns:
+        Output. Shape ``[*, n_L]``, the promoted dtype of all arguments.
+    """
+    biases = [None] * len(weights) if biases is None else biases
+    x, *parameters = _promote(x, *weights, *biases)
+    layers = list(zip(parameters[: len(weights)], parameters[len(weights) :], strict=True))
+    *hidden, (weight, bias) = layers
+    for hidden_weight, hidden_bias in hidden:
+        x = ACTIVATIONS[activation](F.linear(x, hidden_weight, hidden_bias))
+        x = F.dropout(x, dropout) if dropout > 0 else x
+    return ACTIVATIONS[output_activation](F.linear(x, weight, bias))
+
+
 def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
     """Sum or average sines of every element.
 
@@ -345,6 +374,55 @@ class AdditiveMLP(nn.Module):
             f"in_features={self.in_features}, hidden_features={self.hidden_features}, "
             f"out_features={self.out_features}, shared={self.shared}, "
             f"activation={self.activation!r}, dropout={self.dropout}"
+        )
+
+
+class MLP(nn.Module):
+    """A dense network, parameters named as in its ``nn.Sequential``: see :func:`mlp`."""
+
+    def __init__(
+        self,
+        in_features,
+        hidden_features,
+        out_features,
+        *,
+        activation="relu",
+        output_activation=None,
+        bias=True,
+        dropout=0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        single = isinstance(hidden_features, int)
+        self.in_features = in_features
+        self.hidden_features = (hidden_features,) if single else tuple(hidden_features)
+        self.out_features = out_features
+        self.activation = activation
+        self.output_activation = output_activation
+        self.dropout = dropout
+        widths = (in_features, *self.hidden_features, out_features)
+        for i in range(len(widths) - 1):
+            layer = nn.Linear(widths[i], widths[i + 1], bias=bias, device=device, dtype=dtype)
+            # the odd places of the Sequential are the activations
+            self.add_module(str(2 * i), layer)
+
+    def forward(self, x):
+        layers = self._modules.values()
+        return mlp(
+            x,
+            [layer.weight for layer in layers],
+            [layer.bias for layer in layers],
+            self.activation,
+            self.output_activation or "identity",
+            self.dropout if self.training else 0.0,
+        )
+
+    def extra_repr(self):
+        return (
+            f"{self.in_features}, {list(self.hidden_features)}, {self.out_features}, "
+            f"activation={self.activation!r}, output_activation={self.output_activation!r}, "
+            f"dropout={self.dropout}"
         )
 
 

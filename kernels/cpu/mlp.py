@@ -21,7 +21,7 @@ import numpy as np
 from .activations import ACTIVATIONS
 from .gemm import VECTOR, add_product, multiply, size_of, transpose
 from .jit import address_of, array_at, entry, inner, wide_vectors
-from .launch import PIECE, cast_back, prepare, prepare_as, run, run_summed, store
+from .launch import PIECE, any_needed, cast_back, prepare, prepare_as, run, run_summed, store
 
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 """Numbers of the activations, for entry points."""
@@ -175,9 +175,7 @@ def _fwd(real):
                 code = hidden_code if layer < n_layers - 1 else output_code
                 activate(code, array_at(z, width * rows, real))
                 h, z = z, h
-            transpose(
-                zero, h, row_bytes, n_out, n_rows, y_at + start * n_out * size, n_out * size
-            )
+            transpose(zero, h, row_bytes, n_out, n_rows, y_at + start * n_out * size, n_out * size)
         memory[0] = 0  # Numba frees what is not used any more
 
     return mlp_fwd
@@ -229,8 +227,8 @@ def _bwd(real):
     _, activate_and_keep, chain = _passes(real)
 
     def mlp_bwd(
-        net_at, net_size, hidden_code, output_code, dy_at, x_at, dx_at, sums_at, result_at, first,
-        last,
+        net_at, net_size, hidden_code, output_code, dy_at, x_at, dx_at, sums_at, gradients_at,
+        first, last,
     ):  # fmt: skip
         wide_vectors()
         zero = real(0)
@@ -239,7 +237,8 @@ def _bwd(real):
         net = array_at(net_at, net_size, np.int64)
         n_layers = net[0]
         n_in, n_out = net[1], net[1 + n_layers]
-        need_dx, need_dparams = dx_at != 0, sums_at != 0 or result_at != 0
+        gradients = array_at(gradients_at, 2 * n_layers, np.int64)
+        need_dx, need_dparams = dx_at != 0, any_needed(sums_at, gradients)
         widest = _widest(net, n_layers)
         rows = _block_rows(widest)
         row_bytes = rows * size
@@ -285,9 +284,7 @@ def _bwd(real):
                     array_at(slopes_at + layer * layer_bytes, width * rows, real),
                 )
             g, g_below = ping, pong
-            transpose(
-                zero, dy_at + start * n_out * size, n_out * size, n_rows, n_out, g, row_bytes
-            )
+            transpose(zero, dy_at + start * n_out * size, n_out * size, n_rows, n_out, g, row_bytes)
             weights_at, fast_weights_at = n_sums, fast_at + n_fast * size
             for layer in range(n_layers - 1, -1, -1):
                 wide, width = net[1 + layer], net[2 + layer]
@@ -333,7 +330,11 @@ def _bwd(real):
                 unflushed = 0
         if need_dparams:
             _flush(net, n_layers, fast, lanes, sums)
-            store(sums, sums_at, result_at, real)
+            sizes = np.empty(2 * n_layers, np.int64)
+            for layer in range(n_layers):
+                sizes[2 * layer + 1] = net[2 + layer]
+                sizes[2 * layer] = net[1 + layer] * net[2 + layer]
+            store(sums, sums_at, gradients, sizes, real)
         memory[0] = 0  # Numba frees what is not used any more
 
     return mlp_bwd
@@ -374,25 +375,35 @@ def mlp_fwd(x, *arguments):
     return cast_back(y, dtype)
 
 
-def mlp_bwd(dy, x, *arguments, need_dx, need_dparams):
-    """dx [N, in] or None, and [dW_1, db_1, dW_2, db_2, …] or None."""
+def mlp_bwd(dy, x, *arguments, needs):
+    """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     *parameters, activation, output_activation = arguments
     compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, *parameters))
     net = _pack(x, parameters, addresses[2:])
-    dx = tensors[1].new_empty(x.shape) if need_dx else None
-    n_sums = sum(w.shape[0] * (w.shape[1] + 1) for w in parameters[::2])
-    dparams = run_summed(
-        _bwd[compute],
+    dx = tensors[1].new_empty(x.shape) if needs[0] else None
+    # in place of a bias that is missing, its size
+    sized = [
+        tensors[2 + i // 2 * 2].shape[0] if p is None else p for i, p in enumerate(tensors[2:])
+    ]
+
+    def kernel(*arguments):
+        *fixed, first, last = arguments
+        gradients = array("q", fixed[8:])
+        _bwd[compute](*fixed[:8], gradients.buffer_info()[0], first, last)
+
+    gradients = run_summed(
+        kernel,
         x.shape[0],
         *_cut(x.shape[0], parameters),
-        n_sums if need_dparams else 0,
-        compute,
+        sized,
+        needs[1:],
+        dy.dtype,
         net.buffer_info()[0],
         len(net),
         CODES[activation],
         CODES[output_activation],
         addresses[0],
         addresses[1],
-        dx.data_ptr() if need_dx else 0,
+        dx.data_ptr() if needs[0] else 0,
     )
-    return cast_back(dx, x.dtype), cast_back(dparams, dy.dtype)
+    return [cast_back(dx, x.dtype), *gradients]
