@@ -16,9 +16,9 @@ from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
 
 __all__ = [
+    "MLP",
     "AdditiveMLP",
     "ElementwiseMLP",
-    "MLP",
     "SineSum",
     "backend",
     "convert",

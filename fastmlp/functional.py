@@ -9,6 +9,16 @@ import math
 import torch
 
 from fastmlp import reference
+from fastmlp.arguments import (
+    DTYPES,
+    check_choice,
+    check_dropout,
+    check_finite,
+    check_parameter,
+    check_probability,
+    check_tensor,
+    check_x,
+)
 from fastmlp.ops.additive_mlp import additive_mlp as _additive_mlp
 from fastmlp.ops.elementwise_mlp import elementwise_mlp as _elementwise_mlp
 from fastmlp.ops.mlp import mlp as _mlp
@@ -17,77 +27,10 @@ from fastmlp.reference import ACTIVATIONS, REDUCTIONS
 
 __all__ = ["additive_mlp", "elementwise_mlp", "mlp", "sine_sum"]
 
-_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 MAX_HIDDEN = 1024
 MAX_WIDTH = 128
 """Widest layer of :func:`mlp`, input and output included."""
 _NO_DROPOUT = (0.0, 0.0, 0.0)
-
-
-def check_choice(name, value, choices):
-    """Raise unless ``value`` is one of ``choices``; ``name`` is the argument's."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def check_finite(name, value):
-    """Raise unless ``value`` is a finite real number; ``name`` is the argument's."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:  # so that torch.compile can trace it
-        raise ValueError(f"{name} must be finite, got {value}")
-
-
-def _check_tensor(name, value, device):
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
-    if value.dtype not in _DTYPES:
-        raise TypeError(
-            f"{name} must be float32, float64, bfloat16 or float16, "
-            f"got {str(value.dtype).removeprefix('torch.')}"
-        )
-    if value.device != device:
-        raise ValueError(f"{name} must be on the device of x, {device}, got {value.device}")
-
-
-def _check_parameter(name, value, shape, device):
-    if (
-        isinstance(value, torch.Tensor)
-        and value.shape == shape
-        and value.dtype in _DTYPES
-        and value.device == device
-    ):
-        return
-    _check_tensor(name, value, device)
-    raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
-
-
-def _check_x(x):
-    _check_tensor("x", x, getattr(x, "device", None))
-
-
-def check_probability(name, value):
-    """Raise unless ``value`` is a number from 0 to 1; ``name`` is the argument's."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
-
-
-def check_dropout(dropout):
-    """Raise unless ``dropout`` is one probability or three; return the three."""
-    places = dropout if isinstance(dropout, (tuple, list)) else (dropout,) * 3
-    if len(places) != 3:
-        raise ValueError(
-            "dropout must be one probability or a tuple (p_input, p_hidden, p_output), "
-            f"got {len(places)} values"
-        )
-    for p in places:
-        if isinstance(p, bool) or not isinstance(p, (int, float)):
-            raise TypeError(f"dropout must be a number or three, got {type(p).__name__}")
-        if not 0 <= p <= 1:
-            raise ValueError(f"dropout must be between 0 and 1, got {p}")
-    return tuple(float(p) for p in places)
 
 
 def _dropout_arguments(dropout, seed, x):
@@ -112,7 +55,7 @@ def _dropout_arguments(dropout, seed, x):
 
 def _check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=()):
     """``stacked`` is the first dimension that all parameters have besides those of a subnet."""
-    _check_tensor("fc1_weight", fc1_weight, device)
+    check_tensor("fc1_weight", fc1_weight, device)
     shape = tuple(fc1_weight.shape)
     if len(shape) != 2 + len(stacked) or shape[-1] != 1 or shape[:-2] != stacked:
         raise ValueError(
@@ -125,11 +68,11 @@ def _check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=()
         raise ValueError(
             f"fc1_weight must have between 1 and {MAX_HIDDEN} hidden features, got {n_hidden}"
         )
-    _check_parameter("fc2_weight", fc2_weight, (*stacked, 1, n_hidden), device)
+    check_parameter("fc2_weight", fc2_weight, (*stacked, 1, n_hidden), device)
     if fc1_bias is not None:
-        _check_parameter("fc1_bias", fc1_bias, (*stacked, n_hidden), device)
+        check_parameter("fc1_bias", fc1_bias, (*stacked, n_hidden), device)
     if fc2_bias is not None:
-        _check_parameter("fc2_bias", fc2_bias, (*stacked, 1), device)
+        check_parameter("fc2_bias", fc2_bias, (*stacked, 1), device)
 
 
 def _named(*sizes):
@@ -176,7 +119,7 @@ def elementwise_mlp(
         >>> elementwise_mlp(torch.tensor([-1.0, 2.0]), w, b, torch.ones(1, 2), None)
         tensor([0., 3.])
     """
-    _check_x(x)
+    check_x(x)
     _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check_choice("activation", activation, ACTIVATIONS)
     seed, places = _dropout_arguments(dropout, seed, x)
@@ -261,7 +204,7 @@ def _plainly_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight,
         n_hidden = fc1_weight.shape[0]
         n_out, n_in = fc3_weight.shape
         return (
-            dtype in _DTYPES
+            dtype in DTYPES
             and isinstance(x, torch.Tensor)
             and x.shape[-1] == n_in
             and n_out * n_in > 0
@@ -289,8 +232,8 @@ def _plainly_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight,
 
 
 def _check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
-    _check_x(x)
-    _check_tensor("fc3_weight", fc3_weight, x.device)
+    check_x(x)
+    check_tensor("fc3_weight", fc3_weight, x.device)
     if len(fc3_weight.shape) != 2 or 0 in fc3_weight.shape:
         raise ValueError(
             "fc3_weight must have shape [out_features, in_features], neither of them 0, "
@@ -302,7 +245,7 @@ def _check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, f
     if x.dim() == 0 or x.shape[-1] != n_in:
         raise ValueError(f"x must have shape [*, {n_in}] to match fc3_weight, got {list(x.shape)}")
     if fc3_bias is not None:
-        _check_parameter("fc3_bias", fc3_bias, (n_out,), x.device)
+        check_parameter("fc3_bias", fc3_bias, (n_out,), x.device)
 
 
 def mlp(x, weights, biases=None, activation="relu", output_activation="identity", dropout=0.0):
@@ -361,7 +304,7 @@ def _plainly_mlp(x, weights, biases):
     """As :func:`_plainly_additive`: the usual case, quickly."""
     try:
         dtype, device, width = x.dtype, x.device, x.shape[-1]
-        if dtype not in _DTYPES or not len(weights) == len(biases) > 0 or width > MAX_WIDTH:
+        if dtype not in DTYPES or not len(weights) == len(biases) > 0 or width > MAX_WIDTH:
             return False
         for weight, bias in zip(weights, biases, strict=True):
             n_out = weight.shape[0]
@@ -382,7 +325,7 @@ def _plainly_mlp(x, weights, biases):
 
 
 def _check_mlp(x, weights, biases):
-    _check_x(x)
+    check_x(x)
     for name, values in (("weights", weights), ("biases", biases)):
         if not isinstance(values, (list, tuple)):
             raise TypeError(f"{name} must be a list or tuple, got {type(values).__name__}")
@@ -396,7 +339,7 @@ def _check_mlp(x, weights, biases):
     width = x.shape[-1]
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         name = f"weights[{i}]"
-        _check_tensor(name, weight, x.device)
+        check_tensor(name, weight, x.device)
         if weight.dim() != 2 or weight.shape[1] != width:
             raise ValueError(
                 f"{name} must have shape [out_features, {width}] to match "
@@ -409,7 +352,7 @@ def _check_mlp(x, weights, biases):
                 )
         width = weight.shape[0]
         if bias is not None:
-            _check_parameter(f"biases[{i}]", bias, (width,), x.device)
+            check_parameter(f"biases[{i}]", bias, (width,), x.device)
 
 
 def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
@@ -443,14 +386,14 @@ def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
         >>> sine_sum(torch.tensor([0.0, 0.5]), torch.tensor([1.0]))
         tensor([0., 1.])
     """
-    _check_x(x)
-    _check_tensor("w", w, x.device)
+    check_x(x)
+    check_tensor("w", w, x.device)
     if w.dim() != 1 or w.shape[0] == 0:
         raise ValueError(f"w must have shape [width], width at least 1, got {list(w.shape)}")
     if amplitude is not None:
-        _check_parameter("amplitude", amplitude, (w.shape[0],), x.device)
+        check_parameter("amplitude", amplitude, (w.shape[0],), x.device)
     if phase is not None:
-        _check_parameter("phase", phase, (w.shape[0],), x.device)
+        check_parameter("phase", phase, (w.shape[0],), x.device)
     check_finite("scale", scale)
     check_choice("reduction", reduction, REDUCTIONS)
     return _sine_sum(x, w, amplitude, phase, float(scale), reduction == "mean")

@@ -137,7 +137,7 @@ def test_unknown_reduction(reduction, refused):
 BAD_MLP = {
     "x_no_tensor": (TypeError, "x must be a Tensor", {"x": 3}),
     "x_without_features": (ValueError, r"x must have shape \[\*, in_features\]", {}),
-    "x_of_another_width": (ValueError, r"weights\[0\] .*, 6\] to match x, got \[4, 5\]", {"x": 6}),
+    "x_of_another_width": (ValueError, r"weights\[0\] .*, 6\] to match x, got \[4, 5\]", {}),
     "no_sequence": (TypeError, "weights must be a list or tuple, got int", {"weights": 3}),
     "a_tensor": (TypeError, "biases must be a list or tuple", {"biases": torch.zeros(2)}),
     "no_layer": (ValueError, ".* at least one, got 0 and 0", {"weights": [], "biases": []}),

@@ -246,7 +246,10 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_constructor_arguments_are_refused_by_name(case):
     error, name, arguments = BAD[case]
-    with pytest.raises(error, match=f"^{list(arguments)[-1]} must be .*, got "):
+    # the last one, or the one that differs from a good MLP's
+    wrong = next((key for key in _MLP if arguments.get(key, _MLP[key]) != _MLP[key]), None)
+    wrong = wrong if name == "MLP" and wrong else list(arguments)[-1]
+    with pytest.raises(error, match=f"^{wrong} must be .*, got "):
         getattr(fastmlp, name)(**arguments)
 
 

@@ -1,7 +1,8 @@
 """The module MLP."""
 
 from fastmlp import functional, reference
-from fastmlp.functional import MAX_WIDTH, check_choice, check_probability
+from fastmlp.arguments import check_choice, check_probability
+from fastmlp.functional import MAX_WIDTH
 from fastmlp.modules.checks import check_hidden, check_size, weight_and_bias
 from fastmlp.reference import ACTIVATIONS
 

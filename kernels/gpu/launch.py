@@ -49,7 +49,8 @@ CONFIGS = {
     "sum_pieces": Config(rows=32, cols=32, warps=4),
     # for layers of up to 16; wider ones get fewer rows: see mlp_config
     "mlp_fwd": Config(rows=128, cols=16, warps=4),
-    "mlp_bwd": Config(rows=64, cols=16, warps=4),
+    # both layers' values and slopes are kept: twice the threads share them
+    "mlp_bwd": Config(rows=64, cols=16, warps=8),
 }
 
 # widest subnet whose breakpoints and coefficients stay in registers (two a unit, four in float64)
@@ -86,7 +87,7 @@ def mlp_config(name: str, widths: tuple[int, ...], compute: tl.dtype) -> Config:
     config = config_for(name, compute)
     widest = max(16, triton.next_power_of_2(max(widths)))
     rows = max(16, config.rows * 16 // widest)
-    return Config(rows=rows, cols=widest, warps=4 if widest < 128 else 8)
+    return Config(rows=rows, cols=widest, warps=config.warps if widest < 128 else 8)
 
 
 def compute_dtype(out_dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:

@@ -165,17 +165,16 @@ def mlp_bwd_kernel(
         _, slope = layer_value(h, params_ptr, WIDTHS, N_LAYERS - 1, OUTPUT, COMPUTE)
         g = load_rows(dy_ptr, rows, last_row, dy_row_stride, WIDTHS[N_LAYERS], COMPUTE)
         g = chain(g, slope, OUTPUT_DROPS)
-        for back in tl.static_range(N_LAYERS):
-            LAYER: tl.constexpr = N_LAYERS - 1 - back
+        for layer in tl.static_range(N_LAYERS - 1, -1, -1):
             if partial_ptr is not None:
-                add_layer_gradient(partial_ptr, g, layers[LAYER], i == 0, WIDTHS, LAYER, COMPUTE)
-            if LAYER > 0 or dx_ptr is not None:
-                g = product(g, load_weight(params_ptr, WIDTHS, LAYER, False), COMPUTE)
+                add_layer_gradient(partial_ptr, g, layers[layer], i == 0, WIDTHS, layer, COMPUTE)
+            if layer > 0 or dx_ptr is not None:
+                g = product(g, load_weight(params_ptr, WIDTHS, layer, False), COMPUTE)
                 # an infinite g makes NaN of the padding's zeros
-                cols = tl.arange(0, padded(WIDTHS[LAYER]))
-                g = tl.where((cols < WIDTHS[LAYER])[None, :], g, 0.0)
-            if LAYER > 0:
-                g = chain(g, slopes[LAYER - 1], HIDDEN_DROPS)
+                cols = tl.arange(0, padded(WIDTHS[layer]))
+                g = tl.where((cols < WIDTHS[layer])[None, :], g, 0.0)
+            if layer > 0:
+                g = chain(g, slopes[layer - 1], HIDDEN_DROPS)
         if dx_ptr is not None:
             cols = tl.arange(0, padded(N_IN))
             inside = (rows < last_row)[:, None] & (cols < N_IN)[None, :]
