@@ -118,8 +118,8 @@ def _passes(real):
 
 @inner
 def _block_rows(widest):
-    """Rows of a block: a layer of one is 16 to 32 KB in float32."""
-    return 256 if widest <= 16 else 128 if widest <= 32 else 64
+    """Rows of a block: a layer of one is 8 to 32 KB in float32, a whole net fits a level-2 cache."""
+    return 128 if widest <= 32 else 64
 
 
 @inner
@@ -133,6 +133,12 @@ def _widest(net, n_layers):
     for i in range(n_layers + 1):
         widest = max(widest, net[1 + i])
     return widest
+
+
+@inner
+def _by_sign(code):
+    """Whether σ'(z) is known from the sign of σ(z): no slopes are kept."""
+    return code == RELU or code == LEAKY_RELU or code == IDENTITY
 
 
 @inner
@@ -157,7 +163,8 @@ def _fwd(real):
         rows = _block_rows(widest)
         row_bytes = rows * size
         layer_bytes = _padded(widest, lanes) * row_bytes
-        memory = np.zeros(2 * layer_bytes // size + widest + lanes, real)
+        memory = np.empty(2 * layer_bytes // size + widest + lanes, real)
+        memory[:] = 0  # padding is computed with, and subnormal garbage is slow
         ping = (address_of(memory) + VECTOR - 1) // VECTOR * VECTOR
         pong = ping + layer_bytes
         zeros_at = pong + layer_bytes
@@ -247,15 +254,20 @@ def _bwd(real):
         for layer in range(n_layers):
             n_sums += (net[1 + layer] + 1) * net[2 + layer]
             n_fast += _padded(net[1 + layer], lanes) * net[2 + layer]
-        # the L + 1 layers, L slopes, g twice, a transposed layer; weight gradients; a zero bias
-        n_layer_blocks = 2 * n_layers + 4
-        memory = np.zeros(n_layer_blocks * layer_bytes // size + n_fast + widest + lanes, real)
+        # the L + 1 layers, g twice, a transposed layer, L slopes; weight gradients; a zero bias.
+        # Memory from the system, page by page, costs more than a small batch's arithmetic: so take
+        # little. It is cleared, for padding is computed with, and subnormal garbage is slow
+        n_layer_blocks = n_layers + 4
+        if not (_by_sign(hidden_code) and _by_sign(output_code)):
+            n_layer_blocks += n_layers
+        memory = np.empty(n_layer_blocks * layer_bytes // size + n_fast + widest + lanes, real)
+        memory[:] = 0
         layers_at = (address_of(memory) + VECTOR - 1) // VECTOR * VECTOR
-        slopes_at = layers_at + (n_layers + 1) * layer_bytes
-        ping = slopes_at + n_layers * layer_bytes
+        ping = layers_at + (n_layers + 1) * layer_bytes
         pong = ping + layer_bytes
         transposed = pong + layer_bytes
-        fast_at = transposed + layer_bytes
+        slopes_at = transposed + layer_bytes
+        fast_at = layers_at + n_layer_blocks * layer_bytes
         zeros_at = fast_at + n_fast * size
         fast = array_at(fast_at, n_fast, real)
         sums = np.zeros(n_sums, np.float64)
@@ -306,12 +318,16 @@ def _bwd(real):
                         h_block = array_at(h, wide * rows, real)
                         _add_dots(g_block, h_block, rows, n_rows, width, wide, sums, weights_at)
                     else:
-                        transpose(
-                            zero, h, row_bytes, stride, _padded(n_rows, lanes), transposed,
-                            stride * size,
-                        )  # fmt: skip
+                        h_rows = transposed
+                        if layer == 0 and wide == stride:
+                            h_rows = x_at + start * wide * size
+                        else:
+                            transpose(
+                                zero, h, row_bytes, stride, _padded(n_rows, lanes), transposed,
+                                stride * size,
+                            )  # fmt: skip
                         add_product(
-                            zero, g, row_bytes, size, transposed, stride * size, fast_weights_at,
+                            zero, g, row_bytes, size, h_rows, stride * size, fast_weights_at,
                             stride * size, width, stride // lanes, n_rows,
                         )  # fmt: skip
                 if layer > 0 or need_dx:
@@ -349,7 +365,7 @@ def _pack(x, parameters, addresses):
 
 def _cut(n_rows, parameters):
     """Rows per piece and number of pieces, from the shape alone."""
-    work_per_row = sum(w.shape[0] * w.shape[1] for w in parameters[::2])
+    work_per_row = sum(w.numel() for w in parameters[::2])
     rows = max(PIECE // work_per_row, -(-n_rows // LARGEST_PIECES))
     rows = -(-rows // 256) * 256
     return rows, max(-(-n_rows // rows), 1)
