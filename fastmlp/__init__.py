@@ -12,9 +12,11 @@ from fastmlp.backends import backend
 from fastmlp.convert import fuse, unfuse
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
+from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
 
 __all__ = [
+    "MLP",
     "AdditiveMLP",
     "ElementwiseMLP",
     "SineSum",

@@ -8,74 +8,29 @@ import math
 
 import torch
 
+from fastmlp import reference
+from fastmlp.arguments import (
+    DTYPES,
+    check_choice,
+    check_dropout,
+    check_finite,
+    check_parameter,
+    check_probability,
+    check_tensor,
+    check_x,
+)
 from fastmlp.ops.additive_mlp import additive_mlp as _additive_mlp
 from fastmlp.ops.elementwise_mlp import elementwise_mlp as _elementwise_mlp
+from fastmlp.ops.mlp import mlp as _mlp
 from fastmlp.ops.sine_sum import sine_sum as _sine_sum
 from fastmlp.reference import ACTIVATIONS, REDUCTIONS
 
-__all__ = ["additive_mlp", "elementwise_mlp", "sine_sum"]
+__all__ = ["additive_mlp", "elementwise_mlp", "mlp", "sine_sum"]
 
-_DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 MAX_HIDDEN = 1024
+MAX_WIDTH = 128
+"""Widest layer of :func:`mlp`, input and output included."""
 _NO_DROPOUT = (0.0, 0.0, 0.0)
-
-
-def check_choice(name, value, choices):
-    """Raise unless ``value`` is one of ``choices``; ``name`` is the argument's."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def check_finite(name, value):
-    """Raise unless ``value`` is a finite real number; ``name`` is the argument's."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:  # so that torch.compile can trace it
-        raise ValueError(f"{name} must be finite, got {value}")
-
-
-def _check_tensor(name, value, device):
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
-    if value.dtype not in _DTYPES:
-        raise TypeError(
-            f"{name} must be float32, float64, bfloat16 or float16, "
-            f"got {str(value.dtype).removeprefix('torch.')}"
-        )
-    if value.device != device:
-        raise ValueError(f"{name} must be on the device of x, {device}, got {value.device}")
-
-
-def _check_parameter(name, value, shape, device):
-    if (
-        isinstance(value, torch.Tensor)
-        and value.shape == shape
-        and value.dtype in _DTYPES
-        and value.device == device
-    ):
-        return
-    _check_tensor(name, value, device)
-    raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
-
-
-def _check_x(x):
-    _check_tensor("x", x, getattr(x, "device", None))
-
-
-def check_dropout(dropout):
-    """Raise unless ``dropout`` is one probability or three; return the three."""
-    places = dropout if isinstance(dropout, (tuple, list)) else (dropout,) * 3
-    if len(places) != 3:
-        raise ValueError(
-            "dropout must be one probability or a tuple (p_input, p_hidden, p_output), "
-            f"got {len(places)} values"
-        )
-    for p in places:
-        if isinstance(p, bool) or not isinstance(p, (int, float)):
-            raise TypeError(f"dropout must be a number or three, got {type(p).__name__}")
-        if not 0 <= p <= 1:
-            raise ValueError(f"dropout must be between 0 and 1, got {p}")
-    return tuple(float(p) for p in places)
 
 
 def _dropout_arguments(dropout, seed, x):
@@ -100,7 +55,7 @@ def _dropout_arguments(dropout, seed, x):
 
 def _check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=()):
     """``stacked`` is the first dimension that all parameters have besides those of a subnet."""
-    _check_tensor("fc1_weight", fc1_weight, device)
+    check_tensor("fc1_weight", fc1_weight, device)
     shape = tuple(fc1_weight.shape)
     if len(shape) != 2 + len(stacked) or shape[-1] != 1 or shape[:-2] != stacked:
         raise ValueError(
@@ -113,11 +68,11 @@ def _check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=()
         raise ValueError(
             f"fc1_weight must have between 1 and {MAX_HIDDEN} hidden features, got {n_hidden}"
         )
-    _check_parameter("fc2_weight", fc2_weight, (*stacked, 1, n_hidden), device)
+    check_parameter("fc2_weight", fc2_weight, (*stacked, 1, n_hidden), device)
     if fc1_bias is not None:
-        _check_parameter("fc1_bias", fc1_bias, (*stacked, n_hidden), device)
+        check_parameter("fc1_bias", fc1_bias, (*stacked, n_hidden), device)
     if fc2_bias is not None:
-        _check_parameter("fc2_bias", fc2_bias, (*stacked, 1), device)
+        check_parameter("fc2_bias", fc2_bias, (*stacked, 1), device)
 
 
 def _named(*sizes):
@@ -164,7 +119,7 @@ def elementwise_mlp(
         >>> elementwise_mlp(torch.tensor([-1.0, 2.0]), w, b, torch.ones(1, 2), None)
         tensor([0., 3.])
     """
-    _check_x(x)
+    check_x(x)
     _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check_choice("activation", activation, ACTIVATIONS)
     seed, places = _dropout_arguments(dropout, seed, x)
@@ -249,7 +204,7 @@ def _plainly_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight,
         n_hidden = fc1_weight.shape[0]
         n_out, n_in = fc3_weight.shape
         return (
-            dtype in _DTYPES
+            dtype in DTYPES
             and isinstance(x, torch.Tensor)
             and x.shape[-1] == n_in
             and n_out * n_in > 0
@@ -277,8 +232,8 @@ def _plainly_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight,
 
 
 def _check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
-    _check_x(x)
-    _check_tensor("fc3_weight", fc3_weight, x.device)
+    check_x(x)
+    check_tensor("fc3_weight", fc3_weight, x.device)
     if len(fc3_weight.shape) != 2 or 0 in fc3_weight.shape:
         raise ValueError(
             "fc3_weight must have shape [out_features, in_features], neither of them 0, "
@@ -290,7 +245,114 @@ def _check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, f
     if x.dim() == 0 or x.shape[-1] != n_in:
         raise ValueError(f"x must have shape [*, {n_in}] to match fc3_weight, got {list(x.shape)}")
     if fc3_bias is not None:
-        _check_parameter("fc3_bias", fc3_bias, (n_out,), x.device)
+        check_parameter("fc3_bias", fc3_bias, (n_out,), x.device)
+
+
+def mlp(x, weights, biases=None, activation="relu", output_activation="identity", dropout=0.0):
+    """Apply a dense network, any depth, in one kernel.
+
+    .. math:: h_l = \\sigma_l(W_l h_{l-1} + b_l), \\quad h_0 = x, \\quad y = h_L
+
+    Args:
+        x: Input. Shape ``[*, n_0]``, float32, float64, bfloat16 or float16.
+        weights: The ``W_l``, shape ``[n_l, n_{l-1}]``, a sequence; widths 1 … 128; dtypes as for
+            ``x``; the device of ``x``.
+        biases: The ``b_l``, shape ``[n_l]`` or ``None``, a sequence as long; ``None`` for no bias
+            at all.
+        activation: σ of all layers but the last, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+        output_activation: σ of the last layer, likewise.
+        dropout: Probability of dropping an output of a hidden layer; what is kept is multiplied by
+            1/(1 − p). Where it is not 0 the net runs as plain PyTorch.
+
+    Returns:
+        Output. Shape ``[*, n_L]``, the promoted dtype of all arguments.
+
+    Raises:
+        TypeError: An argument is no tensor, or not of a dtype above; no sequence; no number.
+        ValueError: A wrong shape or number, a second device, an unknown activation, a ``dropout``
+            outside [0, 1].
+
+    Derivatives: any order; the first is a kernel, higher ones differentiate the reference.
+    Precision: products and sums in float32 that is float32 (float64 for float64), on every device.
+    Source: one kernel for a whole small network, Müller et al. 2021, arXiv:2106.12372, section 4.
+
+    Example:
+        >>> import torch
+        >>> first, second = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.ones(1, 2)
+        >>> mlp(torch.tensor([[1.0, 3.0], [5.0, 1.0]]), [first, second])
+        tensor([[2.],
+                [4.]])
+    """
+    if biases is None and isinstance(weights, (list, tuple)):
+        biases = [None] * len(weights)
+    if not _plainly_mlp(x, weights, biases):
+        _check_mlp(x, weights, biases)
+    check_choice("activation", activation, ACTIVATIONS)
+    check_choice("output_activation", output_activation, ACTIVATIONS)
+    check_probability("dropout", dropout)
+    if dropout > 0:
+        return reference.mlp(x, weights, biases, activation, output_activation, dropout)
+    parameters = [t for layer in zip(weights, biases, strict=True) for t in layer]
+    if x.dim() == 2:
+        return _mlp(x, *parameters, activation, output_activation)
+    flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = _mlp(flat, *parameters, activation, output_activation)
+    return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _plainly_mlp(x, weights, biases):
+    """As :func:`_plainly_additive`: the usual case, quickly."""
+    try:
+        dtype, device, width = x.dtype, x.device, x.shape[-1]
+        if dtype not in DTYPES or not len(weights) == len(biases) > 0 or width > MAX_WIDTH:
+            return False
+        for weight, bias in zip(weights, biases, strict=True):
+            n_out = weight.shape[0]
+            if not (
+                weight.shape == (n_out, width)
+                and 1 <= n_out <= MAX_WIDTH
+                and weight.dtype is dtype
+                and weight.device == device
+                and bias.shape == (n_out,)
+                and bias.dtype is dtype
+                and bias.device == device
+            ):
+                return False
+            width = n_out
+        return width > 0 and x.shape[-1] > 0 and isinstance(x, torch.Tensor)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False
+
+
+def _check_mlp(x, weights, biases):
+    check_x(x)
+    for name, values in (("weights", weights), ("biases", biases)):
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f"{name} must be a list or tuple, got {type(values).__name__}")
+    if len(weights) == 0 or len(biases) != len(weights):
+        raise ValueError(
+            "weights and biases must have one entry a layer, at least one, "
+            f"got {len(weights)} and {len(biases)}"
+        )
+    if x.dim() == 0:
+        raise ValueError("x must have shape [*, in_features], got []")
+    width = x.shape[-1]
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        name = f"weights[{i}]"
+        check_tensor(name, weight, x.device)
+        if weight.dim() != 2 or weight.shape[1] != width:
+            raise ValueError(
+                f"{name} must have shape [out_features, {width}] to match "
+                f"{f'weights[{i - 1}]' if i else 'x'}, got {list(weight.shape)}"
+            )
+        for size in weight.shape:
+            if not 1 <= size <= MAX_WIDTH:
+                raise ValueError(
+                    f"{name} must have sizes between 1 and {MAX_WIDTH}, got {list(weight.shape)}"
+                )
+        width = weight.shape[0]
+        if bias is not None:
+            check_parameter(f"biases[{i}]", bias, (width,), x.device)
 
 
 def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
@@ -324,14 +386,14 @@ def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
         >>> sine_sum(torch.tensor([0.0, 0.5]), torch.tensor([1.0]))
         tensor([0., 1.])
     """
-    _check_x(x)
-    _check_tensor("w", w, x.device)
+    check_x(x)
+    check_tensor("w", w, x.device)
     if w.dim() != 1 or w.shape[0] == 0:
         raise ValueError(f"w must have shape [width], width at least 1, got {list(w.shape)}")
     if amplitude is not None:
-        _check_parameter("amplitude", amplitude, (w.shape[0],), x.device)
+        check_parameter("amplitude", amplitude, (w.shape[0],), x.device)
     if phase is not None:
-        _check_parameter("phase", phase, (w.shape[0],), x.device)
+        check_parameter("phase", phase, (w.shape[0],), x.device)
     check_finite("scale", scale)
     check_choice("reduction", reduction, REDUCTIONS)
     return _sine_sum(x, w, amplitude, phase, float(scale), reduction == "mean")

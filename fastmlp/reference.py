@@ -2,7 +2,8 @@
 
 Every fused op and module has its namesake here, with the same arguments, parameters and
 ``state_dict``. Evaluated in float64, these functions judge every kernel; in the working dtype they
-are the baseline of every benchmark. This module imports torch alone.
+are the baseline of every benchmark. This module and the one of
+the dropout masks import torch alone.
 """
 
 import math
@@ -12,13 +13,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from fastmlp.dropout import dropout_masks, dropout_places
+
 __all__ = [
+    "MLP",
     "AdditiveMLP",
     "ElementwiseMLP",
     "FeaturewiseLinear",
     "SineSum",
     "additive_mlp",
     "elementwise_mlp",
+    "mlp",
     "sine_sum",
 ]
 
@@ -39,64 +44,6 @@ def _promote(*tensors):
     """Cast all tensors to their common dtype; ``None`` stays ``None``."""
     dtype = reduce(torch.promote_types, (t.dtype for t in tensors if t is not None))
     return tuple(None if t is None else t.to(dtype) for t in tensors)
-
-
-def dropout_places(dropout):
-    """The three dropout probabilities (input, hidden, output) that ``dropout`` stands for."""
-    return (dropout,) * 3 if isinstance(dropout, (int, float)) else tuple(dropout)
-
-
-def dropout_masks(seed, n, n_hidden, dropout, dtype=torch.float32):
-    """What the elements of a scalar subnet are multiplied by under dropout: 0 or 1/(1 − p).
-
-    The masks of an element are a function of the seed and of the element's place alone: Philox4x32
-    with 10 rounds, key the 64 bits of the seed, counter (place, low and high 32 bits; block; 0).
-    The four words of block b are eight halves, low half first, for the masks 8b … 8b + 7. Mask 0
-    is the input's, mask 1 the output's, mask 2 + k that of hidden unit k. An element is dropped
-    where the half is below round(65536·p).
-
-    Args:
-        seed: Key. Shape ``[1]``, int64.
-        n: Number of elements.
-        n_hidden: Number of hidden units H.
-        dropout: Probabilities of dropping an input, a hidden unit, an output.
-        dtype: Dtype of the results.
-
-    Returns:
-        Factors of shapes ``[n]`` (input), ``[n, H]`` (hidden) and ``[n]`` (output); ``None`` where
-        the probability is 0.
-
-    Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011, section 3.2.
-    """
-    p_input, p_hidden, p_output = dropout
-    place = torch.arange(n, device=seed.device)
-    n_masks = 2 + (n_hidden if p_hidden > 0 else 0)
-    halves = []
-    for block in range((n_masks + 7) // 8):
-        for word in _philox(seed, place, block):
-            halves += [word & 0xFFFF, word >> 16]
-    halves = torch.stack(halves[:n_masks], -1)
-
-    def factors(chosen, p):
-        if p == 0:
-            return None
-        kept = (halves[..., chosen] >= round(65536 * p)).to(dtype)
-        return kept * (0.0 if p == 1 else 1 / (1 - p))
-
-    return factors(0, p_input), factors(slice(2, None), p_hidden), factors(1, p_output)
-
-
-def _philox(seed, place, block):
-    """The four 32-bit words of Philox4x32-10, as int64."""
-    low = 0xFFFFFFFF
-    c0, c1, c2, c3 = place & low, (place >> 32) & low, torch.full_like(place, block), 0
-    k0, k1 = seed & low, (seed >> 32) & low
-    for _ in range(10):
-        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # modulo 2^64
-        c0, c2 = ((product1 >> 32) & low) ^ c1 ^ k0, ((product0 >> 32) & low) ^ c3 ^ k1
-        c1, c3 = product1 & low, product0 & low
-        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    return c0, c1, c2, c3
 
 
 def _subnet(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation, dropout, seed):
@@ -196,6 +143,33 @@ def additive_mlp(
     flat = x.reshape(-1) if fc1_weight.dim() == 2 else x.reshape(-1, x.shape[-1])
     f = _subnet(flat, *parameters, activation, dropout, seed).reshape(x.shape)
     return F.linear(f, fc3_weight, fc3_bias)
+
+
+def mlp(x, weights, biases=None, activation="relu", output_activation="identity", dropout=0.0):
+    """Apply a dense network: linear layers with an activation behind each.
+
+    .. math:: h_l = \\sigma_l(W_l h_{l-1} + b_l), \\quad h_0 = x, \\quad y = h_L
+
+    Args:
+        x: Input. Shape ``[*, n_0]``, floating point.
+        weights: The ``W_l``, shape ``[n_l, n_{l-1}]``, a sequence.
+        biases: The ``b_l``, shape ``[n_l]`` or ``None``, a sequence as long; ``None`` for no bias
+            at all.
+        activation: σ of all layers but the last, a key of :data:`ACTIVATIONS`.
+        output_activation: σ of the last layer, a key of :data:`ACTIVATIONS`.
+        dropout: Probability of dropping an output of a hidden layer.
+
+    Returns:
+        Output. Shape ``[*, n_L]``, the promoted dtype of all arguments.
+    """
+    biases = [None] * len(weights) if biases is None else biases
+    x, *parameters = _promote(x, *weights, *biases)
+    layers = list(zip(parameters[: len(weights)], parameters[len(weights) :], strict=True))
+    *hidden, (weight, bias) = layers
+    for hidden_weight, hidden_bias in hidden:
+        x = ACTIVATIONS[activation](F.linear(x, hidden_weight, hidden_bias))
+        x = F.dropout(x, dropout) if dropout > 0 else x
+    return ACTIVATIONS[output_activation](F.linear(x, weight, bias))
 
 
 def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
@@ -345,6 +319,55 @@ class AdditiveMLP(nn.Module):
             f"in_features={self.in_features}, hidden_features={self.hidden_features}, "
             f"out_features={self.out_features}, shared={self.shared}, "
             f"activation={self.activation!r}, dropout={self.dropout}"
+        )
+
+
+class MLP(nn.Module):
+    """A dense network, parameters named as in its ``nn.Sequential``: see :func:`mlp`."""
+
+    def __init__(
+        self,
+        in_features,
+        hidden_features,
+        out_features,
+        *,
+        activation="relu",
+        output_activation=None,
+        bias=True,
+        dropout=0.0,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        single = isinstance(hidden_features, int)
+        self.in_features = in_features
+        self.hidden_features = (hidden_features,) if single else tuple(hidden_features)
+        self.out_features = out_features
+        self.activation = activation
+        self.output_activation = output_activation
+        self.dropout = dropout
+        widths = (in_features, *self.hidden_features, out_features)
+        for i in range(len(widths) - 1):
+            layer = nn.Linear(widths[i], widths[i + 1], bias=bias, device=device, dtype=dtype)
+            # the odd places of the Sequential are the activations
+            self.add_module(str(2 * i), layer)
+
+    def forward(self, x):
+        layers = self._modules.values()
+        return mlp(
+            x,
+            [layer.weight for layer in layers],
+            [layer.bias for layer in layers],
+            self.activation,
+            self.output_activation or "identity",
+            self.dropout if self.training else 0.0,
+        )
+
+    def extra_repr(self):
+        return (
+            f"{self.in_features}, {list(self.hidden_features)}, {self.out_features}, "
+            f"activation={self.activation!r}, output_activation={self.output_activation!r}, "
+            f"dropout={self.dropout}"
         )
 
 

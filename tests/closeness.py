@@ -7,6 +7,8 @@ other tolerances.
 
 import torch
 
+from fastmlp import reference
+
 
 def assert_as_good_as_torch(ours, torchs, exact, *, terms=None, slack=2.0, floor=4, name="result"):
     """Assert that our error against float64 is within the rule, element by element.
@@ -149,4 +151,41 @@ def sine_sum_terms(dy, x, w, amplitude, phase, scale, reduction):
         terms["amplitude"] = (dy_abs * sine).sum(0)
     if phase is not None:
         terms["phase"] = (dy_abs * cosine).sum(0) * a
+    return terms
+
+
+PIECEWISE_LINEAR = ("relu", "leaky_relu", "identity")
+
+
+def mlp_terms(dy, x, weights, biases, activation, output_activation):
+    """Sizes of the summed terms of the op `mlp`, through all layers.
+
+    A rounding of z changes σ(z) by at most about as much, and a smooth σ'(z) too: so |z|'s terms
+    are added to both.
+
+    Returns:
+        Dictionary with ``"y"``, ``"x"``, and a list ``"weights"`` and ``"biases"``.
+    """
+    h, size = x.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]).abs()
+    layers = []
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        name = activation if i < len(weights) - 1 else output_activation
+        z, z_size = h @ weight.T, size @ weight.abs().T
+        if bias is not None:
+            z, z_size = z + bias, z_size + bias.abs()
+        z = z.detach().requires_grad_()
+        h = reference.ACTIVATIONS[name](z)
+        (slope,) = torch.autograd.grad(h.sum(), z)
+        slope = slope.abs() + (0 if name in PIECEWISE_LINEAR else z_size)
+        layers.append((size, slope, weight.abs()))
+        h = h.detach()
+        size = torch.where(slope > 0, h.abs() + z_size, 0.0)
+    terms = {"y": size.reshape(*x.shape[:-1], size.shape[-1]), "weights": [], "biases": []}
+    g = dy.reshape(-1, dy.shape[-1]).abs()
+    for below, slope, weight in reversed(layers):
+        g = torch.where(slope > 0, g * slope, 0.0)
+        terms["weights"].insert(0, g.T @ below)
+        terms["biases"].insert(0, g.sum(0))
+        g = g @ weight
+    terms["x"] = g.reshape(x.shape)
     return terms

@@ -96,11 +96,15 @@ class OpContract:
         inputs = to(self.make(draw, **case), dtype)
         return away_from_kinks(inputs) if "fc1_weight" in inputs else inputs
 
+    def function(self, module):
+        """The op of `functional` or `reference` as a function of the tensors of `make`."""
+        return getattr(module, self.name)
+
     def ours(self, inputs, dy=None, wanted=()):
-        return evaluate(getattr(functional, self.name), inputs, self.options, dy, wanted)
+        return evaluate(self.function(functional), inputs, self.options, dy, wanted)
 
     def plain(self, inputs, dy=None, wanted=()):
-        return evaluate(getattr(reference, self.name), inputs, self.options, dy, wanted)
+        return evaluate(self.function(reference), inputs, self.options, dy, wanted)
 
     def dy_for(self, inputs, draw):
         """A random upstream gradient in the shape and dtype of the output."""
@@ -164,7 +168,7 @@ class OpContract:
     def test_no_graph_without_gradients(self, backend, draw):
         inputs = to(self.inputs(draw), backend.device)
         with_graph = self.ours(inputs, self.dy_for(inputs, draw), list(inputs))["y"]
-        function = getattr(functional, self.name)
+        function = self.function(functional)
         plain = {name: t.detach() for name, t in inputs.items()}
         y = function(**plain, **self.options)
         assert not y.requires_grad
@@ -180,7 +184,7 @@ class OpContract:
     def test_second_backward_equals_first(self, kernel_backend, draw):
         inputs = to(self.inputs(draw), kernel_backend.device)
         leaves = {name: t.requires_grad_() for name, t in inputs.items()}
-        y = getattr(functional, self.name)(**leaves, **self.options)
+        y = self.function(functional)(**leaves, **self.options)
         dy = draw(*y.shape).to(y)
         first = torch.autograd.grad(y, list(leaves.values()), dy, retain_graph=True)
         first = [t.clone() for t in first]
@@ -203,7 +207,7 @@ class OpContract:
         leaves = {name: t.requires_grad_() for name, t in inputs.items()}
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-            getattr(functional, self.name)(**leaves, **self.options)
+            self.function(functional)(**leaves, **self.options)
         addresses = {t.untyped_storage().data_ptr() for t in inputs.values()}
         assert saved
         assert {t.untyped_storage().data_ptr() for t in saved} <= addresses
@@ -280,7 +284,7 @@ class OpContract:
 
     def test_gradcheck(self, backend, draw):
         inputs = to(self.inputs(draw, dtype=torch.float64, small=True), backend.device)
-        function = getattr(functional, self.name)
+        function = self.function(functional)
 
         def call(*tensors):
             return function(*tensors, **self.options)
@@ -290,7 +294,7 @@ class OpContract:
 
     def test_gradgradcheck(self, backend, draw):
         inputs = to(self.inputs(draw, dtype=torch.float64, small=True), backend.device)
-        function = getattr(functional, self.name)
+        function = self.function(functional)
 
         def call(*tensors):
             return function(*tensors, **self.options)
@@ -304,7 +308,7 @@ class OpContract:
         for module, dtype in ((functional, None), (reference, None), (reference, torch.float64)):
             cast = to(inputs, dtype or torch.float32)
             leaves = [t.detach().requires_grad_() for t in cast.values()]
-            y = getattr(module, self.name)(*leaves, **self.options)
+            y = self.function(module)(*leaves, **self.options)
             first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
             second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
             results.append(second)

@@ -30,6 +30,10 @@ GOOD["additive_mlp"] = {
     "fc3_weight": torch.zeros(2, 5),
     "fc3_bias": torch.zeros(2),
 }
+MLP = {
+    "weights": [torch.zeros(4, 5), torch.zeros(2, 4)],
+    "biases": [torch.zeros(4), None],
+}
 TENSORS = [(op, name) for op, tensors in GOOD.items() for name in tensors]
 SUBNET_OPS = ["elementwise_mlp", "additive_mlp"]
 
@@ -46,7 +50,7 @@ def refused(monkeypatch):
 
     def refused(error, match, op, **changes):
         with pytest.raises(error, match=match):
-            getattr(functional, op)(**{**GOOD[op], **changes})
+            getattr(functional, op)(**{**(MLP if op == "mlp" else GOOD[op]), **changes})
 
     return refused
 
@@ -130,14 +134,61 @@ def test_unknown_reduction(reduction, refused):
     refused(ValueError, match, "sine_sum", reduction=reduction)
 
 
-@pytest.mark.parametrize("op", GOOD)
+BAD_MLP = {
+    "x_no_tensor": (TypeError, "x must be a Tensor", {"x": 3}),
+    "x_without_features": (ValueError, r"x must have shape \[\*, in_features\]", {}),
+    "x_of_another_width": (ValueError, r"weights\[0\] .*, 6\] to match x, got \[4, 5\]", {}),
+    "no_sequence": (TypeError, "weights must be a list or tuple, got int", {"weights": 3}),
+    "a_tensor": (TypeError, "biases must be a list or tuple", {"biases": torch.zeros(2)}),
+    "no_layer": (ValueError, ".* at least one, got 0 and 0", {"weights": [], "biases": []}),
+    "too_few_biases": (ValueError, ".* got 2 and 1", {"biases": [None]}),
+    "weights_do_not_match": (
+        ValueError,
+        r"weights\[1\] must have shape \[out_features, 4\] to match weights\[0\]",
+        {"weights": [torch.zeros(4, 5), torch.zeros(2, 3)]},
+    ),
+    "too_wide": (
+        ValueError,
+        r"weights\[0\] must have sizes between 1 and 128, got \[129, 5\]",
+        {"weights": [torch.zeros(129, 5)], "biases": None},
+    ),
+    "bias_of_another_width": (
+        ValueError,
+        r"biases\[1\] must have shape \[2\], got \[1\]",
+        {"biases": [None, torch.zeros(1)]},
+    ),
+    "dtype": (
+        TypeError,
+        r"weights\[0\] must be float32",
+        {"weights": [torch.zeros(4, 5).int(), torch.zeros(2, 4)]},
+    ),
+    "device": (
+        ValueError,
+        r"biases\[0\] must be on the device of x, cpu, got meta",
+        {"biases": [torch.zeros(4, device="meta"), None]},
+    ),
+    "activation": (ValueError, "activation must be one of relu", {"activation": "softplus"}),
+    "output_activation": (ValueError, "output_activation must be", {"output_activation": None}),
+    "dropout": (ValueError, "dropout must be between 0 and 1, got 2", {"dropout": 2}),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MLP)
+def test_bad_arguments_of_mlp(case, refused):
+    error, match, changes = BAD_MLP[case]
+    shapes = {"x_without_features": (), "x_of_another_width": (3, 6)}
+    x = torch.zeros(shapes.get(case, (3, 5)))
+    refused(error, f"^{match}|^weights and biases{match}", "mlp", **{"x": x, **changes})
+
+
+@pytest.mark.parametrize("op", [*GOOD, "mlp"])
 def test_signatures_are_those_of_the_reference(op):
     ours = inspect.signature(getattr(functional, op))
     assert ours == inspect.signature(getattr(reference, op))
 
 
 def test_everything_public_is_listed():
-    assert set(functional.__all__) == set(GOOD)
+    assert set(functional.__all__) == {*GOOD, "mlp"}
     assert set(functional.__all__) < set(reference.__all__)
 
 

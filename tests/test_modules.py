@@ -15,6 +15,7 @@ from fastmlp import reference
 MODULES = {
     "ElementwiseMLP": ((14,), {}, (3, 5)),
     "AdditiveMLP": ((5, 14, 2), {}, (3, 5)),
+    "MLP": ((5, [7, 6], 2), {"activation": "tanh", "output_activation": "silu"}, (3, 5)),
     "SineSum": ((8,), {"learn_amplitude": True, "learn_phase": True}, (3, 5)),
 }
 
@@ -58,6 +59,35 @@ def test_a_checkpoint_of_the_plain_network_loads():
     assert [name for name, _ in ours.named_children()] == ["fc1", "fc2", "fc3"]
 
 
+def test_a_checkpoint_of_a_sequential_loads_into_an_mlp(draw):
+    plain = nn.Sequential(nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 2))
+    ours = fastmlp.MLP(3, [5, 4], 2, activation="gelu")
+    ours.load_state_dict(plain.state_dict(), strict=True)
+    plain.load_state_dict(ours.state_dict(), strict=True)
+    x = draw(7, 3).float()
+    torch.testing.assert_close(ours(x), plain(x))
+
+
+def test_mlp_of_any_depth():
+    assert fastmlp.MLP(3, 5, 2).hidden_features == (5,)
+    assert list(fastmlp.MLP(3, [], 2, bias=False).state_dict()) == ["0.weight"]
+    assert fastmlp.MLP(128, [128] * 5, 128)(torch.zeros(1, 128)).shape == (1, 128)
+
+
+def test_dropout_of_an_mlp_is_the_sequentials():
+    plain = nn.Sequential(nn.Linear(3, 50), nn.ReLU(), nn.Dropout(0.4), nn.Linear(50, 2))
+    ours = fastmlp.MLP(3, 50, 2, dropout=0.4)
+    ours.load_state_dict({name.replace("3.", "2."): t for name, t in plain.state_dict().items()})
+    x = torch.randn(10, 3)
+    for training in (True, False):
+        ours.train(training)
+        plain.train(training)
+        torch.manual_seed(5)
+        expected = plain(x)
+        torch.manual_seed(5)
+        torch.testing.assert_close(ours(x), expected)
+
+
 def test_same_seed_same_parameters_as_the_reference(build):
     torch.manual_seed(3)
     ours = build()
@@ -99,7 +129,7 @@ def test_linear_layers_are_initialised_by_torch():
     assert 0.04 < module.fc3.weight.abs().max() <= 1 / math.sqrt(400)
 
 
-@pytest.mark.parametrize("name", ["ElementwiseMLP", "AdditiveMLP"])
+@pytest.mark.parametrize("name", ["ElementwiseMLP", "AdditiveMLP", "MLP"])
 def test_bias_can_be_left_out(name, x):
     args, kwargs, _ = MODULES[name]
     module = getattr(fastmlp, name)(*args, **kwargs, bias=False)
@@ -185,6 +215,7 @@ def test_frozen_parameters_have_no_gradient(build, x):
             assert (parameter.grad is None) == (name == frozen), name
 
 
+_MLP = {"in_features": 3, "hidden_features": [4, 5], "out_features": 2}
 BAD = {
     "hidden_features_text": (TypeError, "ElementwiseMLP", {"hidden_features": "14"}),
     "hidden_features_float": (TypeError, "ElementwiseMLP", {"hidden_features": 14.0}),
@@ -196,6 +227,15 @@ BAD = {
     "out_features_negative": (ValueError, "AdditiveMLP", {"out_features": -1}),
     "activation": (ValueError, "AdditiveMLP", {"activation": "softplus"}),
     "bias": (TypeError, "ElementwiseMLP", {"bias": "no"}),
+    "mlp_in_features": (ValueError, "MLP", {**_MLP, "in_features": 129}),
+    "mlp_out_features": (ValueError, "MLP", {**_MLP, "out_features": 0}),
+    "mlp_hidden_features": (TypeError, "MLP", {**_MLP, "hidden_features": "64"}),
+    "mlp_hidden_width": (ValueError, "MLP", {**_MLP, "hidden_features": 129}),
+    "mlp_activation": (ValueError, "MLP", {**_MLP, "activation": None}),
+    "mlp_output_activation": (ValueError, "MLP", {**_MLP, "output_activation": "softmax"}),
+    "mlp_bias": (TypeError, "MLP", {**_MLP, "bias": 1}),
+    "mlp_dropout": (ValueError, "MLP", {**_MLP, "dropout": 1.5}),
+    "mlp_dropout_text": (TypeError, "MLP", {**_MLP, "dropout": "0.5"}),
     "width_zero": (ValueError, "SineSum", {"width": 0}),
     "width_float": (TypeError, "SineSum", {"width": 2.0}),
     "scale_nan": (ValueError, "SineSum", {"width": 2, "scale": math.nan}),
@@ -207,8 +247,16 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_bad_constructor_arguments_are_refused_by_name(case):
     error, name, arguments = BAD[case]
-    with pytest.raises(error, match=f"^{list(arguments)[-1]} must be .*, got "):
+    # the last one, or the one that differs from a good MLP's
+    wrong = next((key for key in _MLP if arguments.get(key, _MLP[key]) != _MLP[key]), None)
+    wrong = wrong if name == "MLP" and wrong else list(arguments)[-1]
+    with pytest.raises(error, match=f"^{wrong} must be .*, got "):
         getattr(fastmlp, name)(**arguments)
+
+
+def test_a_bad_width_among_several_is_named():
+    with pytest.raises(ValueError, match=r"^hidden_features\[1\] must be .*, got 0"):
+        fastmlp.MLP(3, [4, 0], 2)
 
 
 def test_wrong_input_is_refused_by_name():

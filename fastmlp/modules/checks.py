@@ -1,6 +1,7 @@
 """What several modules share: checks of constructor arguments, and quick access to parameters."""
 
-from fastmlp.functional import MAX_HIDDEN, check_choice, check_dropout
+from fastmlp.arguments import check_choice, check_dropout
+from fastmlp.functional import MAX_HIDDEN
 from fastmlp.reference import ACTIVATIONS
 
 
@@ -11,6 +12,21 @@ def check_size(name, value, largest=None):
     if value < 1 or (largest is not None and value > largest):
         wanted = "at least 1" if largest is None else f"between 1 and {largest}"
         raise ValueError(f"{name} must be {wanted}, got {value}")
+
+
+def check_hidden(hidden_features, largest):
+    """Raise unless this is a width or a sequence of widths; return them as a tuple."""
+    if isinstance(hidden_features, (list, tuple)):
+        for i, width in enumerate(hidden_features):
+            check_size(f"hidden_features[{i}]", width, largest)
+        return tuple(hidden_features)
+    if isinstance(hidden_features, bool) or not isinstance(hidden_features, int):
+        raise TypeError(
+            "hidden_features must be an int or a list or tuple of ints, "
+            f"got {type(hidden_features).__name__}"
+        )
+    check_size("hidden_features", hidden_features, largest)
+    return (hidden_features,)
 
 
 def check_subnet(hidden_features, activation, bias, dropout):

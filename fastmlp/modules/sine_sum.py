@@ -3,7 +3,7 @@
 import math
 
 from fastmlp import functional, reference
-from fastmlp.functional import check_choice, check_finite
+from fastmlp.arguments import check_choice, check_finite
 from fastmlp.modules.checks import check_size
 
 

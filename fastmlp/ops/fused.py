@@ -20,7 +20,8 @@ class FusedOp:
     Args:
         name: Name of the op and of its file in every wing.
         parameters: Names of the tensors after ``x`` that have a gradient; a trailing ``"?"`` marks
-            an optional one.
+            an optional one. A single name with a trailing ``"[]"`` stands for any number of
+            optional ones, which callers and launchers write out; the registered op takes a list.
         constants: Names of the tensors after these, which have none.
         options: Names and schema types of the plain arguments, which come last.
         reference: The same op in plain PyTorch, with the arguments ``(x, *parameters, *constants,
@@ -30,8 +31,9 @@ class FusedOp:
 
     def __init__(self, name, *, parameters, constants=(), options, reference, output_shape):
         self.name = name
-        self.n_parameters = len(parameters)
-        self.n_tensors = len(parameters) + len(constants)
+        self.takes_list = parameters[0].endswith("[]")
+        self.n_constants = len(constants)
+        self.n_options = len(options)
         self.reference = reference
         self.output_shape = output_shape
         # Function.apply in Python only guards against torch.func, which __call__ has done (5 µs)
@@ -45,13 +47,13 @@ class FusedOp:
         if backend == "torch":
             return self.reference(x, *arguments)
         if torch.compiler.is_compiling():
-            return self._library_fwd(x, *arguments)
+            return self._library_fwd(x, *self._packed(arguments))
         # torch.func transforms differentiate and batch plain PyTorch operations
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return self.reference(x, *arguments)
         kernels = backends.launchers(backend, self.name)
         if torch.is_grad_enabled():
-            for t in (x, *arguments[: self.n_parameters]):
+            for t in (x, *self._parameters(arguments)):
                 if t is not None and t.requires_grad:
                     return self._apply(kernels, x, *arguments)
         return self.launch_fwd(kernels, x, *arguments)
@@ -63,10 +65,26 @@ class FusedOp:
         """Gradients of x and of each parameter, ``None`` unless needed."""
         return getattr(kernels, self._bwd_name)(dy, *arguments, needs=needs)
 
+    def _parameters(self, arguments):
+        return arguments[: len(arguments) - self.n_constants - self.n_options]
+
+    def _packed(self, arguments):
+        """The arguments as the registered op takes them."""
+        if not self.takes_list:
+            return arguments
+        parameters = self._parameters(arguments)
+        # PyTorch differentiates no list with None in it: an empty tensor stands for one
+        listed = [parameters[0].new_empty(0) if t is None else t for t in parameters]
+        return listed, *arguments[len(parameters) :]
+
+    def _unpacked(self, arguments):
+        if not self.takes_list:
+            return arguments
+        listed, *rest = arguments
+        return *(t if t.numel() else None for t in listed), *rest
+
     def _register(self, tensors, options):
-        typed = [
-            "Tensor? " + name[:-1] if name.endswith("?") else "Tensor " + name for name in tensors
-        ]
+        typed = [_typed(name) for name in tensors]
         plain = [f"{kind} {name}" for name, kind in options.items()]
         fwd, bwd = self._fwd_name, self._bwd_name
         _LIB.define(f"{fwd}({', '.join(['Tensor x', *typed, *plain])}) -> Tensor")
@@ -86,14 +104,14 @@ class FusedOp:
 
     def _fwd_impl(self, x, *arguments):
         kernels = backends.launchers(backends.choose_compiled(x.device.type), self.name)
-        return self.launch_fwd(kernels, x, *arguments)
+        return self.launch_fwd(kernels, x, *self._unpacked(arguments))
 
     def _bwd_impl(self, dy, x, *arguments):
-        *arguments, need_dx, need_dparams = arguments
+        *arguments, need_dx, need_dparams = self._unpacked(arguments)
         kernels = backends.launchers(backends.choose_compiled(x.device.type), self.name)
         needs = (
             need_dx,
-            *(need_dparams and t is not None for t in arguments[: self.n_parameters]),
+            *(need_dparams and t is not None for t in self._parameters(arguments)),
         )
         dx, *gradients = self.launch_bwd(kernels, dy, x, *arguments, needs=needs)
         # outputs of a registered op must not share memory: all gradients in one
@@ -101,12 +119,12 @@ class FusedOp:
         return dy.new_empty(0) if dx is None else dx, torch.cat(flat) if flat else dy.new_empty(0)
 
     def _fwd_fake(self, x, *arguments):
-        parameters = arguments[: self.n_parameters]
+        parameters = self._parameters(self._unpacked(arguments))
         return x.new_empty(self.output_shape(x, *parameters), dtype=_common_dtype(x, *parameters))
 
     def _bwd_fake(self, dy, x, *arguments):
-        *arguments, need_dx, need_dparams = arguments
-        n_parameters = sum(_sizes(arguments[: self.n_parameters]))
+        *arguments, need_dx, need_dparams = self._unpacked(arguments)
+        n_parameters = sum(_sizes(self._parameters(arguments)))
         return (
             x.new_empty(x.shape) if need_dx else dy.new_empty(0),
             dy.new_empty(n_parameters if need_dparams else 0),
@@ -114,9 +132,11 @@ class FusedOp:
 
     def _library_backward(self, ctx, dy):
         x, *tensors = ctx.saved_tensors
-        need_dx, *needed = ctx.needs_input_grad[: 1 + self.n_parameters]
-        dx, dparams = self._library_bwd(dy, x, *tensors, *ctx.options, need_dx, any(needed))
-        parameters = tensors[: self.n_parameters]
+        arguments = (*tensors, *ctx.options)
+        parameters = self._parameters(arguments)
+        need_dx, *needed = ctx.needs_input_grad
+        needed = needed[0] if self.takes_list else needed[: len(parameters)]
+        dx, dparams = self._library_bwd(dy, x, *self._packed(arguments), need_dx, any(needed))
         gradients = [None] * len(parameters)
         if any(needed):
             parts = dparams.split_with_sizes(_sizes(parameters))
@@ -124,8 +144,16 @@ class FusedOp:
                 part.view(parameter.shape).to(parameter.dtype) if need else None
                 for part, parameter, need in zip(parts, parameters, needed, strict=True)
             ]
-        rest = [None] * (len(tensors) - len(parameters) + len(ctx.options))
+        rest = [None] * (self.n_constants + self.n_options)
+        if self.takes_list:
+            gradients = [gradients]
         return dx if need_dx else None, *gradients, *rest
+
+
+def _typed(name):
+    if name.endswith("[]"):
+        return f"Tensor[] {name[:-2]}"
+    return f"Tensor? {name[:-1]}" if name.endswith("?") else f"Tensor {name}"
 
 
 def _sizes(tensors):
@@ -137,6 +165,8 @@ def _common_dtype(*tensors):
 
 
 def _setup_context(ctx, inputs, output):
+    if isinstance(inputs[1], (list, tuple)):
+        inputs = (inputs[0], *inputs[1], *inputs[2:])
     tensors = [a for a in inputs if a is None or isinstance(a, torch.Tensor)]
     ctx.options = inputs[len(tensors) :]
     ctx.save_for_backward(*tensors)
@@ -145,13 +175,14 @@ def _setup_context(ctx, inputs, output):
 def _autograd_function(op):
     def forward(ctx, kernels, x, *arguments):
         ctx.kernels = kernels
-        ctx.options = arguments[op.n_tensors :]
-        ctx.save_for_backward(x, *arguments[: op.n_tensors])
+        n_tensors = len(arguments) - op.n_options
+        ctx.options = arguments[n_tensors:]
+        ctx.save_for_backward(x, *arguments[:n_tensors])
         return op.launch_fwd(kernels, x, *arguments)
 
     def backward(ctx, dy):
         tensors, options = ctx.saved_tensors, ctx.options
-        needs = ctx.needs_input_grad[1 : op.n_parameters + 2]
+        needs = ctx.needs_input_grad[1 : len(tensors) - op.n_constants + 1]
         if torch.is_grad_enabled():
             # create_graph=True: differentiate the reference, to any order
             gradients = _differentiable_gradients(op, dy, tensors, options, needs)

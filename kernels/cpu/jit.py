@@ -158,6 +158,17 @@ def array_at(address, size, real):
     return numba.carray(_pointer(address), (size,), real)
 
 
+@intrinsic
+def address_of(typingctx, array):
+    """Where an array's first number lies; ``array.ctypes.data`` would keep kernels uncached."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(array)(context, builder, args[0]).data
+        return builder.ptrtoint(data, context.get_value_type(types.int64))
+
+    return types.int64(array), codegen
+
+
 @inner
 def vector_at(address, size, real):
     """A copy of the numbers at an address; zeros where the address is 0."""

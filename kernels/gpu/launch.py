@@ -47,6 +47,10 @@ CONFIGS = {
     "sine_sum_bwd_x": Config(rows=1, cols=2048, warps=4),
     "sine_sum_bwd_params": Config(rows=1, cols=512, warps=4),
     "sum_pieces": Config(rows=32, cols=32, warps=4),
+    # for layers of up to 16; wider ones get fewer rows: see mlp_config
+    "mlp_fwd": Config(rows=128, cols=16, warps=4),
+    # both layers' values and slopes are kept: twice the threads share them
+    "mlp_bwd": Config(rows=64, cols=16, warps=8),
 }
 
 # widest subnet whose breakpoints and coefficients stay in registers (two a unit, four in float64)
@@ -76,6 +80,14 @@ def config_for(name: str, compute: tl.dtype) -> Config:
     if config.rows == 1:
         return config._replace(cols=config.cols // 2)
     return config._replace(rows=config.rows // 2)
+
+
+def mlp_config(name: str, widths: tuple[int, ...], compute: tl.dtype) -> Config:
+    """Tile of a whole net by its widest layer: about as many values, 16 rows at least."""
+    config = config_for(name, compute)
+    widest = max(16, triton.next_power_of_2(max(widths)))
+    rows = max(16, config.rows * 16 // widest)
+    return Config(rows=rows, cols=widest, warps=config.warps if widest < 128 else 8)
 
 
 def compute_dtype(out_dtype: torch.dtype) -> tuple[torch.dtype, tl.dtype]:

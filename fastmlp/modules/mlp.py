@@ -1,0 +1,88 @@
+"""The module MLP."""
+
+from fastmlp import functional, reference
+from fastmlp.arguments import check_choice, check_probability
+from fastmlp.functional import MAX_WIDTH
+from fastmlp.modules.checks import check_hidden, check_size, weight_and_bias
+from fastmlp.reference import ACTIVATIONS
+
+
+class MLP(reference.MLP):
+    """Apply a dense network to the last dimension: the whole net in one kernel.
+
+    .. math:: h_l = \\sigma_l(W_l h_{l-1} + b_l), \\quad h_0 = x, \\quad y = h_L
+
+    Parameters and ``state_dict`` are those of the equivalent ``nn.Sequential`` of ``Linear`` and
+    activation in turn: ``0.weight``, ``0.bias``, ``2.weight``, …, so its checkpoint loads strictly.
+    Input ``[*, in_features]``, output ``[*, out_features]``. Hidden activations never exist in
+    memory.
+
+    Args:
+        in_features: Inputs, 1 … 128.
+        hidden_features: Widths of the hidden layers, each 1 … 128: a sequence, which may be empty,
+            or one int.
+        out_features: Outputs, 1 … 128.
+        activation: σ of the hidden layers, a key of :data:`fastmlp.reference.ACTIVATIONS`.
+        output_activation: σ of the last layer, likewise; ``None`` for none.
+        bias: Whether the layers have a bias.
+        dropout: Probability of dropping an output of a hidden layer in training mode; where it is
+            not 0, training runs as plain PyTorch.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        TypeError: A size is no int, ``bias`` no bool, ``dropout`` no number.
+        ValueError: A size out of range, an unknown activation, ``dropout`` not a probability.
+
+    Source: one kernel for a whole small network, Müller et al. 2021, arXiv:2106.12372, section 4.
+
+    Example:
+        >>> import torch, fastmlp
+        >>> fastmlp.MLP(64, [64, 64], 16)(torch.zeros(100, 64)).shape
+        torch.Size([100, 16])
+    """
+
+    def __init__(
+        self,
+        in_features,
+        hidden_features,
+        out_features,
+        *,
+        activation="relu",
+        output_activation=None,
+        bias=True,
+        dropout=0.0,
+        device=None,
+        dtype=None,
+    ):
+        check_size("in_features", in_features, MAX_WIDTH)
+        check_size("out_features", out_features, MAX_WIDTH)
+        hidden_features = check_hidden(hidden_features, MAX_WIDTH)
+        check_choice("activation", activation, ACTIVATIONS)
+        if output_activation is not None:
+            check_choice("output_activation", output_activation, ACTIVATIONS)
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias must be a bool, got {type(bias).__name__}")
+        check_probability("dropout", dropout)
+        super().__init__(
+            in_features,
+            hidden_features,
+            out_features,
+            activation=activation,
+            output_activation=output_activation,
+            bias=bias,
+            dropout=dropout,
+            device=device,
+            dtype=dtype,
+        )
+
+    def forward(self, x):
+        pairs = [weight_and_bias(layer) for layer in self._modules.values()]
+        return functional.mlp(
+            x,
+            [weight for weight, _ in pairs],
+            [bias for _, bias in pairs],
+            self.activation,
+            self.output_activation or "identity",
+            self.dropout if self.training else 0.0,
+        )

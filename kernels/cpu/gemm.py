@@ -1,0 +1,233 @@
+"""Products of small matrices in a cache, and transposes, in explicit vectors.
+
+LLVM vectorises inner loops; a matrix product wants the loop over rows in vectors *around* the loop
+over the sum, with a tile of C in registers. So the tile is written in vectors here:
+
+    C[i, j] = start[i, j] + Σ_k A[i, k]·B[k, j]
+
+for up to :data:`TILE` rows i and two vectors of columns j. Each step of the sum loads two vectors
+of B and one number a row of A, for 2·TILE fused multiply-adds. A has any strides, B and C have
+dense rows. The sum runs over k in order whatever the vectors' size: results do not depend on it.
+"""
+
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .jit import inner
+
+_FEATURES = dict(binding.get_host_cpu_features())
+_AVX = _FEATURES.get("avx2") or _FEATURES.get("avx")
+
+VECTOR = 64 if _FEATURES.get("avx512f") else 32 if _AVX else 16
+"""Bytes of a vector."""
+
+TILE = 6 if _AVX and VECTOR == 32 else 8
+"""Rows of a tile: with two vectors a row, half to three quarters of the registers."""
+
+
+def _vectors(context, builder, real):
+    """The types of a number and a vector, and functions that load, store and multiply."""
+    number = context.get_value_type(real)
+    size = 4 if real == types.float32 else 8
+    vector = ir.VectorType(number, VECTOR // size)
+
+    def load(kind, address, offset=0):
+        if offset:
+            address = builder.add(address, address.type(offset))
+        return builder.load(builder.inttoptr(address, kind.as_pointer()), align=size)
+
+    def store(value, address, offset=0):
+        if offset:
+            address = builder.add(address, address.type(offset))
+        builder.store(value, builder.inttoptr(address, vector.as_pointer()), align=size)
+
+    return number, vector, size, load, store
+
+
+@intrinsic
+def size_of(typingctx, number):
+    """Bytes of a number."""
+
+    def codegen(context, builder, signature, args):
+        return context.get_constant(types.int64, 4 if number == types.float32 else 8)
+
+    return types.int64(number), codegen
+
+
+def _splat(builder, value, vector):
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _emit_tile(context, builder, real, n_rows, n_vectors, from_c, arguments):
+    """One tile: start, sum over k, store; leaves the builder behind the loop."""
+    a, a_row, a_step, b, b_step, c, c_row, bias, k = arguments
+    number, vector, size, load, store = _vectors(context, builder, real)
+    kind = "f32" if size == 4 else "f64"
+    fma = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(vector, [vector] * 3),
+        f"llvm.fma.v{vector.count}{kind}",
+    )
+    i64 = a.type
+    rows = [builder.mul(a_row, i64(i)) for i in range(n_rows)]
+    c_at = [builder.add(c, builder.mul(c_row, i64(i))) for i in range(n_rows)]
+    places = [(i, j) for i in range(n_rows) for j in range(n_vectors)]
+    if from_c:
+        starts = [load(vector, c_at[i], j * VECTOR) for i, j in places]
+    else:
+        biases = [_splat(builder, load(number, bias, i * size), vector) for i in range(n_rows)]
+        starts = [biases[i] for i, _ in places]
+
+    before = builder.block
+    loop = builder.append_basic_block("sum")
+    after = builder.append_basic_block("summed")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    left = builder.phi(i64)
+    a_at, b_at = builder.phi(i64), builder.phi(i64)
+    sums = [builder.phi(vector) for _ in places]
+    columns = [load(vector, b_at, j * VECTOR) for j in range(n_vectors)]
+    ends = []
+    for i in range(n_rows):
+        factor = _splat(builder, load(number, builder.add(a_at, rows[i])), vector)
+        for j in range(n_vectors):
+            ends.append(builder.call(fma, [factor, columns[j], sums[i * n_vectors + j]]))
+    next_left = builder.sub(left, i64(1))
+    next_a, next_b = builder.add(a_at, a_step), builder.add(b_at, b_step)
+    for phi, first, later in (
+        (left, k, next_left),
+        (a_at, a, next_a),
+        (b_at, b, next_b),
+        *zip(sums, starts, ends, strict=True),
+    ):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, loop)
+    builder.cbranch(builder.icmp_signed(">", next_left, i64(0)), loop, after)
+    builder.position_at_end(after)
+    for (i, j), value in zip(places, ends, strict=True):
+        store(value, c_at[i], j * VECTOR)
+
+
+def _tile(from_c):
+    @intrinsic
+    def tile(typingctx, zero, n_rows, n_vectors, a, a_row, a_step, b, b_step, c, c_row, bias, k):
+        def codegen(context, builder, signature, args):
+            _, n_rows, n_vectors, *arguments = args
+            end = builder.append_basic_block("done")
+            choice = builder.add(
+                builder.mul(n_rows, n_rows.type(2)), builder.sub(n_vectors, n_vectors.type(1))
+            )
+            switch = builder.switch(choice, end)
+            for rows in range(1, TILE + 1):
+                for vectors in (1, 2):
+                    block = builder.append_basic_block(f"tile_{rows}_{vectors}")
+                    switch.add_case(n_rows.type(2 * rows + vectors - 1), block)
+                    builder.position_at_end(block)
+                    _emit_tile(context, builder, zero, rows, vectors, from_c, arguments)
+                    builder.branch(end)
+            builder.position_at_end(end)
+            return context.get_dummy_value()
+
+        return types.none(zero, *[types.int64] * 11), codegen
+
+    return tile
+
+
+_tile_from_bias = _tile(False)
+_tile_from_c = _tile(True)
+
+
+@inner
+def multiply(zero, a, a_row, a_step, b, b_step, c, c_row, bias, n_rows, n_vectors, k):
+    """C = bias + A·B on ``n_rows`` rows and ``n_vectors`` vectors of columns, k ≥ 1.
+
+    Addresses of numbers of the type of ``zero``, ``bias`` one a row; strides in bytes.
+    """
+    n_groups = (n_rows + TILE - 1) // TILE
+    for j in range(0, n_vectors, 2):
+        width, column = min(2, n_vectors - j), j * VECTOR
+        row = 0
+        for group in range(n_groups):
+            # groups as equal as can be: a thin one would wait for its own sums
+            rows = (n_rows - row + n_groups - group - 1) // (n_groups - group)
+            _tile_from_bias(
+                zero, rows, width, a + row * a_row, a_row, a_step, b + column, b_step,
+                c + row * c_row + column, c_row, bias + row * size_of(zero), k,
+            )  # fmt: skip
+            row += rows
+
+
+@inner
+def add_product(zero, a, a_row, a_step, b, b_step, c, c_row, n_rows, n_vectors, k):
+    """C += A·B, as :func:`multiply`."""
+    n_groups = (n_rows + TILE - 1) // TILE
+    for j in range(0, n_vectors, 2):
+        width, column = min(2, n_vectors - j), j * VECTOR
+        row = 0
+        for group in range(n_groups):
+            rows = (n_rows - row + n_groups - group - 1) // (n_groups - group)
+            _tile_from_c(
+                zero, rows, width, a + row * a_row, a_row, a_step, b + column, b_step,
+                c + row * c_row + column, c_row, 0, k,
+            )  # fmt: skip
+            row += rows
+
+
+@intrinsic
+def _transpose_square(typingctx, zero, source, source_row, target, target_row):
+    """target = source^T for as many rows as a vector has numbers."""
+
+    def codegen(context, builder, signature, args):
+        _, source, source_row, target, target_row = args
+        _, vector, _, load, store = _vectors(context, builder, zero)
+        n, i32, i64 = vector.count, ir.IntType(32), source.type
+        rows = [
+            load(vector, builder.add(source, builder.mul(source_row, i64(i)))) for i in range(n)
+        ]
+        masks = [
+            ir.Constant(ir.VectorType(i32, n), [half + i // 2 + n * (i % 2) for i in range(n)])
+            for half in (0, n // 2)
+        ]
+        # each round interleaves row i with row i + n/2; log2(n) of them exchange rows and columns
+        for _ in range(n.bit_length() - 1):
+            pairs = [(rows[i], rows[i + n // 2]) for i in range(n // 2)]
+            rows = [builder.shuffle_vector(*pair, mask) for pair in pairs for mask in masks]
+        for i, row in enumerate(rows):
+            store(row, builder.add(target, builder.mul(target_row, i64(i))))
+        return context.get_dummy_value()
+
+    return types.none(zero, *[types.int64] * 4), codegen
+
+
+@intrinsic
+def _move(typingctx, zero, source, target):
+    """Copy one number."""
+
+    def codegen(context, builder, signature, args):
+        kind = context.get_value_type(zero).as_pointer()
+        builder.store(
+            builder.load(builder.inttoptr(args[1], kind)), builder.inttoptr(args[2], kind)
+        )
+        return context.get_dummy_value()
+
+    return types.none(zero, types.int64, types.int64), codegen
+
+
+@inner
+def transpose(zero, source, source_row, n_rows, n_columns, target, target_row):
+    """target [n_columns, n_rows] = source [n_rows, n_columns]^T; row strides in bytes."""
+    size = size_of(zero)
+    lanes = VECTOR // size
+    whole_rows, whole_columns = n_rows // lanes * lanes, n_columns // lanes * lanes
+    for i in range(0, whole_rows, lanes):
+        for j in range(0, whole_columns, lanes):
+            _transpose_square(
+                zero, source + i * source_row + j * size, source_row,
+                target + j * target_row + i * size, target_row,
+            )  # fmt: skip
+    for i in range(n_rows):
+        for j in range(whole_columns if i < whole_rows else 0, n_columns):
+            _move(zero, source + i * source_row + j * size, target + j * target_row + i * size)

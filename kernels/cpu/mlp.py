@@ -1,0 +1,425 @@
+"""The op `mlp` with Numba: h_0 = x, h_l = σ_l(W_l·h_{l−1} + b_l), y = h_L, for any depth.
+
+Rows go through the whole net a block at a time. A block of a layer lies as [width, rows] in a
+cache, so that every width is its own number of vector operations; `gemm.py` multiplies. Forward
+reads x and writes y. Backward reads x and dy, computes the block's activations again, and keeps
+them and the slopes σ'(z) until the chain rule has come back to them: with g_L = dy·σ'(z_L),
+
+    dW_l = Σ_rows g_l·h_{l−1}^T,   db_l = Σ_rows g_l,   g_{l−1} = (W_l^T·g_l)·σ'(z_{l−1}),
+
+and dx = W_1^T·g_1. Sums over rows are in the compute dtype for :data:`FLUSH_ROWS` rows, then in
+float64.
+
+The net is one integer vector: the number of layers L, L + 1 widths, L addresses of weights
+[out, in], L addresses of biases, 0 for none. Gradients are one flat vector: W_1, b_1, W_2, b_2, ….
+"""
+
+from array import array
+
+import numpy as np
+
+from .activations import ACTIVATIONS
+from .gemm import VECTOR, add_product, multiply, size_of, transpose
+from .jit import address_of, array_at, entry, inner, wide_vectors
+from .launch import PIECE, any_needed, cast_back, prepare, prepare_as, run, run_summed, store
+
+CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+"""Numbers of the activations, for entry points."""
+
+RELU, LEAKY_RELU, IDENTITY = CODES["relu"], CODES["leaky_relu"], CODES["identity"]
+
+FLUSH_ROWS = 1024
+
+DOT_WIDTH = 4
+"""Up to this many inputs a layer's weight gradient is taken as dot products: a vector of inputs
+would be mostly empty."""
+
+LARGEST_PIECES = 64
+"""Pieces of a long batch: each writes as many sums as there are parameters."""
+
+
+def _maps(activation):
+    """σ in place on a whole block, and σ with σ' beside it."""
+    value, pair = activation.value, activation.value_and_derivative
+
+    @inner
+    def map_value(z):
+        for e in range(z.size):
+            z[e] = value(z[e])
+
+    @inner
+    def map_pair(z, slope):
+        for e in range(z.size):
+            z[e], slope[e] = pair(z[e])
+
+    return map_value, map_pair
+
+
+def _passes(real):
+    """Functions of a whole block: σ in place, σ with σ' beside it, and the chain rule."""
+    maps = {name: _maps(ACTIVATIONS[name][real]) for name in CODES}
+    relu, leaky_relu = maps["relu"][0], maps["leaky_relu"][0]
+    sigmoid, sigmoid_pair = maps["sigmoid"]
+    tanh, tanh_pair = maps["tanh"]
+    silu, silu_pair = maps["silu"]
+    gelu, gelu_pair = maps["gelu"]
+    sin, sin_pair = maps["sin"]
+    _, _, code_sigmoid, code_tanh, code_silu, code_gelu, code_sin, _ = CODES.values()
+
+    @inner
+    def activate(code, z):
+        if code == RELU:
+            relu(z)
+        elif code == LEAKY_RELU:
+            leaky_relu(z)
+        elif code == code_sigmoid:
+            sigmoid(z)
+        elif code == code_tanh:
+            tanh(z)
+        elif code == code_silu:
+            silu(z)
+        elif code == code_gelu:
+            gelu(z)
+        elif code == code_sin:
+            sin(z)
+
+    @inner
+    def activate_and_keep(code, z, slope):
+        if code == code_sigmoid:
+            sigmoid_pair(z, slope)
+        elif code == code_tanh:
+            tanh_pair(z, slope)
+        elif code == code_silu:
+            silu_pair(z, slope)
+        elif code == code_gelu:
+            gelu_pair(z, slope)
+        elif code == code_sin:
+            sin_pair(z, slope)
+        else:  # the sign of σ(z) tells σ'(z)
+            activate(code, z)
+
+    @inner
+    def chain(code, h, slope, g):
+        """g·σ'(z) in place, from h = σ(z) or the slopes that were kept."""
+        zero, leak = real(0), real(0.01)
+        if code == RELU:
+            for e in range(g.size):
+                # not a product: PyTorch drops an infinite g here too
+                g[e] = zero if h[e] <= zero else g[e]
+        elif code == LEAKY_RELU:
+            for e in range(g.size):
+                g[e] = g[e] if h[e] > zero else leak * g[e]
+        elif code != IDENTITY:
+            for e in range(g.size):
+                g[e] *= slope[e]
+
+    return activate, activate_and_keep, chain
+
+
+@inner
+def _block_rows(widest):
+    """Rows of a block: a layer of one is 8 to 32 KB in float32, a whole net fits a level-2 cache."""
+    return 128 if widest <= 32 else 64
+
+
+@inner
+def _padded(width, lanes):
+    return (width + lanes - 1) // lanes * lanes
+
+
+@inner
+def _widest(net, n_layers):
+    widest = 1
+    for i in range(n_layers + 1):
+        widest = max(widest, net[1 + i])
+    return widest
+
+
+@inner
+def _by_sign(code):
+    """Whether σ'(z) is known from the sign of σ(z): no slopes are kept."""
+    return code == RELU or code == LEAKY_RELU or code == IDENTITY
+
+
+@inner
+def _bias_or_zeros(net, n_layers, layer, zeros_at):
+    bias_at = net[2 + 2 * n_layers + layer]
+    return bias_at if bias_at != 0 else zeros_at
+
+
+@entry
+def _fwd(real):
+    activate, _, _ = _passes(real)
+
+    def mlp_fwd(net_at, net_size, hidden_code, output_code, x_at, y_at, first, last):
+        wide_vectors()
+        zero = real(0)
+        size = size_of(zero)
+        lanes = VECTOR // size
+        net = array_at(net_at, net_size, np.int64)
+        n_layers = net[0]
+        n_in, n_out = net[1], net[1 + n_layers]
+        widest = _widest(net, n_layers)
+        rows = _block_rows(widest)
+        row_bytes = rows * size
+        layer_bytes = _padded(widest, lanes) * row_bytes
+        memory = np.empty(2 * layer_bytes // size + widest + lanes, real)
+        memory[:] = 0  # padding is computed with, and subnormal garbage is slow
+        ping = (address_of(memory) + VECTOR - 1) // VECTOR * VECTOR
+        pong = ping + layer_bytes
+        zeros_at = pong + layer_bytes
+        for start in range(first, last, rows):
+            n_rows = min(rows, last - start)
+            n_vectors = (n_rows + lanes - 1) // lanes
+            transpose(zero, x_at + start * n_in * size, n_in * size, n_rows, n_in, ping, row_bytes)
+            h, z = ping, pong
+            for layer in range(n_layers):
+                wide, width = net[1 + layer], net[2 + layer]
+                multiply(
+                    zero, net[2 + n_layers + layer], wide * size, size, h, row_bytes, z, row_bytes,
+                    _bias_or_zeros(net, n_layers, layer, zeros_at), width, n_vectors, wide,
+                )  # fmt: skip
+                code = hidden_code if layer < n_layers - 1 else output_code
+                activate(code, array_at(z, width * rows, real))
+                h, z = z, h
+            transpose(zero, h, row_bytes, n_out, n_rows, y_at + start * n_out * size, n_out * size)
+        memory[0] = 0  # Numba frees what is not used any more
+
+    return mlp_fwd
+
+
+@inner
+def _add_dots(g, h, rows, n_rows, width, wide, sums, at):
+    """sums[at + o·wide + i] += Σ_r g[o, r]·h[i, r]."""
+    for o in range(width):
+        for i in range(wide):
+            g_row, h_row = g[o * rows : o * rows + n_rows], h[i * rows : i * rows + n_rows]
+            total = g[0] * 0
+            for r in range(n_rows):
+                total += g_row[r] * h_row[r]
+            sums[at + o * wide + i] += total
+
+
+@inner
+def _add_row_sums(g, rows, n_rows, width, sums, at):
+    """sums[at + o] += Σ_r g[o, r]."""
+    for o in range(width):
+        g_row = g[o * rows : o * rows + n_rows]
+        total = g[0] * 0
+        for r in range(n_rows):
+            total += g_row[r]
+        sums[at + o] += total
+
+
+@inner
+def _flush(net, n_layers, fast, lanes, sums):
+    """Add the weight gradients of the last rows, padded to whole vectors, and clear them."""
+    at = fast_at = 0
+    for layer in range(n_layers):
+        wide, width = net[1 + layer], net[2 + layer]
+        stride = _padded(wide, lanes)
+        if wide > DOT_WIDTH:
+            for o in range(width):
+                source = fast[fast_at + o * stride : fast_at + o * stride + wide]
+                target = sums[at + o * wide : at + o * wide + wide]
+                for i in range(wide):
+                    target[i] += source[i]
+        at += (wide + 1) * width
+        fast_at += stride * width
+    fast[:] = 0
+
+
+@entry
+def _bwd(real):
+    _, activate_and_keep, chain = _passes(real)
+
+    def mlp_bwd(
+        net_at, net_size, hidden_code, output_code, dy_at, x_at, dx_at, sums_at, gradients_at,
+        first, last,
+    ):  # fmt: skip
+        wide_vectors()
+        zero = real(0)
+        size = size_of(zero)
+        lanes = VECTOR // size
+        net = array_at(net_at, net_size, np.int64)
+        n_layers = net[0]
+        n_in, n_out = net[1], net[1 + n_layers]
+        gradients = array_at(gradients_at, 2 * n_layers, np.int64)
+        need_dx, need_dparams = dx_at != 0, any_needed(sums_at, gradients)
+        widest = _widest(net, n_layers)
+        rows = _block_rows(widest)
+        row_bytes = rows * size
+        layer_bytes = _padded(widest, lanes) * row_bytes
+        n_sums = n_fast = 0
+        for layer in range(n_layers):
+            n_sums += (net[1 + layer] + 1) * net[2 + layer]
+            n_fast += _padded(net[1 + layer], lanes) * net[2 + layer]
+        # the L + 1 layers, g twice, a transposed layer, L slopes; weight gradients; a zero bias.
+        # Memory from the system, page by page, costs more than a small batch's arithmetic: so take
+        # little. It is cleared, for padding is computed with, and subnormal garbage is slow
+        n_layer_blocks = n_layers + 4
+        if not (_by_sign(hidden_code) and _by_sign(output_code)):
+            n_layer_blocks += n_layers
+        memory = np.empty(n_layer_blocks * layer_bytes // size + n_fast + widest + lanes, real)
+        memory[:] = 0
+        layers_at = (address_of(memory) + VECTOR - 1) // VECTOR * VECTOR
+        ping = layers_at + (n_layers + 1) * layer_bytes
+        pong = ping + layer_bytes
+        transposed = pong + layer_bytes
+        slopes_at = transposed + layer_bytes
+        fast_at = layers_at + n_layer_blocks * layer_bytes
+        zeros_at = fast_at + n_fast * size
+        fast = array_at(fast_at, n_fast, real)
+        sums = np.zeros(n_sums, np.float64)
+        unflushed = 0
+
+        for start in range(first, last, rows):
+            n_rows = min(rows, last - start)
+            n_vectors = (n_rows + lanes - 1) // lanes
+            transpose(
+                zero, x_at + start * n_in * size, n_in * size, n_rows, n_in, layers_at, row_bytes
+            )
+            for layer in range(n_layers):
+                code = hidden_code if layer < n_layers - 1 else output_code
+                if layer == n_layers - 1 and code == IDENTITY:
+                    break
+                wide, width = net[1 + layer], net[2 + layer]
+                h = layers_at + layer * layer_bytes
+                multiply(
+                    zero, net[2 + n_layers + layer], wide * size, size, h, row_bytes,
+                    h + layer_bytes, row_bytes,
+                    _bias_or_zeros(net, n_layers, layer, zeros_at), width, n_vectors, wide,
+                )  # fmt: skip
+                activate_and_keep(
+                    code,
+                    array_at(h + layer_bytes, width * rows, real),
+                    array_at(slopes_at + layer * layer_bytes, width * rows, real),
+                )
+            g, g_below = ping, pong
+            transpose(zero, dy_at + start * n_out * size, n_out * size, n_rows, n_out, g, row_bytes)
+            weights_at, fast_weights_at = n_sums, fast_at + n_fast * size
+            for layer in range(n_layers - 1, -1, -1):
+                wide, width = net[1 + layer], net[2 + layer]
+                code = hidden_code if layer < n_layers - 1 else output_code
+                h = layers_at + layer * layer_bytes
+                g_block = array_at(g, width * rows, real)
+                chain(
+                    code,
+                    array_at(h + layer_bytes, width * rows, real),
+                    array_at(slopes_at + layer * layer_bytes, width * rows, real),
+                    g_block,
+                )
+                stride = _padded(wide, lanes)
+                weights_at -= (wide + 1) * width
+                fast_weights_at -= stride * width * size
+                if need_dparams:
+                    _add_row_sums(g_block, rows, n_rows, width, sums, weights_at + wide * width)
+                    if wide <= DOT_WIDTH:
+                        h_block = array_at(h, wide * rows, real)
+                        _add_dots(g_block, h_block, rows, n_rows, width, wide, sums, weights_at)
+                    else:
+                        h_rows = transposed
+                        if layer == 0 and wide == stride:
+                            h_rows = x_at + start * wide * size
+                        else:
+                            transpose(
+                                zero, h, row_bytes, stride, _padded(n_rows, lanes), transposed,
+                                stride * size,
+                            )  # fmt: skip
+                        add_product(
+                            zero, g, row_bytes, size, h_rows, stride * size, fast_weights_at,
+                            stride * size, width, stride // lanes, n_rows,
+                        )  # fmt: skip
+                if layer > 0 or need_dx:
+                    multiply(
+                        zero, net[2 + n_layers + layer], size, wide * size, g, row_bytes, g_below,
+                        row_bytes, zeros_at, wide, n_vectors, width,
+                    )  # fmt: skip
+                    g, g_below = g_below, g
+            if need_dx:
+                transpose(
+                    zero, g, row_bytes, n_in, n_rows, dx_at + start * n_in * size, n_in * size
+                )
+            unflushed += n_rows
+            if unflushed >= FLUSH_ROWS:
+                _flush(net, n_layers, fast, lanes, sums)
+                unflushed = 0
+        if need_dparams:
+            _flush(net, n_layers, fast, lanes, sums)
+            sizes = np.empty(2 * n_layers, np.int64)
+            for layer in range(n_layers):
+                sizes[2 * layer + 1] = net[2 + layer]
+                sizes[2 * layer] = net[1 + layer] * net[2 + layer]
+            store(sums, sums_at, gradients, sizes, real)
+        memory[0] = 0  # Numba frees what is not used any more
+
+    return mlp_bwd
+
+
+def _pack(x, parameters, addresses):
+    """The integer vector of the module's first lines; weights and biases alternate."""
+    weights = parameters[::2]
+    widths = [x.shape[1], *(w.shape[0] for w in weights)]
+    return array("q", [len(weights), *widths, *addresses[::2], *addresses[1::2]])
+
+
+def _cut(n_rows, parameters):
+    """Rows per piece and number of pieces, from the shape alone."""
+    work_per_row = sum(w.numel() for w in parameters[::2])
+    rows = max(PIECE // work_per_row, -(-n_rows // LARGEST_PIECES))
+    rows = -(-rows // 256) * 256
+    return rows, max(-(-n_rows // rows), 1)
+
+
+def mlp_fwd(x, *arguments):
+    """y [N, out] from x [N, in], weights and biases in turn, and the two activations' names."""
+    *parameters, activation, output_activation = arguments
+    dtype, compute, tensors, addresses = prepare(x, *parameters)
+    net = _pack(x, parameters, addresses[1:])
+    y = tensors[0].new_empty((x.shape[0], parameters[-2].shape[0]))
+    run(
+        _fwd[compute],
+        x.shape[0],
+        *_cut(x.shape[0], parameters),
+        net.buffer_info()[0],
+        len(net),
+        CODES[activation],
+        CODES[output_activation],
+        addresses[0],
+        y.data_ptr(),
+    )
+    return cast_back(y, dtype)
+
+
+def mlp_bwd(dy, x, *arguments, needs):
+    """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
+    *parameters, activation, output_activation = arguments
+    compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, *parameters))
+    net = _pack(x, parameters, addresses[2:])
+    dx = tensors[1].new_empty(x.shape) if needs[0] else None
+    # in place of a bias that is missing, its size
+    sized = [
+        tensors[2 + i // 2 * 2].shape[0] if p is None else p for i, p in enumerate(tensors[2:])
+    ]
+
+    def kernel(*arguments):
+        *fixed, first, last = arguments
+        gradients = array("q", fixed[8:])
+        _bwd[compute](*fixed[:8], gradients.buffer_info()[0], first, last)
+
+    gradients = run_summed(
+        kernel,
+        x.shape[0],
+        *_cut(x.shape[0], parameters),
+        sized,
+        needs[1:],
+        dy.dtype,
+        net.buffer_info()[0],
+        len(net),
+        CODES[activation],
+        CODES[output_activation],
+        addresses[0],
+        addresses[1],
+        dx.data_ptr() if needs[0] else 0,
+    )
+    return [cast_back(dx, x.dtype), *gradients]

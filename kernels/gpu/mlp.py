@@ -1,0 +1,257 @@
+"""MLP: h_0 = x, h_l = σ_l(W_l h_{l-1} + b_l), y = h_L, any depth, widths up to 128.
+
+A program takes a tile of rows through the whole net; the activations of a layer, padded to a power
+of two of at least 16, stay in registers and shared memory. Forward reads x and writes y. Backward
+reads x and dy, computes the activations again, and follows the chain rule back: with
+g_L = dy σ'(z_L), dW_l = g_l^T h_{l-1}, db_l = Σ g_l, g_{l-1} = (g_l W_l) σ'(z_{l-1}), dx = g_1 W_1.
+Products are float32 that is float32, never tf32.
+
+The parameters come as one vector, W_1, b_1, W_2, b_2, …, a missing bias as zeros; so does their
+gradient.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .activations import ACTIVATIONS
+from .launch import (
+    compute_dtype,
+    device_of,
+    mlp_config,
+    result_dtype,
+    unit_column_stride,
+)
+from .pieces import cut, split, sum_pieces
+from .subnet import append, tile_size
+
+
+@triton.constexpr_function
+def padded(width):
+    """What a layer's width is padded to: tl.dot takes powers of two from 16."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+@triton.constexpr_function
+def offset_of(widths, layer):
+    """Where the parameters of a layer start."""
+    return sum((widths[i] + 1) * widths[i + 1] for i in range(layer))
+
+
+@triton.jit
+def load_rows(ptr, rows, last_row, row_stride, WIDTH: tl.constexpr, COMPUTE: tl.constexpr):
+    """Rows of a matrix, [rows, padded(WIDTH)], 0 outside."""
+    cols = tl.arange(0, padded(WIDTH))
+    inside = (rows < last_row)[:, None] & (cols < WIDTH)[None, :]
+    ptrs = ptr + rows.to(tl.int64)[:, None] * row_stride + cols[None, :]
+    return tl.load(ptrs, mask=inside, other=0.0).to(COMPUTE)
+
+
+@triton.jit
+def load_weight(params_ptr, WIDTHS: tl.constexpr, LAYER: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """W [out, in] of a layer, or its transpose [in, out], padded with 0."""
+    N_IN: tl.constexpr = WIDTHS[LAYER]
+    N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
+    i = tl.arange(0, padded(N_IN))
+    o = tl.arange(0, padded(N_OUT))
+    weight_ptr = params_ptr + offset_of(WIDTHS, LAYER)
+    if TRANSPOSED:
+        inside = (i < N_IN)[:, None] & (o < N_OUT)[None, :]
+        return tl.load(weight_ptr + o[None, :] * N_IN + i[:, None], mask=inside, other=0.0)
+    else:
+        inside = (o < N_OUT)[:, None] & (i < N_IN)[None, :]
+        return tl.load(weight_ptr + o[:, None] * N_IN + i[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def product(a, b, COMPUTE: tl.constexpr):
+    """A matrix product in the full precision of its type."""
+    return tl.dot(a, b, input_precision="ieee", out_dtype=COMPUTE)
+
+
+@triton.jit
+def layer_value(
+    h, params_ptr, WIDTHS: tl.constexpr, LAYER: tl.constexpr, ACT: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """σ(W h + b) and σ' there, 0 beyond the layer's width."""
+    N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
+    o = tl.arange(0, padded(N_OUT))
+    bias_ptr = params_ptr + offset_of(WIDTHS, LAYER) + WIDTHS[LAYER] * N_OUT
+    bias = tl.load(bias_ptr + o, mask=o < N_OUT, other=0.0)
+    weight = load_weight(params_ptr, WIDTHS, LAYER, True)
+    value, slope = ACT(product(h, weight, COMPUTE) + bias[None, :])
+    # an infinite h makes NaN of the padding's zeros
+    return tl.where((o < N_OUT)[None, :], value, 0.0), slope
+
+
+@triton.jit
+def mlp_fwd_kernel(
+    x_ptr, params_ptr, y_ptr, n_rows, x_row_stride,
+    WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr,
+    COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """y = h_L.
+
+    Shapes: x [n_rows, WIDTHS[0]]; y [n_rows, WIDTHS[N_LAYERS]]. Grid: one program per BLOCK_ROWS
+    rows. Reads x and the parameters, writes y.
+    """
+    N_OUT: tl.constexpr = WIDTHS[N_LAYERS]
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    h = load_rows(x_ptr, rows, n_rows, x_row_stride, WIDTHS[0], COMPUTE)
+    for layer in tl.static_range(N_LAYERS - 1):
+        h, _ = layer_value(h, params_ptr, WIDTHS, layer, HIDDEN, COMPUTE)
+    h, _ = layer_value(h, params_ptr, WIDTHS, N_LAYERS - 1, OUTPUT, COMPUTE)
+    cols = tl.arange(0, padded(N_OUT))
+    inside = (rows < n_rows)[:, None] & (cols < N_OUT)[None, :]
+    tl.store(y_ptr + rows[:, None] * N_OUT + cols[None, :], h, mask=inside)
+
+
+@triton.jit
+def chain(g, slope, DROPS: tl.constexpr):
+    """g σ'. With DROPS what a zero slope meets is dropped, be it infinite: ReLU in PyTorch."""
+    if DROPS:
+        return tl.where(slope == 0.0, 0.0, g)
+    else:
+        return g * slope
+
+
+@triton.jit
+def add_layer_gradient(
+    partial_ptr, g, h, first, WIDTHS: tl.constexpr, LAYER: tl.constexpr, COMPUTE: tl.constexpr
+):
+    """Add g^T h and Σ g of a tile to a piece's sums; ``first`` where there are none yet."""
+    N_IN: tl.constexpr = WIDTHS[LAYER]
+    N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
+    i = tl.arange(0, padded(N_IN))
+    o = tl.arange(0, padded(N_OUT))
+    weight_ptrs = partial_ptr + offset_of(WIDTHS, LAYER) + o[:, None] * N_IN + i[None, :]
+    bias_ptrs = partial_ptr + offset_of(WIDTHS, LAYER) + N_IN * N_OUT + o
+    inside = (o < N_OUT)[:, None] & (i < N_IN)[None, :]
+    old = tl.load(weight_ptrs, mask=inside & (first == 0), other=0.0)
+    tl.store(weight_ptrs, old + product(tl.trans(g), h, COMPUTE), mask=inside)
+    old = tl.load(bias_ptrs, mask=(o < N_OUT) & (first == 0), other=0.0)
+    tl.store(bias_ptrs, old + tl.sum(g, axis=0), mask=o < N_OUT)
+
+
+@triton.jit
+def mlp_bwd_kernel(
+    dy_ptr, x_ptr, params_ptr, dx_ptr, partial_ptr, n_rows, piece_rows, dy_row_stride, x_row_stride,
+    WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr,
+    HIDDEN_DROPS: tl.constexpr, OUTPUT_DROPS: tl.constexpr, COMPUTE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """dx, and a piece's sums for all parameters; neither where its pointer is None.
+
+    Shapes: dy [n_rows, out]; x, dx [n_rows, in]; partial [pieces, parameters]. Grid: one program
+    per piece of rows, which walks over tiles of BLOCK_ROWS. Reads x and dy, writes dx; the sums are
+    read and written once a tile, in a level-2 cache.
+    """
+    N_IN: tl.constexpr = WIDTHS[0]
+    start = tl.program_id(0).to(tl.int64) * piece_rows
+    length = tile_size(n_rows - start, piece_rows)
+    last_row = start + length
+    if partial_ptr is not None:
+        partial_ptr += tl.program_id(0).to(tl.int64) * offset_of(WIDTHS, N_LAYERS)
+    for i in range(0, length, BLOCK_ROWS):
+        rows = start + i + tl.arange(0, BLOCK_ROWS)
+        h = load_rows(x_ptr, rows, last_row, x_row_stride, N_IN, COMPUTE)
+        layers = (h,)
+        slopes = ()
+        for layer in tl.static_range(N_LAYERS - 1):
+            h, slope = layer_value(h, params_ptr, WIDTHS, layer, HIDDEN, COMPUTE)
+            layers = append(layers, h)
+            slopes = append(slopes, slope)
+        _, slope = layer_value(h, params_ptr, WIDTHS, N_LAYERS - 1, OUTPUT, COMPUTE)
+        g = load_rows(dy_ptr, rows, last_row, dy_row_stride, WIDTHS[N_LAYERS], COMPUTE)
+        g = chain(g, slope, OUTPUT_DROPS)
+        for layer in tl.static_range(N_LAYERS - 1, -1, -1):
+            if partial_ptr is not None:
+                add_layer_gradient(partial_ptr, g, layers[layer], i == 0, WIDTHS, layer, COMPUTE)
+            if layer > 0 or dx_ptr is not None:
+                g = product(g, load_weight(params_ptr, WIDTHS, layer, False), COMPUTE)
+                # an infinite g makes NaN of the padding's zeros
+                cols = tl.arange(0, padded(WIDTHS[layer]))
+                g = tl.where((cols < WIDTHS[layer])[None, :], g, 0.0)
+            if layer > 0:
+                g = chain(g, slopes[layer - 1], HIDDEN_DROPS)
+        if dx_ptr is not None:
+            cols = tl.arange(0, padded(N_IN))
+            inside = (rows < last_row)[:, None] & (cols < N_IN)[None, :]
+            tl.store(dx_ptr + rows[:, None] * N_IN + cols[None, :], g, mask=inside)
+        # the next tile reads the sums that this one has written
+        tl.debug_barrier()
+
+
+def _pack(parameters, compute):
+    """All parameters as one vector of the compute dtype, a missing bias as zeros."""
+    parts = []
+    for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
+        parts.append(weight.reshape(-1).to(compute))
+        missing = weight.new_zeros(weight.shape[0], dtype=compute) if bias is None else bias
+        parts.append(missing.to(compute))
+    return torch.cat(parts)
+
+
+def _constants(x, parameters, activation, output_activation, compute):
+    widths = (x.shape[1], *(weight.shape[0] for weight in parameters[::2]))
+    return {
+        "WIDTHS": widths,
+        "N_LAYERS": len(widths) - 1,
+        "HIDDEN": ACTIVATIONS[activation],
+        "OUTPUT": ACTIVATIONS[output_activation],
+        "COMPUTE": compute,
+    }
+
+
+def mlp_fwd(x, *arguments):
+    """y [N, out] for x [N, in], weights and biases in turn, and the two activations' names."""
+    *parameters, activation, output_activation = arguments
+    out_dtype = result_dtype(x, *parameters)
+    compute_torch, compute = compute_dtype(out_dtype)
+    x = unit_column_stride(x)
+    constants = _constants(x, parameters, activation, output_activation, compute)
+    y = torch.empty((x.shape[0], constants["WIDTHS"][-1]), device=x.device, dtype=out_dtype)
+    if x.shape[0] == 0:
+        return y
+    config = mlp_config("mlp_fwd", constants["WIDTHS"], compute)
+    with device_of(x):
+        mlp_fwd_kernel[(triton.cdiv(x.shape[0], config.rows),)](
+            x, _pack(parameters, compute_torch), y, x.shape[0], x.stride(0),
+            **constants, BLOCK_ROWS=config.rows, num_warps=config.warps,
+        )  # fmt: skip
+    return y
+
+
+def mlp_bwd(dy, x, *arguments, needs):
+    """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
+    *parameters, activation, output_activation = arguments
+    need_dx, *needs = needs
+    compute_torch, compute = compute_dtype(dy.dtype)
+    dy, x = unit_column_stride(dy), unit_column_stride(x)
+    constants = _constants(x, parameters, activation, output_activation, compute)
+    widths, n_rows = constants["WIDTHS"], x.shape[0]
+    dx = torch.empty(x.shape, device=x.device, dtype=x.dtype) if need_dx else None
+    n_params = offset_of(widths, len(widths) - 1)
+    total = dy.new_zeros(n_params) if n_rows == 0 else None
+    if n_rows > 0:
+        config = mlp_config("mlp_bwd", widths, compute)
+        piece_rows, n_pieces = cut(n_rows, sum(widths), n_params, config.rows)
+        partials = None
+        if any(needs):
+            partials = torch.empty((n_pieces, n_params), device=x.device, dtype=compute_torch)
+        with device_of(x):
+            mlp_bwd_kernel[(n_pieces,)](
+                dy, x, _pack(parameters, compute_torch), dx, partials, n_rows, piece_rows,
+                dy.stride(0), x.stride(0), **constants,
+                HIDDEN_DROPS=activation == "relu", OUTPUT_DROPS=output_activation == "relu",
+                BLOCK_ROWS=config.rows, num_warps=config.warps,
+            )  # fmt: skip
+            if any(needs):
+                total = sum_pieces(partials, (n_pieces, n_params), (0, 0), dy.dtype, compute)
+    # in place of a bias that is missing, its size
+    sized = [
+        parameters[i - 1].shape[0] if parameter is None else parameter
+        for i, parameter in enumerate(parameters)
+    ]
+    return [dx, *split(total, sized, needs)]
