@@ -75,6 +75,14 @@ def _check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=()
         check_parameter("fc2_bias", fc2_bias, (*stacked, 1), device)
 
 
+def _as_autocast(y):
+    """The output in the dtype that autocast asks of a linear layer; float64 is left alone."""
+    device = y.device.type
+    if not torch.is_autocast_enabled(device) or y.dtype is torch.float64:
+        return y
+    return y.to(torch.get_autocast_dtype(device))
+
+
 def _named(*sizes):
     return f"[{', '.join(map(str, sizes))}]"
 
@@ -100,7 +108,8 @@ def elementwise_mlp(
             the device of ``x``. ``None`` draws one from the default generator of that device.
 
     Returns:
-        Output. Shape of ``x``, the promoted dtype of all arguments.
+        Output. Shape of ``x``, the promoted dtype of all arguments; under autocast its dtype, as
+        of ``torch.nn.Linear``, while the kernel reads the arguments as they are.
 
     Raises:
         TypeError: An argument is no tensor, or not of a dtype above; a probability is no number.
@@ -123,9 +132,8 @@ def elementwise_mlp(
     _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check_choice("activation", activation, ACTIVATIONS)
     seed, places = _dropout_arguments(dropout, seed, x)
-    return _elementwise_mlp(
-        x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, seed, activation, *places
-    )
+    y = _elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, seed, activation, *places)
+    return _as_autocast(y)
 
 
 def additive_mlp(
@@ -161,7 +169,7 @@ def additive_mlp(
         seed: Key of the dropout masks, as in :func:`elementwise_mlp`.
 
     Returns:
-        Output. Shape ``[*, M]``, the promoted dtype of all arguments.
+        Output. Shape ``[*, M]``, dtype as of :func:`elementwise_mlp`.
 
     Raises:
         TypeError: An argument is no tensor, or not of a dtype above; a probability is no number.
@@ -186,10 +194,10 @@ def additive_mlp(
     check_choice("activation", activation, ACTIVATIONS)
     seed, places = (None, _NO_DROPOUT) if dropout == 0 else _dropout_arguments(dropout, seed, x)
     if x.dim() == 2:
-        return _additive_mlp(*tensors, seed, activation, *places)
+        return _as_autocast(_additive_mlp(*tensors, seed, activation, *places))
     n_out, n_in = fc3_weight.shape
     rows = x.reshape(math.prod(x.shape[:-1]), n_in)
-    y = _additive_mlp(rows, *tensors[1:], seed, activation, *places)
+    y = _as_autocast(_additive_mlp(rows, *tensors[1:], seed, activation, *places))
     return y.reshape(*x.shape[:-1], n_out)
 
 
