@@ -266,7 +266,7 @@ def test_tensors_on_two_devices_are_refused_by_name():
     module = fastmlp.AdditiveMLP(5, 7, device="meta")
     with pytest.raises(ValueError, match=r"fc\d_\w+ must be on the device of x, cpu, got meta"):
         module(torch.zeros(2, 5))
-    with pytest.raises(ValueError, match="activation must be one of relu, .*got 'swish'"):
+    with pytest.raises(ValueError, match=r"activation must be one of relu, .*got 'swish'"):
         functional.elementwise_mlp(
             torch.zeros(2), torch.ones(2, 1), None, torch.ones(1, 2), None, "swish"
         )
