@@ -11,6 +11,14 @@ class FeaturewiseLinear(nn.Module):
 
     Parameters ``weight [F, out_features, in_features]`` and ``bias [F, out_features]``, drawn as
     ``torch.nn.Linear`` draws its own.
+
+    Args:
+        n_features: Features F.
+        in_features: Inputs of each layer.
+        out_features: Outputs of each layer.
+        bias: Whether the layers have a bias.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
     """
 
     def __init__(

@@ -2,8 +2,7 @@
 
 Every fused op and module has its namesake here, with the same arguments, parameters and
 ``state_dict``. Evaluated in float64, these functions judge every kernel; in the working dtype they
-are the baseline of every benchmark. This module and the
-two that it is made of import torch alone.
+are the baseline of every benchmark. This module and the two that it is made of import torch alone.
 """
 
 import math
