@@ -20,6 +20,7 @@ from pathlib import Path
 
 import bench_additive_mlp
 import bench_elementwise_mlp
+import bench_mlp
 import bench_sine_sum
 import common
 import torch
@@ -30,6 +31,7 @@ SUITES = {
     for suite in (
         bench_additive_mlp.SUITE,
         bench_elementwise_mlp.SUITE,
+        bench_mlp.SUITE,
         bench_sine_sum.SUITE,
     )
 }

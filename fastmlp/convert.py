@@ -64,12 +64,14 @@ def find(module):
 def fuse(module, *, verbose=False):
     """Swap every pattern we know inside a model for the fused module, in place.
 
-    The patterns are ``Sequential(Linear(1, H), ReLU(), Linear(H, 1))``, also with ``Identity`` and
-    ``Dropout(p=0)`` in it; the classes of :mod:`fastmlp.reference`; and modules of any class with
-    layers ``fc1 = Linear(1, H)``, ``fc2 = Linear(H, 1)``, ``fc3 = Linear(F, M)`` that compute what
-    :class:`fastmlp.AdditiveMLP` computes. For those a copy with random parameters is run in
-    float64: outputs and gradients must agree, in training and in evaluation mode, for inputs of
-    several shapes and sizes; the class must define nothing that the fused module lacks.
+    The patterns are ``Sequential(Linear(1, H), activation, Linear(H, 1))``, and a ``Sequential`` of
+    two or more ``Linear`` up to 128 wide with one activation between them and perhaps another at
+    the end, also with ``Identity`` and ``Dropout(p=0)`` in them; the classes of
+    :mod:`fastmlp.reference`; and modules of any class with layers ``fc1 = Linear(1, H)``,
+    ``fc2 = Linear(H, 1)``, ``fc3 = Linear(F, M)`` that compute what :class:`fastmlp.AdditiveMLP`
+    computes. For those a copy with random parameters is run in float64: outputs and gradients must
+    agree, in training and in evaluation mode, for inputs of several shapes and sizes; the class
+    must define nothing that the fused module lacks.
 
     The new module holds the very layers of the old one, hence the same Parameter objects, and
     takes over its mode, its forward and backward hooks and its attributes. Names in the
@@ -132,11 +134,12 @@ def unfuse(module):
 
 
 def from_sequential(module):
-    """Build an :class:`fastmlp.ElementwiseMLP` on the layers of a ``Sequential``.
+    """Build an :class:`fastmlp.ElementwiseMLP` or :class:`fastmlp.MLP` on a ``Sequential``.
 
     Args:
-        module: ``Sequential(Linear(1, H), ReLU(), Linear(H, 1))``. It takes inputs ``[*, 1]``, the
-            new module any shape.
+        module: ``Sequential(Linear(1, H), activation, Linear(H, 1))``, which takes inputs
+            ``[*, 1]``, the new ``ElementwiseMLP`` any shape; or any other ``Sequential`` of
+            ``Linear`` and activation in turn, which becomes an ``MLP``.
 
     Returns:
         The new module; the Parameters are the same objects.
@@ -157,7 +160,7 @@ def from_sequential(module):
     pattern = pattern_of(module)
     if pattern is None:
         raise ValueError(
-            "module must be Sequential(Linear(1, H), activation, Linear(H, 1)), got "
+            "module must be Sequential(Linear, activation, Linear, …), got "
             f"Sequential({', '.join(type(layer).__name__ for layer in module)})"
         )
     if pattern.reason is not None:
@@ -166,18 +169,19 @@ def from_sequential(module):
 
 
 def to_sequential(module):
-    """Build a plain ``Sequential`` on the layers of an ``ElementwiseMLP``.
+    """Build a plain ``Sequential`` on the layers of an ``ElementwiseMLP`` or ``MLP``.
 
     Args:
-        module: :class:`fastmlp.ElementwiseMLP`, or its namesake in :mod:`fastmlp.reference`.
+        module: :class:`fastmlp.ElementwiseMLP` or :class:`fastmlp.MLP`, or a namesake in
+            :mod:`fastmlp.reference`.
 
     Returns:
-        ``Sequential(Linear(1, H), activation, Linear(H, 1))``, for inputs ``[*, 1]``; the
-        Parameters are the same objects.
+        ``Sequential(Linear, activation, Linear, …)``, for inputs ``[*, 1]`` where the module was an
+        ``ElementwiseMLP``; the Parameters are the same objects.
 
     Raises:
-        TypeError: ``module`` is no ``ElementwiseMLP``.
-        ValueError: Its activation is no module of PyTorch.
+        TypeError: ``module`` is neither.
+        ValueError: An activation of it is no module of PyTorch; it has dropout.
 
     Example:
         >>> import fastmlp
@@ -188,15 +192,25 @@ def to_sequential(module):
           (2): Linear(in_features=14, out_features=1, bias=True)
         )
     """
-    if not isinstance(module, reference.ElementwiseMLP):
-        raise TypeError(f"module must be an ElementwiseMLP, got {type(module).__name__}")
+    if not isinstance(module, (reference.ElementwiseMLP, reference.MLP)):
+        raise TypeError(f"module must be an ElementwiseMLP or MLP, got {type(module).__name__}")
+    if module.dropout not in (0, (0, 0, 0)):
+        raise ValueError(f"module must have no dropout, got {module.dropout}")
     classes = {name: cls for cls, name in ACTIVATION_NAMES.items()}
-    if module.activation not in classes:
-        raise ValueError(
-            f"module must have an activation among {', '.join(classes)}, got {module.activation!r}"
-        )
-    activation = classes[module.activation]().train(module.training)
-    plain = nn.Sequential(module.fc1, activation, module.fc2)
+    linears = list(module.children())
+    names = [module.activation] * (len(linears) - 1)
+    if getattr(module, "output_activation", None) is not None:
+        names.append(module.output_activation)
+    layers = []
+    for i, linear in enumerate(linears):
+        layers.append(linear)
+        if i < len(names):
+            if names[i] not in classes:
+                raise ValueError(
+                    f"module must have activations among {', '.join(classes)}, got {names[i]!r}"
+                )
+            layers.append(classes[names[i]]().train(module.training))
+    plain = nn.Sequential(*layers)
     plain.training = module.training
     return plain
 

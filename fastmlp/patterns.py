@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -12,16 +13,26 @@ from fastmlp import reference
 from fastmlp.backends import backend
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
+from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
 
 PLAIN = {
     ElementwiseMLP: reference.ElementwiseMLP,
     AdditiveMLP: reference.AdditiveMLP,
+    MLP: reference.MLP,
     SineSum: reference.SineSum,
 }
 _FUSED = {plain: fused for fused, plain in PLAIN.items()}
-# those that the reference does not know have no kernel yet
-ACTIVATION_NAMES = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid", nn.SiLU: "silu"}
+ACTIVATION_NAMES = {
+    nn.ReLU: "relu",
+    nn.LeakyReLU: "leaky_relu",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+    nn.SiLU: "silu",
+    nn.GELU: "gelu",
+}
+# settings of an activation without which it is another function
+_SETTINGS = {"negative_slope": 0.01, "approximate": "none"}
 # layers that do nothing, given that p = 0
 _SILENT = (nn.Identity, nn.Dropout)
 # attributes of an instance that decide what a call does
@@ -77,13 +88,16 @@ def _is_linear(layer, n_in=None, n_out=None):
 
 
 def _activation_name(layer):
-    name = ACTIVATION_NAMES.get(type(layer))
-    return name if name in reference.ACTIVATIONS else None
+    if any(getattr(layer, name, value) != value for name, value in _SETTINGS.items()):
+        return None
+    return ACTIVATION_NAMES.get(type(layer))
 
 
 def _sequential_pattern(module):
     core = [(n, layer) for n, layer in module._modules.items() if not isinstance(layer, _SILENT)]
     layers = [layer for _, layer in core]
+    if _is_chain(layers) and not _is_scalar_subnet(layers):
+        return _chain_pattern(module, core)
     starts = [
         i
         for i, (first, middle, last) in enumerate(zip(layers, layers[1:], layers[2:]))  # noqa: B905
@@ -92,11 +106,7 @@ def _sequential_pattern(module):
         and _is_linear(last, first.out_features, 1)
     ]
     if not starts:
-        n_linear = sum(_is_linear(layer) for layer in layers)
-        deep = n_linear > 2 and _is_linear(layers[0], 1) and _is_linear(layers[-1], n_out=1)
-        reason = f"{n_linear - 1} hidden layers, the kernels have one"
-        return Pattern(ElementwiseMLP, {}, {}, reason) if deep else None
-
+        return None
     (name1, first), (_, middle), (name2, _) = core[starts[0] : starts[0] + 3]
     activation = _activation_name(middle)
     if type(module) is not nn.Sequential:
@@ -109,6 +119,45 @@ def _sequential_pattern(module):
         reason = _silent_reason(module)
     options = {"hidden_features": first.out_features, "activation": activation}
     return Pattern(ElementwiseMLP, options, {"fc1": name1, "fc2": name2}, reason)
+
+
+def _is_chain(layers):
+    """Whether Linear and something else take turns, with two Linear or more that fit."""
+    linears = layers[::2]
+    return (
+        len(linears) > 1
+        and all(map(_is_linear, linears))
+        and not any(map(_is_linear, layers[1::2]))
+        and all(a.out_features == b.in_features for a, b in itertools.pairwise(linears))
+    )
+
+
+def _is_scalar_subnet(layers):
+    return len(layers) == 3 and _is_linear(layers[0], 1) and _is_linear(layers[2], n_out=1)
+
+
+def _chain_pattern(module, core):
+    linears, others = core[::2], [layer for _, layer in core[1::2]]
+    names = [_activation_name(layer) for layer in others]
+    hidden = names[: len(linears) - 1]
+    unknown = [type(o).__name__ for o, name in zip(others, names, strict=True) if name is None]
+    if type(module) is not nn.Sequential:
+        reason = f"its class {type(module).__name__} is a subclass of Sequential"
+    elif unknown:
+        reason = f"activation {unknown[0]} has no kernel"
+    elif len(set(hidden)) > 1:
+        reason = f"its hidden layers have several activations: {', '.join(hidden)}"
+    else:
+        reason = _silent_reason(module)
+    options = {
+        "in_features": linears[0][1].in_features,
+        "hidden_features": [layer.out_features for _, layer in linears[:-1]],
+        "out_features": linears[-1][1].out_features,
+        "activation": hidden[0],
+        "output_activation": names[-1] if len(names) == len(linears) else None,
+    }
+    places = {str(2 * i): name for i, (name, _) in enumerate(linears)}
+    return Pattern(MLP, options, places, reason)
 
 
 def _additive_pattern(module):
@@ -170,7 +219,7 @@ def _obstacle(module, pattern):
             return f"{name} is a {type(parameter).__name__}, no plain Parameter"
     # a call without elements makes all the checks of a call: dtypes, devices, shapes
     some = next(module.parameters())
-    shape = (0, fused.in_features) if pattern.fused_class is AdditiveMLP else (0,)
+    shape = (0, getattr(fused, "in_features", 1))
     try:
         with torch.no_grad(), backend("torch"):
             fused.forward(torch.empty(shape, device=some.device))

@@ -2,8 +2,7 @@
 
 Every fused op and module has its namesake here, with the same arguments, parameters and
 ``state_dict``. Evaluated in float64, these functions judge every kernel; in the working dtype they
-are the baseline of every benchmark. This module and the one of
-the dropout masks import torch alone.
+are the baseline of every benchmark. This module and the two that it is made of import torch alone.
 """
 
 import math
@@ -14,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastmlp.dropout import dropout_masks, dropout_places
+from fastmlp.featurewise import FeaturewiseLinear
 
 __all__ = [
     "MLP",
@@ -198,43 +198,8 @@ def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
     return waves.mean(-1) if reduction == "mean" else waves.sum(-1)
 
 
-class FeaturewiseLinear(nn.Module):
-    """A ``Linear`` of its own for each of F features, their parameters stacked: one a feature.
-
-    Parameters ``weight [F, out_features, in_features]`` and ``bias [F, out_features]``, drawn as
-    ``torch.nn.Linear`` draws its own.
-    """
-
-    def __init__(
-        self, n_features, in_features, out_features, *, bias=True, device=None, dtype=None
-    ):
-        super().__init__()
-        self.n_features = n_features
-        self.in_features = in_features
-        self.out_features = out_features
-
-        def parameter(*shape):
-            return nn.Parameter(torch.empty(n_features, *shape, device=device, dtype=dtype))
-
-        self.weight = parameter(out_features, in_features)
-        self.register_parameter("bias", parameter(out_features) if bias else None)
-        self.reset_parameters()
-
-    def reset_parameters(self):
-        """Draw from U(−1/√in_features, 1/√in_features)."""
-        bound = 1 / math.sqrt(self.in_features)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
-
-    def extra_repr(self):
-        return (
-            f"n_features={self.n_features}, in_features={self.in_features}, "
-            f"out_features={self.out_features}, bias={self.bias is not None}"
-        )
-
-
 class ElementwiseMLP(nn.Module):
-    """One scalar subnet 1 → H → 1 for every element: plain PyTorch, see :func:`elementwise_mlp`."""
+    """One scalar subnet for every element, see :func:`elementwise_mlp`, :func:`mlp`."""
 
     def __init__(
         self,
@@ -247,19 +212,33 @@ class ElementwiseMLP(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        factory = {"device": device, "dtype": dtype}
-        self.hidden_features = hidden_features
+        hidden = (hidden_features,) if isinstance(hidden_features, int) else (*hidden_features,)
+        self.hidden_features = hidden[0] if len(hidden) == 1 else hidden
         self.activation = activation
         self.dropout = dropout
-        self.fc1 = nn.Linear(1, hidden_features, bias=bias, **factory)
-        self.fc2 = nn.Linear(hidden_features, 1, bias=bias, **factory)
+        for i, (n_in, n_out) in enumerate(zip((1, *hidden), (*hidden, 1), strict=True)):
+            layer = nn.Linear(n_in, n_out, bias=bias, device=device, dtype=dtype)
+            self.add_module(f"fc{i + 1}", layer)
 
     def forward(self, x):
-        fc1, fc2 = self.fc1, self.fc2
         dropout = self.dropout if self.training else 0.0
+        if not isinstance(self.hidden_features, int):
+            return self._deep(x, mlp, dropout)
+        fc1, fc2 = self.fc1, self.fc2
         return elementwise_mlp(
             x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.activation, dropout
         )
+
+    def _deep(self, x, mlp, dropout):
+        p_input, p_hidden, p_output = dropout_places(dropout)
+        y = mlp(
+            F.dropout(x.unsqueeze(-1), p_input),
+            [layer.weight for layer in self.children()],
+            [layer.bias for layer in self.children()],
+            self.activation,
+            dropout=p_hidden,
+        )
+        return F.dropout(y.squeeze(-1), p_output)
 
     def extra_repr(self):
         return (

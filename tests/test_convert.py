@@ -343,8 +343,48 @@ def test_to_and_from_sequential(draw):
     assert torch.equal(convert.to_sequential(reference.ElementwiseMLP(3))(x).isnan(), x.isnan())
 
 
+CHAINS = {
+    "two_layers": [nn.Linear(3, 5), nn.GELU(), nn.Linear(5, 2)],
+    "deep": [nn.Linear(1, 5), nn.LeakyReLU(), nn.Linear(5, 4), nn.LeakyReLU(), nn.Linear(4, 1)],
+    "output_activation": [nn.Linear(2, 5, bias=False), nn.Tanh(), nn.Linear(5, 1), nn.Sigmoid()],
+    "scalar_with_output_activation": [nn.Linear(1, 5), nn.ReLU(), nn.Linear(5, 1), nn.ReLU()],
+    "silent_layers": [nn.Linear(3, 4), nn.Identity(), nn.SiLU(), nn.Dropout(0.0), nn.Linear(4, 3)],
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+def test_chains_of_linear_layers_become_an_mlp(chain, draw):
+    plain = nn.Sequential(*copy.deepcopy(chain))
+    x = draw(9, plain[0].in_features).float()
+    expected, names = plain(x), list(plain.state_dict())
+    model = fastmlp.fuse(nn.ModuleDict({"net": plain}))
+    fused = model["net"]
+    assert type(fused) is fastmlp.MLP
+    assert fused._modules["0"] is plain[0]
+    torch.testing.assert_close(fused(x), expected)
+    again = convert.to_sequential(fused)
+    assert torch.equal(again(x), expected)
+    assert fastmlp.unfuse(model)["net"] is plain
+    assert list(plain.state_dict()) == names
+    torch.testing.assert_close(convert.from_sequential(plain)(x), expected)
+
+
+def test_an_mlp_from_the_start_becomes_its_namesake(draw):
+    ours = fastmlp.MLP(3, [4], 2, activation="sin", output_activation="tanh", bias=False)
+    plain = fastmlp.unfuse(ours)
+    assert type(plain) is reference.MLP
+    assert repr(plain) == repr(ours)
+    x = draw(5, 3).float()
+    torch.testing.assert_close(plain(x), ours(x))
+    with pytest.raises(ValueError, match=r"^module must have activations among .* got 'sin'"):
+        convert.to_sequential(ours)
+    with pytest.raises(ValueError, match=r"^module must have no dropout, got 0.5"):
+        convert.to_sequential(fastmlp.MLP(3, [4], 2, dropout=0.5))
+
+
 def test_verbose_prints_one_line_for_each_place(capsys):
-    model = nn.ModuleList([scalar_net(), nn.Sequential(*scalar_net(), nn.Sigmoid()), nn.ReLU()])
+    longer = nn.Sequential(*scalar_net(), nn.Flatten(), nn.ReLU())
+    model = nn.ModuleList([scalar_net(), longer, nn.ReLU()])
     fastmlp.fuse(model, verbose=True)
     assert capsys.readouterr().out.splitlines() == [
         "0: fused to ElementwiseMLP",

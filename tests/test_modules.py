@@ -68,6 +68,35 @@ def test_a_checkpoint_of_a_sequential_loads_into_an_mlp(draw):
     torch.testing.assert_close(ours(x), plain(x))
 
 
+def test_elementwise_mlp_of_several_hidden_layers(draw):
+    ours = fastmlp.ElementwiseMLP([7, 5, 6], activation="gelu")
+    assert list(ours.state_dict())[::2] == [f"fc{i}.weight" for i in (1, 2, 3, 4)]
+    plain = reference.ElementwiseMLP([7, 5, 6], activation="gelu")
+    plain.load_state_dict(ours.state_dict(), strict=True)
+    assert repr(plain) == repr(ours)
+    layers = [ours.fc1, nn.GELU(), ours.fc2, nn.GELU(), ours.fc3, nn.GELU(), ours.fc4]
+    for shape in ((), (4,), (2, 0), (3, 5)):
+        x = draw(*shape).float()
+        assert ours(x).shape == shape
+        torch.testing.assert_close(ours(x), nn.Sequential(*layers)(x.unsqueeze(-1)).squeeze(-1))
+        torch.testing.assert_close(ours(x), plain(x))
+    assert fastmlp.unfuse(ours).fc4 is ours.fc4
+    assert fastmlp.ElementwiseMLP([9]).hidden_features == 9
+
+
+def test_dropout_of_several_hidden_layers_is_the_references(draw):
+    ours = fastmlp.ElementwiseMLP([7, 5], dropout=(0.1, 0.3, 0.2))
+    plain = reference.ElementwiseMLP([7, 5], dropout=(0.1, 0.3, 0.2))
+    plain.load_state_dict(ours.state_dict())
+    x = draw(50).float()
+    torch.manual_seed(1)
+    y = ours(x)
+    torch.manual_seed(1)
+    assert torch.equal(y, plain(x))
+    assert (y == 0).any()
+    assert not (ours.eval()(x) == 0).any()
+
+
 def test_mlp_of_any_depth():
     assert fastmlp.MLP(3, 5, 2).hidden_features == (5,)
     assert list(fastmlp.MLP(3, [], 2, bias=False).state_dict()) == ["0.weight"]
@@ -220,6 +249,7 @@ BAD = {
     "hidden_features_text": (TypeError, "ElementwiseMLP", {"hidden_features": "14"}),
     "hidden_features_float": (TypeError, "ElementwiseMLP", {"hidden_features": 14.0}),
     "hidden_features_bool": (TypeError, "AdditiveMLP", {"hidden_features": True}),
+    "hidden_features_empty": (TypeError, "ElementwiseMLP", {"hidden_features": []}),
     "hidden_features_zero": (ValueError, "ElementwiseMLP", {"hidden_features": 0}),
     "hidden_features_1025": (ValueError, "AdditiveMLP", {"hidden_features": 1025}),
     "in_features_zero": (ValueError, "AdditiveMLP", {"in_features": 0}),

@@ -52,10 +52,31 @@ SEQUENTIAL = {
     "dropout": (lambda: net(nn.ReLU(), nn.Dropout(0.2)).eval(), r"Dropout\(p=0.2\) has no kernel"),
     "subclass_of_identity": (lambda: net(nn.ReLU(), Quiet()), "Quiet has no kernel"),
     "subclass": (lambda: net(container=Block), "Block is a subclass of Sequential"),
-    "longer": (lambda: nn.Sequential(*net(), nn.Tanh()), "part of a longer Sequential"),
-    "deeper": (
-        lambda: net(nn.ReLU(), nn.Linear(8, 8), nn.ReLU()),
-        "2 hidden layers, the kernels have one",
+    "longer": (
+        lambda: nn.Sequential(*net(), nn.Flatten(), nn.Tanh()),
+        "part of a longer Sequential",
+    ),
+    "leaky_slope": (lambda: net(nn.LeakyReLU(0.2)), "activation LeakyReLU has no kernel"),
+    "gelu_of_another_kind": (lambda: net(nn.GELU("tanh")), "activation GELU has no kernel"),
+    "deep_with_two_activations": (
+        lambda: net(nn.ReLU(), nn.Linear(8, 8), nn.Tanh()),
+        "its hidden layers have several activations: relu, tanh",
+    ),
+    "deep_with_an_unknown_activation": (
+        lambda: net(nn.ReLU(), nn.Linear(8, 8), nn.Softplus()),
+        "activation Softplus has no kernel",
+    ),
+    "deep_and_wide": (
+        lambda: nn.Sequential(nn.Linear(3, 129), nn.ReLU(), nn.Linear(129, 1)),
+        r"hidden_features\[0\] must be between 1 and 128, got 129",
+    ),
+    "deep_with_dropout": (
+        lambda: net(nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.ReLU()),
+        r"Dropout\(p=0.5\) has no kernel",
+    ),
+    "deep_subclass": (
+        lambda: Block(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)),
+        "Block is a subclass of Sequential",
     ),
     "wide": (
         lambda: nn.Sequential(nn.Linear(1, 1025), nn.ReLU(), nn.Linear(1025, 1)),
@@ -110,7 +131,7 @@ SEQUENTIAL = {
 @pytest.mark.parametrize("case", SEQUENTIAL)
 def test_near_misses_among_sequentials(case):
     build, reason = SEQUENTIAL[case]
-    check_near_miss(build(), "ElementwiseMLP", reason)
+    check_near_miss(build(), "MLP" if case.startswith("deep") else "ElementwiseMLP", reason)
 
 
 def check_near_miss(module, kind, reason):

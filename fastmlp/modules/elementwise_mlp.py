@@ -1,30 +1,35 @@
 """The module ElementwiseMLP."""
 
 from fastmlp import functional, reference
-from fastmlp.modules.checks import check_subnet, weight_and_bias
+from fastmlp.functional import MAX_WIDTH
+from fastmlp.modules.checks import check_hidden, check_subnet, weight_and_bias
 
 
 class ElementwiseMLP(reference.ElementwiseMLP):
-    """Apply one learned scalar function, a subnet 1 → H → 1, to every element.
+    """Apply one learned scalar function, a subnet 1 → H → … → 1, to every element.
 
     .. math:: y = \\sum_k w^{(2)}_k \\, \\sigma(w^{(1)}_k x + b^{(1)}_k) + b^{(2)}
 
     Parameters and ``state_dict`` are those of the plain layers ``fc1 = Linear(1, H)`` and
-    ``fc2 = Linear(H, 1)``. Input of any shape, output of the same shape.
+    ``fc2 = Linear(H, 1)``; of ``fc1``, ``fc2``, ``fc3``, … with several hidden layers. Input of any
+    shape, output of the same shape.
 
     Args:
-        hidden_features: Hidden units H, 1 … 1024.
+        hidden_features: Hidden units H, 1 … 1024; or the widths of several hidden layers, a
+            sequence, each 1 … 128.
         activation: The σ of the formula, a key of :data:`fastmlp.reference.ACTIVATIONS`.
         bias: Whether both layers have a bias.
         dropout: Probability of dropping an input, a hidden unit and an output of the subnet in
             training, all independently; or a tuple ``(p_input, p_hidden, p_output)``. What is kept
             is multiplied by 1/(1 − p), as by ``torch.nn.Dropout``. Masks are a function of a seed
-            drawn from torch's generator at each call; they are never in memory.
+            drawn from torch's generator at each call; they are never in memory. With several hidden
+            layers, training with dropout runs as plain PyTorch.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Raises:
-        TypeError: ``hidden_features`` is no int, ``bias`` no bool, ``dropout`` no number.
+        TypeError: ``hidden_features`` is no int and no list or tuple of them, ``bias`` no bool,
+            ``dropout`` no number.
         ValueError: ``hidden_features`` out of range, an unknown activation, a probability outside
             [0, 1].
 
@@ -46,7 +51,13 @@ class ElementwiseMLP(reference.ElementwiseMLP):
         device=None,
         dtype=None,
     ):
-        check_subnet(hidden_features, activation, bias, dropout)
+        if isinstance(hidden_features, (list, tuple)) and len(hidden_features) > 1:
+            check_hidden(hidden_features, MAX_WIDTH)
+            check_subnet(1, activation, bias, dropout)
+        else:
+            is_list = isinstance(hidden_features, (list, tuple)) and len(hidden_features) == 1
+            (hidden_features,) = hidden_features if is_list else (hidden_features,)
+            check_subnet(hidden_features, activation, bias, dropout)
         super().__init__(
             hidden_features,
             activation=activation,
@@ -57,6 +68,8 @@ class ElementwiseMLP(reference.ElementwiseMLP):
         )
 
     def forward(self, x):
+        if not isinstance(self.hidden_features, int):
+            return self._deep(x, functional.mlp, self.dropout if self.training else 0.0)
         layers = self._modules
         return functional.elementwise_mlp(
             x,

@@ -18,15 +18,10 @@ from array import array
 
 import numpy as np
 
-from .activations import ACTIVATIONS
+from .block_activations import CODES, IDENTITY, by_sign, passes
 from .gemm import VECTOR, add_product, multiply, size_of, transpose
 from .jit import address_of, array_at, entry, inner, wide_vectors
 from .launch import PIECE, any_needed, cast_back, prepare, prepare_as, run, run_summed, store
-
-CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
-"""Numbers of the activations, for entry points."""
-
-RELU, LEAKY_RELU, IDENTITY = CODES["relu"], CODES["leaky_relu"], CODES["identity"]
 
 FLUSH_ROWS = 1024
 
@@ -38,87 +33,9 @@ LARGEST_PIECES = 64
 """Pieces of a long batch: each writes as many sums as there are parameters."""
 
 
-def _maps(activation):
-    """σ in place on a whole block, and σ with σ' beside it."""
-    value, pair = activation.value, activation.value_and_derivative
-
-    @inner
-    def map_value(z):
-        for e in range(z.size):
-            z[e] = value(z[e])
-
-    @inner
-    def map_pair(z, slope):
-        for e in range(z.size):
-            z[e], slope[e] = pair(z[e])
-
-    return map_value, map_pair
-
-
-def _passes(real):
-    """Functions of a whole block: σ in place, σ with σ' beside it, and the chain rule."""
-    maps = {name: _maps(ACTIVATIONS[name][real]) for name in CODES}
-    relu, leaky_relu = maps["relu"][0], maps["leaky_relu"][0]
-    sigmoid, sigmoid_pair = maps["sigmoid"]
-    tanh, tanh_pair = maps["tanh"]
-    silu, silu_pair = maps["silu"]
-    gelu, gelu_pair = maps["gelu"]
-    sin, sin_pair = maps["sin"]
-    _, _, code_sigmoid, code_tanh, code_silu, code_gelu, code_sin, _ = CODES.values()
-
-    @inner
-    def activate(code, z):
-        if code == RELU:
-            relu(z)
-        elif code == LEAKY_RELU:
-            leaky_relu(z)
-        elif code == code_sigmoid:
-            sigmoid(z)
-        elif code == code_tanh:
-            tanh(z)
-        elif code == code_silu:
-            silu(z)
-        elif code == code_gelu:
-            gelu(z)
-        elif code == code_sin:
-            sin(z)
-
-    @inner
-    def activate_and_keep(code, z, slope):
-        if code == code_sigmoid:
-            sigmoid_pair(z, slope)
-        elif code == code_tanh:
-            tanh_pair(z, slope)
-        elif code == code_silu:
-            silu_pair(z, slope)
-        elif code == code_gelu:
-            gelu_pair(z, slope)
-        elif code == code_sin:
-            sin_pair(z, slope)
-        else:  # the sign of σ(z) tells σ'(z)
-            activate(code, z)
-
-    @inner
-    def chain(code, h, slope, g):
-        """g·σ'(z) in place, from h = σ(z) or the slopes that were kept."""
-        zero, leak = real(0), real(0.01)
-        if code == RELU:
-            for e in range(g.size):
-                # not a product: PyTorch drops an infinite g here too
-                g[e] = zero if h[e] <= zero else g[e]
-        elif code == LEAKY_RELU:
-            for e in range(g.size):
-                g[e] = g[e] if h[e] > zero else leak * g[e]
-        elif code != IDENTITY:
-            for e in range(g.size):
-                g[e] *= slope[e]
-
-    return activate, activate_and_keep, chain
-
-
 @inner
 def _block_rows(widest):
-    """Rows of a block: a layer of one is 8 to 32 KB in float32, a whole net fits a level-2 cache."""
+    """Rows of a block: a layer of one is 8 to 32 KB in float32, all fit a level-2 cache."""
     return 128 if widest <= 32 else 64
 
 
@@ -136,12 +53,6 @@ def _widest(net, n_layers):
 
 
 @inner
-def _by_sign(code):
-    """Whether σ'(z) is known from the sign of σ(z): no slopes are kept."""
-    return code == RELU or code == LEAKY_RELU or code == IDENTITY
-
-
-@inner
 def _bias_or_zeros(net, n_layers, layer, zeros_at):
     bias_at = net[2 + 2 * n_layers + layer]
     return bias_at if bias_at != 0 else zeros_at
@@ -149,7 +60,7 @@ def _bias_or_zeros(net, n_layers, layer, zeros_at):
 
 @entry
 def _fwd(real):
-    activate, _, _ = _passes(real)
+    activate, _, _ = passes(real)
 
     def mlp_fwd(net_at, net_size, hidden_code, output_code, x_at, y_at, first, last):
         wide_vectors()
@@ -231,7 +142,7 @@ def _flush(net, n_layers, fast, lanes, sums):
 
 @entry
 def _bwd(real):
-    _, activate_and_keep, chain = _passes(real)
+    _, activate_and_keep, chain = passes(real)
 
     def mlp_bwd(
         net_at, net_size, hidden_code, output_code, dy_at, x_at, dx_at, sums_at, gradients_at,
@@ -258,7 +169,7 @@ def _bwd(real):
         # Memory from the system, page by page, costs more than a small batch's arithmetic: so take
         # little. It is cleared, for padding is computed with, and subnormal garbage is slow
         n_layer_blocks = n_layers + 4
-        if not (_by_sign(hidden_code) and _by_sign(output_code)):
+        if not (by_sign(hidden_code) and by_sign(output_code)):
             n_layer_blocks += n_layers
         memory = np.empty(n_layer_blocks * layer_bytes // size + n_fast + widest + lanes, real)
         memory[:] = 0
