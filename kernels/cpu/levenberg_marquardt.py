@@ -52,7 +52,7 @@ MIN_PIVOT = 1e-9
 """Of the scaled JᵀJ + λI: below it "auto" takes QR, for a squared condition number has left
 fewer than seven digits."""
 MIN_GAIN = 1e-4
-FASTEST_DECREASE = 0.1
+FASTEST_DECREASE = 1 / 3
 
 
 @inner
@@ -262,11 +262,12 @@ def _take_jacobian(p, limits, choices, state, counters, history, factor, rotated
     numbers[SSE] = sse
     norms, gradient = np.empty(p), np.empty(p)
     _column_norms_and_gradient(counters[PHASE], p, factor, rotated, norms, gradient)
-    slope = size = 0.0
+    slope = size = largest = 0.0
     for j in range(p):
-        scale[j] = max(scale[j], norms[j])
-        if scale[j] == 0:
-            scale[j] = 1.0  # θ_j has no influence: the damping keeps it where it is
+        largest = max(largest, scale[j], norms[j])
+    for j in range(p):
+        # the floor holds where they are those θ_j that have next to no influence
+        scale[j] = max(scale[j], norms[j], limits[4] * largest)
         if norms[j] > 0:
             slope = max(slope, abs(gradient[j]) / norms[j])
         size += gradient[j] * gradient[j]
@@ -334,7 +335,7 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
 def advance(p, limits, choices, state, counters, history, factor, rotated, damped):
     """Take what was asked for and say what is needed next: NORMAL, QR, LOSS or DONE.
 
-    ``limits``: ftol, xtol, gtol, first damping. ``choices``: solver, max_steps, max_attempts.
+    ``limits``: ftol, xtol, gtol, first damping, floor of the scale. ``choices``: solver, max_steps, max_attempts.
     ``history`` [max_steps + 1, 2]: sum of squares and ‖∇‖ before every step.
     """
     if counters[PHASE] == START:
@@ -372,7 +373,7 @@ def _lm_run(
     """
     net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
     data = array_at(data_at, 5, np.int64)
-    limits, choices = array_at(limits_at, 4, np.float64), array_at(choices_at, 3, np.int64)
+    limits, choices = array_at(limits_at, 5, np.float64), array_at(choices_at, 3, np.int64)
     state, counters = (
         array_at(state_at, 3 * p + N_NUMBERS, np.float64),
         array_at(counters_at, N_COUNTERS, np.int64),
@@ -424,7 +425,7 @@ def _lm_advance(
 
     ``factor_at``: [ld, ld] and [ld], kept between calls.
     """
-    limits, choices = array_at(limits_at, 4, np.float64), array_at(choices_at, 3, np.int64)
+    limits, choices = array_at(limits_at, 5, np.float64), array_at(choices_at, 3, np.int64)
     state, counters = (
         array_at(state_at, 3 * p + N_NUMBERS, np.float64),
         array_at(counters_at, N_COUNTERS, np.int64),
