@@ -22,6 +22,7 @@ import math
 
 import numpy as np
 
+from .activations import ACTIVATIONS
 from .jit import inner, wide_vectors
 from .sine import COS, SIN, frequencies, reduced
 
@@ -30,13 +31,19 @@ TILE = 128
 
 MLP, ADDITIVE, SINE = 0, 1, 2
 
-ACTIVATIONS = ("identity", "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin")
+CODES = ("identity", "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin")
 """Codes of σ are positions in this tuple."""
 
 _IDENTITY, _RELU, _LEAKY_RELU, _SIGMOID, _TANH, _SILU, _GELU, _SIN = range(8)
 
 _TURNS_PER_RADIAN = 1 / (2 * math.pi)
 _sin_turns, _cos_turns = SIN[np.float64], COS[np.float64]
+
+
+_sigmoid, _tanh, _silu, _gelu, _sin = (
+    ACTIVATIONS[name][np.float64].value_and_derivative
+    for name in ("sigmoid", "tanh", "silu", "gelu", "sin")
+)
 
 
 @inner
@@ -50,34 +57,21 @@ def _activate(code, slope, z, s):
         for e in range(z.size):
             s[e] = 1.0 if z[e] > 0 else below
             z[e] = below * z[e] if z[e] <= 0 else z[e]
-    elif code == _SIGMOID or code == _SILU:
+    elif code == _SIGMOID:
         for e in range(z.size):
-            # of exp(−|z|), so that both tails keep their digits
-            t = math.exp(-abs(z[e]))
-            q = 1.0 / (1.0 + t)
-            y = q if z[e] >= 0 else t * q
-            dy = t * q * q
-            if code == _SILU:
-                s[e] = y + z[e] * dy
-                z[e] = z[e] * y
-            else:
-                s[e] = dy
-                z[e] = y + 0.0 * z[e]  # NaN passes
+            z[e], s[e] = _sigmoid(z[e])
     elif code == _TANH:
         for e in range(z.size):
-            t = math.exp(-2.0 * abs(z[e]))
-            q = 1.0 / (1.0 + t)
-            z[e] = math.tanh(z[e])
-            s[e] = 4.0 * t * q * q
+            z[e], s[e] = _tanh(z[e])
+    elif code == _SILU:
+        for e in range(z.size):
+            z[e], s[e] = _silu(z[e])
     elif code == _GELU:
         for e in range(z.size):
-            below = 0.5 * math.erfc(-z[e] * math.sqrt(0.5))
-            s[e] = below + z[e] * math.exp(-0.5 * z[e] * z[e]) / math.sqrt(2 * math.pi)
-            z[e] = z[e] * below
+            z[e], s[e] = _gelu(z[e])
     else:
         for e in range(z.size):
-            s[e] = math.cos(z[e])
-            z[e] = math.sin(z[e])
+            z[e], s[e] = _sin(z[e])
 
 
 @inner

@@ -335,7 +335,8 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
 def advance(p, limits, choices, state, counters, history, factor, rotated, damped):
     """Take what was asked for and say what is needed next: NORMAL, QR, LOSS or DONE.
 
-    ``limits``: ftol, xtol, gtol, first damping, floor of the scale. ``choices``: solver, max_steps, max_attempts.
+    ``limits``: ftol, xtol, gtol, first damping, floor of the scale. ``choices``: solver, max_steps,
+    max_attempts.
     ``history`` [max_steps + 1, 2]: sum of squares and ‖∇‖ before every step.
     """
     if counters[PHASE] == START:
@@ -453,4 +454,8 @@ def _lm_advance(
     return advance(p, limits, choices, state, counters, history, factor, rotated, damped)
 
 
-lm_run, lm_piece, lm_advance = _compile(_lm_run), _compile(_lm_piece), _compile(_lm_advance)
+def _entry(function):
+    return _compile(lambda real: function, np.float64, ())
+
+
+lm_run, lm_piece, lm_advance = _entry(_lm_run), _entry(_lm_piece), _entry(_lm_advance)
