@@ -30,6 +30,7 @@ from .linalg import (
     solve_lower_transposed,
     solve_upper,
 )
+from .segments import N_SUMS, evaluate_segments
 
 NORMAL, QR, LOSS, DONE, START = 0, 1, 2, 3, 4
 """What :func:`advance` asks for: JᵀJ, R, a loss, nothing more; and where it begins."""
@@ -47,10 +48,8 @@ N_NUMBERS = 8
 PHASE, STEPS, ATTEMPTS, SOLVER, REASON, N_JACOBIANS, N_LOSSES = range(7)
 N_COUNTERS = 8
 
-MIN_DAMPING = 1e-20
-MIN_PIVOT = 1e-9
-"""Of the scaled JᵀJ + λI: below it "auto" takes QR, for a squared condition number has left
-fewer than seven digits."""
+MIN_DAMPING = (1e-14, 1e-20)
+"""Of Cholesky and of QR: below it rounding has the say in directions that J does not see."""
 MIN_GAIN = 1e-4
 FASTEST_DECREASE = 1 / 3
 
@@ -82,9 +81,27 @@ def _load(at, wide, n_columns, first, n, tile):
 def _evaluate(ask, net, reals, theta, p, data, first, last, factor, rotated):
     """The sum of squares of some rows; adds their JᵀJ and Jᵀr, or folds them into R and Qᵀr.
 
-    ``data``: address of x, whether it is float64, the same of y, address of the rows' weights.
+    ``data``: address of x, whether it is float64, the same of y, address of the roots of the rows'
+    weights; or, for segments, x sorted in float64, 1, prefix sums, 1, 0, the number of rows and
+    the address of the centre.
     """
     ld = padded(p)
+    if data[5] != 0:
+        return evaluate_segments(
+            ask,
+            NORMAL,
+            LOSS,
+            net,
+            reals,
+            theta,
+            p,
+            ld,
+            array_at(data[0], data[5], np.float64),
+            array_at(data[2], N_SUMS * (data[5] + 1), np.float64),
+            array_at(data[6], 2, np.float64),
+            factor,
+            rotated,
+        )
     n_in, n_out = sizes(net)
     x, f = np.empty(n_in * TILE), np.empty(n_out * TILE)
     targets, work = np.empty(n_out * TILE), np.empty(workspace_rows(net) * TILE)
@@ -166,11 +183,9 @@ def _column_norms_and_gradient(ask, p, factor, rotated, norms, gradient):
 def _solve(solver, p, damping, scale, factor, rotated, damped, step):
     """The step at one damping.
 
-    Returns the predicted reduction of the sum of squares, ‖D·p‖, and the smallest pivot;
-    a negative pivot says that Cholesky failed.
+    Returns the predicted reduction of the sum of squares and ‖D·p‖; −1 twice where Cholesky fails.
     """
     ld = padded(p)
-    smallest = math.inf
     if solver == NORMAL:
         for i in range(p):
             row, out = factor[i * ld :][:p], damped[i * ld :][:p]
@@ -179,10 +194,8 @@ def _solve(solver, p, damping, scale, factor, rotated, damped, step):
             out[i] += damping
             step[i] = -rotated[i] / scale[i]
         if not cholesky(damped, p, ld):
-            return 0.0, 0.0, -1.0
+            return -1.0, -1.0
         solve_lower(damped, p, ld, step)
-        for i in range(p):
-            smallest = min(smallest, damped[i * ld + i] ** 2)
         inside = dot(step[:p], step[:p])
         solve_lower_transposed(damped, p, ld, step)
     else:
@@ -199,7 +212,7 @@ def _solve(solver, p, damping, scale, factor, rotated, damped, step):
     norm = dot(step[:p], step[:p])
     for i in range(p):
         step[i] /= scale[i]
-    return inside + damping * norm, math.sqrt(norm), smallest
+    return inside + damping * norm, math.sqrt(norm)
 
 
 @inner
@@ -230,14 +243,14 @@ def _propose(p, limits, choices, state, counters, factor, rotated, damped):
     step = np.empty(p)
     auto = choices[0] == 2 and counters[SOLVER] == NORMAL
     while True:
-        predicted, norm, pivot = _solve(
+        predicted, norm = _solve(
             counters[SOLVER], p, numbers[DAMPING], scale, factor, rotated, damped, step
         )
-        if auto and pivot < MIN_PIVOT:
+        if norm >= 0:
+            break
+        if auto:
             counters[SOLVER] = QR
             return _ask(counters, QR)
-        if pivot > 0:
-            break
         _damp_more(numbers)
         counters[ATTEMPTS] += 1
         if counters[ATTEMPTS] >= choices[2]:
@@ -310,7 +323,7 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
         history[2 * counters[STEPS] + 1] = math.nan
         decrease = 1.0 - (2.0 * min(gain, 1.0) - 1.0) ** 3
         numbers[DAMPING] *= max(FASTEST_DECREASE, decrease)
-        numbers[DAMPING] = max(numbers[DAMPING], MIN_DAMPING)
+        numbers[DAMPING] = max(numbers[DAMPING], MIN_DAMPING[counters[SOLVER]])
         numbers[GROWTH] = 2.0
     else:
         _damp_more(numbers)
@@ -322,7 +335,7 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
             # what JᵀJ says of the end, QR has to confirm
             counters[SOLVER] = QR
             if not accepted:
-                numbers[DAMPING] = max(numbers[DAMPING] * 0.5**counters[ATTEMPTS], MIN_DAMPING)
+                numbers[DAMPING] *= 0.5 ** (counters[ATTEMPTS] * (counters[ATTEMPTS] + 1) // 2)
                 numbers[GROWTH] = 2.0
         else:
             return _stop(counters, reason)
@@ -373,7 +386,7 @@ def _lm_run(
     At the end R, or JᵀJ, is left at ``factor_at`` unless that is 0.
     """
     net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
-    data = array_at(data_at, 5, np.int64)
+    data = array_at(data_at, 7, np.int64)
     limits, choices = array_at(limits_at, 5, np.float64), array_at(choices_at, 3, np.int64)
     state, counters = (
         array_at(state_at, 3 * p + N_NUMBERS, np.float64),
@@ -410,7 +423,7 @@ def _lm_run(
 def _lm_piece(ask, net_at, n_net, reals_at, n_reals, p, data_at, theta_at, part_at, first, last):
     """Evaluate some rows; writes JᵀJ or R [ld, ld], Jᵀr or Qᵀr [ld] and the sum of squares."""
     net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
-    data, theta = array_at(data_at, 5, np.int64), array_at(theta_at, p, np.float64)
+    data, theta = array_at(data_at, 7, np.int64), array_at(theta_at, p, np.float64)
     ld = padded(p)
     part = array_at(part_at, ld * ld + ld + 1, np.float64)
     all_zero(part)
