@@ -102,6 +102,19 @@ class Linearisation:
         return part
 
 
+def check_weight(sample_weight, n_rows, device):
+    """Square roots of the rows' weights, or ``None``."""
+    if sample_weight is None:
+        return None
+    if sample_weight.numel() != n_rows:
+        raise ValueError(
+            f"sample_weight must have {n_rows} numbers, one a row, got {sample_weight.numel()}"
+        )
+    if not bool((sample_weight >= 0).all()):
+        raise ValueError("sample_weight must not be negative, nor NaN")
+    return sample_weight.detach().double().to(device).reshape(-1).sqrt()
+
+
 def run(models, description, starts, x, y, settings, max_steps, sample_weight, deadline, progress):
     """Train all runs, one after the other; returns their `Outcome`."""
     runs = Runs(starts, settings, max_steps)
@@ -109,14 +122,7 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
     for index in range(len(starts)):
         problem = Linearisation(models[index // per_model])
         xs, ys = x.to(problem.device), y.to(problem.device)
-        weight = None
-        if sample_weight is not None:
-            if sample_weight.numel() != x.shape[0]:
-                raise ValueError(
-                    f"sample_weight must have {x.shape[0]} numbers, one a row, "
-                    f"got {sample_weight.numel()}"
-                )
-            weight = sample_weight.detach().double().to(problem.device).reshape(-1).sqrt()
+        weight = check_weight(sample_weight, len(x), problem.device)
         kept = torch.zeros(runs.ld**2 + runs.ld, dtype=torch.float64)
         part, n_parts = kept, 0
         while True:

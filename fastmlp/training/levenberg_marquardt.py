@@ -200,7 +200,7 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
     best = final.argmin(1).tolist()
     outcome.best = [m * per_model + b for m, b in enumerate(best)]
     for model, index in zip(models, outcome.best, strict=True):
-        _write(model, outcome.parameters[index])
+        load(model, outcome.parameters[index])
     if y.numel() < n_parameters:
         warnings.warn(
             f"{n_parameters} parameters for {y.numel()} residuals: of all solutions of a step the "
@@ -236,7 +236,8 @@ def flat(model):
 
 
 @torch.no_grad()
-def _write(model, theta):
+def load(model, theta):
+    """Put a flat vector into the trained parameters, in their dtype."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for p, part in zip(trained, theta.split([p.numel() for p in trained]), strict=True):
         p.copy_(part.view_as(p))
