@@ -7,24 +7,28 @@ except ModuleNotFoundError as err:
         raise
     raise ImportError("this checkout is not installed: run `pip install -e .` in it") from err
 
-from fastmlp import convert, functional, reference
+from fastmlp import convert, functional, optim, reference, spectral
 from fastmlp.backends import backend
 from fastmlp.convert import fuse, unfuse
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
+from fastmlp.training.levenberg_marquardt import LevenbergMarquardt
 
 __all__ = [
     "MLP",
     "AdditiveMLP",
     "ElementwiseMLP",
+    "LevenbergMarquardt",
     "SineSum",
     "backend",
     "convert",
     "functional",
     "fuse",
+    "optim",
     "reference",
+    "spectral",
     "unfuse",
 ]
 __version__ = "0.1.0"

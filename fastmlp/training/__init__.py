@@ -1,0 +1,1 @@
+"""Training runs as a whole: settings, drivers, results."""

@@ -1,0 +1,208 @@
+"""The Jacobian kernels against torch.func, and the solver's linear algebra, all in float64."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, jacrev, vmap
+
+pytest.importorskip("numba")
+
+import fastmlp
+from fastmlp.kernels.cpu import jacobian, levenberg_marquardt as kernels
+from fastmlp.training import tiles
+from fastmlp.training.describe import _CODES, describe
+from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, train
+
+TOLERANCE = 1e-10  # of issue 6, for entries of order 1
+
+
+def mlp(*sizes, activation=nn.Tanh, bias=True, last=None):
+    layers = []
+    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(n_in, n_out, bias=bias), activation()]
+    return nn.Sequential(*layers[:-1], *([] if last is None else [last()])).double()
+
+
+def additive(activation, n_in=5, n_out=1, bias=True):
+    net = fastmlp.reference.AdditiveMLP(n_in, 6, n_out, activation=activation, bias=bias)
+    return net.double()
+
+
+MODELS = {
+    "linear": lambda: mlp(3, 2),
+    "xor": lambda: mlp(2, 5, 1, activation=nn.Sigmoid, last=nn.Sigmoid),
+    "two_linear_layers": lambda: mlp(6, 6, 10, activation=nn.Identity, bias=False),
+    "deep_tanh": lambda: mlp(3, 7, 5, 4, 2),
+    "relu": lambda: mlp(2, 9, 9, 3, activation=nn.ReLU),
+    "leaky_relu": lambda: mlp(2, 9, 1, activation=lambda: nn.LeakyReLU(0.2)),
+    "silu": lambda: mlp(2, 4, 1, activation=nn.SiLU),
+    "gelu": lambda: mlp(2, 4, 1, activation=nn.GELU, last=nn.GELU),
+    "mixed_biases": lambda: nn.Sequential(
+        nn.Linear(2, 3, bias=False), nn.Sigmoid(), nn.Sequential(nn.Linear(3, 2))
+    ).double(),
+    "elementwise": lambda: fastmlp.ElementwiseMLP(10, dtype=torch.float64),
+    "additive": lambda: fastmlp.AdditiveMLP(11, 6, dtype=torch.float64),
+    "additive_two_outputs": lambda: additive("relu", n_in=3, n_out=2),
+    "additive_without_bias": lambda: additive("relu", bias=False),
+    "additive_sigmoid": lambda: additive("sigmoid", n_out=2),
+    "additive_sin": lambda: additive("sin"),
+    "additive_leaky_relu": lambda: additive("leaky_relu"),
+    "sine_sum": lambda: fastmlp.SineSum(5, dtype=torch.float64),
+    "sine_sum_of_all": lambda: fastmlp.SineSum(
+        5, scale=1.3, reduction="sum", learn_amplitude=True, learn_phase=True, dtype=torch.float64
+    ),
+}
+
+
+class Piece:
+    """Calls the kernel on rows of a model."""
+
+    def __init__(self, model, x, y):
+        description = describe(model)
+        self.p, self.ld = description.n_parameters, kernels.padded.py_func(description.n_parameters)
+        reals = list(description.reals)
+        if description.net[0] == jacobian.SINE:
+            reals[0] /= 2 * torch.pi
+        self.net, self.reals = torch.tensor(description.net), torch.DoubleTensor(reals)
+        self.x, self.y, self.theta = x, y, flat(model)
+        wide = x.dtype is torch.float64, y.dtype is torch.float64
+        self.data = torch.tensor([x.data_ptr(), wide[0], y.data_ptr(), wide[1], 0, 0, 0])
+
+    def __call__(self, ask, first, last):
+        """The matrix, the vector and the sum of squares of some rows."""
+        part = torch.full((self.ld**2 + self.ld + 1,), float("nan"), dtype=torch.float64)
+        kernels.lm_piece(
+            ask, self.net.data_ptr(), len(self.net), self.reals.data_ptr(), len(self.reals), self.p,
+            self.data.data_ptr(), self.theta.data_ptr(), part.data_ptr(), first, last,
+        )  # fmt: skip
+        matrix = part[: self.ld**2].view(self.ld, self.ld)[: self.p, : self.p]
+        return matrix, part[self.ld**2 :][: self.p], part[-1]
+
+
+@pytest.fixture(params=MODELS)
+def case(request, draw):
+    """A model, rows of inputs, its outputs [rows, M] and the Jacobian [rows, M, P]."""
+    model = MODELS[request.param]()
+    rows = 300  # more than two tiles, and not a multiple of one
+    n_in = describe(model).n_in
+    x = 2 * draw(rows, n_in)
+    x[7] = 0.0
+    names = [name for name, _ in model.named_parameters()]
+    sizes = [p.numel() for p in model.parameters()]
+    shapes = [p.shape for p in model.parameters()]
+
+    def row(theta, xi):
+        parts = zip(names, theta.split(sizes), shapes, strict=True)
+        values = {name: part.view(shape) for name, part, shape in parts}
+        return functional_call(model, values, (xi.unsqueeze(0),)).reshape(-1)
+
+    exact = vmap(jacrev(row), in_dims=(None, 0))(flat(model), x)
+    return model, x, model(x).detach(), exact
+
+
+def test_codes_of_activations_are_those_of_the_kernels():
+    assert tuple(_CODES) == jacobian.CODES
+    assert kernels.SOLVERS == tiles.SOLVERS
+
+
+def test_every_row_is_that_of_torch_func(case):
+    model, x, f, exact = case
+    for m in range(f.shape[1]):
+        y = f.clone()
+        y[:, m] -= 1.0  # a residual of 1 for one output alone: Jᵀr is its row
+        piece = Piece(model, x, y)
+        for row in (0, 7, 150, 299):
+            _, product, _ = piece(kernels.NORMAL, row, row + 1)
+            assert (product - exact[row, m]).abs().max() <= TOLERANCE
+
+
+def test_sums_over_rows(case, draw):
+    model, x, f, exact = case
+    y = f + draw(*f.shape)
+    wanted, residual = exact.flatten(0, 1), (f - y).flatten()
+    piece = Piece(model, x, y)
+    matrix, product, sse = piece(kernels.NORMAL, 0, len(x))
+    gram = wanted.T @ wanted
+    terms = wanted.abs().T @ wanted.abs() + 1
+    assert ((matrix.tril() - gram.tril()).abs() / terms).max() <= TOLERANCE
+    terms = wanted.abs().T @ residual.abs() + 1
+    assert ((product - wanted.T @ residual).abs() / terms).max() <= TOLERANCE
+    assert abs(sse / residual.square().sum() - 1) <= TOLERANCE
+    assert abs(piece(kernels.LOSS, 0, len(x))[2] / residual.square().sum() - 1) <= TOLERANCE
+
+
+def test_triangular_factor_is_that_of_the_rows(case, draw):
+    model, x, f, exact = case
+    y = f + draw(*f.shape)
+    wanted, residual = exact.flatten(0, 1), (f - y).flatten()
+    factor, rotated, _ = Piece(model, x, y)(kernels.QR, 0, len(x))
+    assert torch.equal(factor, factor.triu())
+    scale = wanted.norm()
+    assert (factor.T @ factor - wanted.T @ wanted).norm() <= 1e-13 * scale**2
+    assert (factor.T @ rotated - wanted.T @ residual).norm() <= 1e-13 * scale * residual.norm()
+
+
+def test_short_input_is_read_as_it_is(draw):
+    model = MODELS["additive"]()
+    x, y = draw(40, 11).float(), draw(40, 1).float()
+    short = Piece(model, x, y)(kernels.NORMAL, 0, 40)
+    wide = Piece(model, x.double(), y.double())(kernels.NORMAL, 0, 40)
+    assert all(torch.equal(a, b) for a, b in zip(short, wide, strict=True))
+
+
+def test_qr_does_not_square_the_condition_number(draw):
+    # one step of almost no damping solves a linear problem; the condition number is 1e10
+    x = draw(200, 6) @ torch.diag(torch.logspace(0, -10, 6, dtype=torch.float64))
+    wanted = torch.ones(6, 1, dtype=torch.float64)
+    basis = torch.linalg.qr(draw(6, 6)).Q
+    errors = {}
+    for solver in ("cholesky", "qr"):
+        settings = LevenbergMarquardt(
+            solver=solver, damping=1e-24, scale_floor=1e-15, ftol=0.0, xtol=0.0
+        )
+        net = nn.Sequential(nn.Linear(6, 1, bias=False)).double()
+        train([net], x @ basis, x @ wanted, settings, max_steps=1)
+        errors[solver] = float((basis @ net[0].weight.detach().T - wanted).norm())
+    assert errors["qr"] < 1e-4 < 1e-2 < errors["cholesky"]
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
+@pytest.mark.parametrize("solver", ["cholesky", "qr"])
+@pytest.mark.parametrize(("width", "steps"), [(6, 3), (70, 1)])
+def test_segments_give_what_rows_give(monkeypatch, draw, weighted, activation, solver, width, steps):
+    x = 3 * draw(2000, 1)
+    y = x.sin() + 0.1 * draw(2000, 1)
+    weight = draw(2000).abs() if weighted else None
+    start = mlp(1, width, 1, activation=activation)  # of 70 more segments than fit one tile
+    outcomes = []
+    for rows_to_sum_up in (0, 10**9):
+        monkeypatch.setattr(tiles, "ROWS_TO_SUM_UP", rows_to_sum_up)
+        net = copy.deepcopy(start)
+        settings = LevenbergMarquardt(solver=solver)
+        outcomes.append(train([net], x, y, settings, max_steps=3, sample_weight=weight))
+    segments, rows = outcomes
+    # JᵀJ and the gradient agree to rounding; so do the first steps, while J has full rank
+    for a, b in ((segments.sse, rows.sse), (segments.gradient_norm, rows.gradient_norm)):
+        assert torch.allclose(a[:, :steps], b[:, :steps], rtol=TOLERANCE, atol=0)
+
+
+def test_segments_with_degenerate_units(monkeypatch, draw):
+    x = torch.cat([draw(500), torch.zeros(20, dtype=torch.float64)])
+    net = fastmlp.ElementwiseMLP(6, dtype=torch.float64)
+    with torch.no_grad():
+        # always on, never on, flat, two breakpoints at a sample, one far outside
+        net.fc1.weight.copy_(torch.tensor([[0.0], [0.0], [1.0], [1.0], [-1.0], [1e-3]]))
+        net.fc1.bias.copy_(torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0, 5.0]))
+    outcomes = []
+    for rows_to_sum_up in (0, 10**9):
+        monkeypatch.setattr(tiles, "ROWS_TO_SUM_UP", rows_to_sum_up)
+        trained = fastmlp.ElementwiseMLP(6, dtype=torch.float64)
+        trained.load_state_dict(net.state_dict())
+        settings = LevenbergMarquardt()
+        outcomes.append(train([trained], x, x.square(), settings, max_steps=1))
+    segments, rows = outcomes
+    assert torch.allclose(segments.sse, rows.sse, rtol=TOLERANCE)
+    assert torch.allclose(segments.gradient_norm[:, :1], rows.gradient_norm[:, :1], rtol=TOLERANCE)

@@ -1,0 +1,305 @@
+"""Levenberg–Marquardt on lists of models: figures of issue 6, reasons to stop, bad input."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("numba")
+
+import fastmlp
+from fastmlp import LevenbergMarquardt
+from fastmlp.training.levenberg_marquardt import train
+
+XOR = (
+    torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64),
+    torch.tensor([[0.0], [1.0], [1.0], [0.0]], dtype=torch.float64),
+)
+
+
+def xor_net(last=True):
+    layers = [nn.Linear(2, 5), nn.Sigmoid(), nn.Linear(5, 1), *([nn.Sigmoid()] if last else [])]
+    return nn.Sequential(*layers).double()
+
+
+def two_layers(generator):
+    """Experiment 5: W₁·W₂·x against A·x, condition number about 1e5."""
+    x = torch.randn(1000, 6, generator=generator, dtype=torch.float64)
+    rows = torch.linspace(1, 1e-5, 10, dtype=torch.float64)[:, None]
+    matrix = rows * torch.rand(10, 6, generator=generator, dtype=torch.float64)
+    net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 10, bias=False)).double()
+    for weight in net.parameters():
+        nn.init.normal_(weight, generator=generator)
+    return net, x, x @ matrix.T
+
+
+def sine_data(seed, width=8):
+    generator = torch.Generator().manual_seed(seed)
+    w = 2 * torch.rand(width, generator=generator, dtype=torch.float64)
+    x = torch.cat([torch.arange(-40, -10), torch.arange(10, 40)]).double() * 0.1
+    return x, torch.sin(math.pi * x[:, None] * w).mean(1), w
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "qr", "auto"])
+@pytest.mark.parametrize("seed", range(3))
+def test_ill_conditioned_net_reaches_rounding(solver, seed):
+    net, x, y = two_layers(torch.Generator().manual_seed(seed))
+    outcome = train([net], x, y, LevenbergMarquardt(solver=solver), max_steps=30)
+    assert outcome.final[0] <= 1e-28 * y.square().sum()
+    assert outcome.steps[0] < 30
+    assert outcome.rank == [60]  # 96 parameters, W₁·M·M⁻¹·W₂ is free in 36 of them
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["linear_output", "sigmoid_output"])
+def test_xor_from_nearly_every_start(last):
+    with pytest.warns(UserWarning, match="21 parameters for 4 residuals"):
+        outcome = train([xor_net(last)], *XOR, LevenbergMarquardt(restarts=200), max_steps=200)
+    assert (outcome.final < 1e-10).sum() >= 196
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_eight_sines_from_restarts(seed):
+    x, y, w = sine_data(seed)
+    net = fastmlp.SineSum(8, dtype=torch.float64)
+    outcome = train([net], x, y, LevenbergMarquardt(restarts=300), max_steps=200)
+    assert outcome.final.min() / 60 <= 1e-24
+    assert (net.w.detach().abs().sort().values - w.sort().values).abs().max() < 1e-8
+
+
+def test_loss_never_rises_and_is_that_of_the_module():
+    x, y, _ = sine_data(0)
+    nets = [fastmlp.SineSum(8, dtype=torch.float64) for _ in range(3)]
+    first = [(net(x) - y).square().sum().item() for net in nets]
+    outcome = train(nets, x, y, LevenbergMarquardt(), max_steps=15)
+    for i, net in enumerate(nets):
+        losses = outcome.sse[i, : outcome.steps[i] + 1]
+        assert (losses.diff() < 0).all()
+        assert losses[0] == pytest.approx(first[i], rel=1e-12)
+        assert losses[-1] == pytest.approx((net(x) - y).square().sum().item(), rel=1e-9)
+
+
+def test_gradient_norm_is_that_of_autograd():
+    net, x, y = two_layers(torch.Generator().manual_seed(0))
+    (net(x) - y).square().sum().backward()
+    wanted = torch.cat([p.grad.flatten() for p in net.parameters()]).norm()
+    for solver in ("cholesky", "qr"):
+        trained = copy.deepcopy(net)
+        outcome = train([trained], x, y, LevenbergMarquardt(solver=solver), max_steps=1)
+        assert outcome.gradient_norm[0, 0] == pytest.approx(float(wanted), rel=1e-11)
+
+
+def test_same_bits_for_any_number_of_threads_models_and_slices(monkeypatch):
+    from fastmlp.training import tiles
+
+    # pieces of 128 rows, and rows that are dealt to threads
+    monkeypatch.setattr(tiles, "WORK_OF_A_PIECE", 1.0)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1000, 7, generator=generator)
+    y = x.square().sum(1, keepdim=True)
+    starts = [fastmlp.AdditiveMLP(7, 5) for _ in range(3)]
+    outcomes = []
+    for threads, shared, slice_of, count in ((1, 1e7, 1e9, 3), (2, 0, 1e9, 3), (2, 1e9, 1, 1)):
+        monkeypatch.setattr(tiles, "WORK_TO_SHARE", shared)
+        monkeypatch.setattr(tiles, "WORK_OF_A_SLICE", slice_of)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            nets = copy.deepcopy(starts[:count])
+            outcomes.append(train(nets, x, y, LevenbergMarquardt(), max_steps=40))
+        finally:
+            torch.set_num_threads(before)
+    assert torch.equal(outcomes[0].parameters, outcomes[1].parameters)
+    assert outcomes[0].stopped == outcomes[1].stopped and outcomes[0].rank == outcomes[1].rank
+    assert torch.equal(outcomes[0].parameters[:1], outcomes[2].parameters)
+
+
+def test_restarts_are_reproducible_and_leave_the_generator_alone():
+    x, y, _ = sine_data(0, width=2)
+    settings = LevenbergMarquardt(restarts=5)
+    nets = [fastmlp.SineSum(2) for _ in range(3)]
+    state = torch.get_rng_state()
+    outcomes = [
+        train([net], x, y, settings, max_steps=20, seed=seed)
+        for net, seed in zip(nets, (3, 3, 4), strict=True)
+    ]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(outcomes[0].parameters, outcomes[1].parameters)
+    assert not torch.equal(outcomes[0].parameters, outcomes[2].parameters)
+    assert outcomes[0].final[outcomes[0].best[0]] == outcomes[0].final.min()
+
+
+def test_best_restart_is_loaded_in_the_models_dtype():
+    x, y, _ = sine_data(0, width=2)
+    net = fastmlp.SineSum(2)
+    outcome = train([net], x, y, LevenbergMarquardt(restarts=5), max_steps=20)
+    assert net.w.dtype is torch.float32
+    assert torch.equal(net.w.detach(), outcome.parameters[outcome.best[0]].float())
+
+
+def test_weights_count_as_repeated_rows(draw):
+    x, y = draw(50, 3), draw(50, 1)
+    times = torch.arange(50) % 3
+    nets = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()]
+    nets.append(copy.deepcopy(nets[0]))
+    weighted = train(
+        nets[:1], x, y, LevenbergMarquardt(), max_steps=5, sample_weight=times.double()
+    )
+    repeated = train(
+        nets[1:],
+        x.repeat_interleave(times, 0),
+        y.repeat_interleave(times, 0),
+        LevenbergMarquardt(),
+        max_steps=5,
+    )
+    assert torch.allclose(weighted.sse, repeated.sse, rtol=1e-10)
+
+
+class Wave(nn.Module):
+    """A module that the kernels do not know."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.9, 0.4]))
+        self.fixed = nn.Parameter(torch.tensor(3.0), requires_grad=False)
+
+    def forward(self, x):
+        return self.fixed * (self.w[0] * x).sin() + self.w[1]
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "qr", "auto"])
+def test_any_module(solver):
+    x = torch.linspace(-2, 2, 40)
+    net = Wave()
+    outcome = train(
+        [net], x, 3 * x.sin() + 1, LevenbergMarquardt(solver=solver), max_steps=30
+    )
+    assert net.w.tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
+    assert net.fixed.item() == 3.0
+    assert outcome.rank == [2]
+
+
+def test_generic_path_takes_the_steps_of_the_kernels():
+    net = xor_net()
+    plain = copy.deepcopy(net)
+    plain.register_forward_hook(lambda *_: None)  # a module with hooks is left to PyTorch
+    outcomes = [
+        train([m], XOR[0].repeat(9, 1), XOR[1].repeat(9, 1), LevenbergMarquardt(), max_steps=8)
+        for m in (net, plain)
+    ]
+    assert torch.allclose(outcomes[0].sse, outcomes[1].sse, rtol=1e-9)
+
+
+class TestReasons:
+    def test_zero(self):
+        net = nn.Sequential(nn.Linear(1, 1)).double()
+        x = torch.ones(3, 1, dtype=torch.float64)
+        outcome = train([net], x, net(x).detach(), LevenbergMarquardt(), max_steps=5)
+        assert outcome.stopped == ["zero"] and outcome.steps == [0]
+
+    def test_gtol_at_a_minimum(self, draw):
+        x, y = draw(30, 2), draw(30, 1)
+        net = nn.Sequential(nn.Linear(2, 1)).double()
+        outcome = train([net], x, y, LevenbergMarquardt(gtol=1e-8), max_steps=100)
+        assert outcome.stopped == ["gtol"]
+        exact = torch.linalg.lstsq(torch.cat([x, torch.ones(30, 1)], 1), y).solution
+        assert torch.allclose(net[0].weight[0], exact[:2, 0], atol=1e-7)
+
+    @pytest.mark.parametrize(("name", "other"), [("ftol", "xtol"), ("xtol", "ftol")])
+    def test_tolerances(self, draw, name, other):
+        x, y = draw(30, 2), draw(30, 1)
+        net = nn.Sequential(nn.Linear(2, 1)).double()
+        settings = LevenbergMarquardt(**{name: 1e-6, other: 0.0})
+        assert train([net], x, y, settings, max_steps=100).stopped == [name]
+
+    def test_max_steps_and_max_time(self):
+        x, y, _ = sine_data(0)
+        nets = [fastmlp.SineSum(8) for _ in range(2)]
+        assert train(nets, x, y, LevenbergMarquardt(), max_steps=2).stopped == ["max_steps"] * 2
+        outcome = train(nets, x, y, LevenbergMarquardt(max_time=1e-9), max_steps=2)
+        assert outcome.stopped == ["max_time"] * 2 and outcome.rank == [None] * 2
+
+    def test_parameters_that_are_not_finite(self):
+        x, y, _ = sine_data(0)
+        nets = [fastmlp.SineSum(8) for _ in range(2)]
+        with torch.no_grad():
+            nets[0].w[3] = math.nan
+        outcome = train(nets, x, y, LevenbergMarquardt(), max_steps=2)
+        assert outcome.stopped == ["not_finite", "max_steps"]
+        assert outcome.sse[1].isfinite().all()
+
+
+@pytest.mark.parametrize("solver", ["cholesky", "qr", "auto"])
+def test_dead_units_are_survived_and_reported(draw, solver):
+    x = draw(200, 1)
+    net = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    with torch.no_grad():
+        net[0].weight[2:] = 0.1
+        net[0].bias[2:] = -100.0
+    before = net[0].weight[2:].clone()
+    outcome = train([net], x, x.abs(), LevenbergMarquardt(solver=solver), max_steps=50)
+    assert torch.equal(net[0].weight[2:], before)
+    assert outcome.rank[0] < 13
+    assert outcome.final[0] < outcome.sse[0, 0]
+
+
+def test_more_parameters_than_rows_gives_the_step_of_least_norm(draw):
+    x, y = draw(3, 8), draw(3, 1)
+    net = nn.Sequential(nn.Linear(8, 1, bias=False)).double()
+    nn.init.zeros_(net[0].weight)
+    settings = LevenbergMarquardt(damping=1e-14, scale_floor=1.0, solver="qr")
+    with pytest.warns(UserWarning, match="least norm"):
+        outcome = train([net], x, y, settings, max_steps=3)
+    assert torch.allclose(net[0].weight[0], torch.linalg.pinv(x) @ y[:, 0], rtol=1e-6)
+    assert outcome.rank == [3]
+
+
+class TestBadInput:
+    x, y, _ = sine_data(0, width=2)
+
+    def refuse(self, match, *, models=None, x=None, y=None, error=ValueError, **arguments):
+        models = [fastmlp.SineSum(2)] if models is None else models
+        x, y = self.x if x is None else x, self.y if y is None else y
+        arguments = {"max_steps": 3, **arguments}
+        with pytest.raises(error, match=match):
+            train(models, x, y, LevenbergMarquardt(), **arguments)
+
+    def test_data(self):
+        broken = self.x.clone()
+        broken[3] = math.nan
+        self.refuse("x must be finite", x=broken)
+        self.refuse("y must be finite", y=broken)
+        self.refuse("y must have shape", y=self.y[:-1])
+        self.refuse("x must be of a floating-point dtype", x=self.x.long(), error=TypeError)
+        self.refuse("at least one row", x=self.x[:0], y=self.y[:0])
+        self.refuse("must have 2 columns", models=[xor_net()])
+        self.refuse("sample_weight must not be negative", sample_weight=self.x)
+        self.refuse("must have 60 numbers", sample_weight=self.x[:5].abs())
+
+    def test_models(self):
+        self.refuse("at least one module", models=[])
+        self.refuse("no parameters", models=[nn.Sequential(nn.Identity())])
+        self.refuse("same structure", models=[fastmlp.SineSum(2), fastmlp.SineSum(3)])
+        self.refuse("at most 8192 parameters", models=[nn.Sequential(nn.Linear(100, 100))])
+        self.refuse("max_steps must be", max_steps=0)
+
+    def test_active_dropout(self):
+        net = nn.Sequential(nn.Linear(1, 2), nn.Dropout(0.5), nn.Linear(2, 1))
+        self.refuse("active dropout", models=[net], x=self.x[:, None], y=self.y[:, None])
+        train([net.eval()], self.x[:, None], self.y[:, None], LevenbergMarquardt(), max_steps=1)
+
+    def test_settings(self):
+        for field, value in (
+            ("solver", "svd"),
+            ("max_attempts", 0),
+            ("ftol", -1.0),
+            ("damping", 0.0),
+            ("scale_floor", 2.0),
+            ("xtol", math.nan),
+            ("max_time", math.inf),
+        ):
+            with pytest.raises(ValueError, match=field):
+                LevenbergMarquardt(**{field: value})
+        with pytest.raises(TypeError, match="restarts"):
+            LevenbergMarquardt(restarts=1.5)
