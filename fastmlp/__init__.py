@@ -7,22 +7,31 @@ except ModuleNotFoundError as err:
         raise
     raise ImportError("this checkout is not installed: run `pip install -e .` in it") from err
 
-from fastmlp import convert, functional, reference
+from fastmlp import convert, functional, reference, training
 from fastmlp.backends import backend
 from fastmlp.convert import fuse, unfuse
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.sine_sum import SineSum
+from fastmlp.training import SGD, Adam, AdamW, CosineAnnealingLR, FitResult, StepLR, fit
 
 __all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
     "AdditiveMLP",
+    "CosineAnnealingLR",
     "ElementwiseMLP",
+    "FitResult",
     "SineSum",
+    "StepLR",
     "backend",
     "convert",
+    "fit",
     "functional",
     "fuse",
     "reference",
+    "training",
     "unfuse",
 ]
 __version__ = "0.1.0"

@@ -78,7 +78,8 @@ class Runs:
         record["loss"] = LOSSES.index(p.loss)
         record["patience"] = p.patience or 0
         for name, values in p.hyper.items():
-            record[name] = values[i]
+            if name != "lr":  # each launch brings its own
+                record[name] = values[i]
 
     def _cut(self):
         """Tasks (kernel, first, last), each of one kind of model, the heaviest first."""

@@ -278,9 +278,7 @@ def trainer(forward, backward, name):
                 xb = x[first * run.n_in : (first + rows) * run.n_in]
                 yb = y[first * run.n_out : (first + rows) * run.n_out]
                 fwd(theta, xb, rows, sizes, constants, run.seed, -1, kept, y_hat[: yb.size])
-                total += _add_loss(
-                    run.loss, y_hat[: yb.size], yb, nothing, real(1), dy[: yb.size]
-                )
+                total += _add_loss(run.loss, y_hat[: yb.size], yb, nothing, real(1), dy[: yb.size])
             return total / (run.n_val_rows * run.n_out)
 
         validate = _named(validate, name)
@@ -391,7 +389,6 @@ def trainer(forward, backward, name):
                 if state.status == RUNNING:
                     advance(runs[i], state)
 
-        train.__qualname__ += "." + name
         return train
 
-    return entry(build)
+    return entry(build, name)

@@ -203,9 +203,7 @@ def _subnet_backward(real):
     op = elementwise_mlp._bwd[_DTYPES[real]]
 
     @inner
-    def elementwise_mlp_backward(
-        theta, x, dy, n_rows, sizes, constants, seed, offset, kept, grad
-    ):
+    def elementwise_mlp_backward(theta, x, dy, n_rows, sizes, constants, seed, offset, kept, grad):
         n_hidden, bias = sizes[0], sizes[1]
         w, b, v, _, _ = _subnet_parts(theta, n_hidden, bias)
         sums = np.zeros(3 * n_hidden + 1, np.float64)
