@@ -80,9 +80,11 @@ def structure_of(module, name):
         raise ValueError(f"{name} has a forward of its own; fit trains {known} as they are")
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         raise ValueError(f"{name} has hooks, which a training kernel cannot call")
-    activation = getattr(module, "activation", "relu")
-    if activation != "relu":
-        raise ValueError(f"{name} has activation {activation!r}, which has no training kernel")
+    for option, value in (("activation", "relu"), ("shared", True), ("dropout", 0.0)):
+        if getattr(module, option, value) != value:
+            raise ValueError(
+                f"{name} has {option}={getattr(module, option)!r}, which has no training kernel"
+            )
     kind, describe = KINDS[base]
     sizes, constants, wanted = describe(module)
     parameters = dict(module.named_parameters())

@@ -4,15 +4,16 @@ A launch advances some models, one after the other, by a number of steps; the mo
 share the data and nothing else. What a step needs besides the model is written here once. A model
 comes in as two verbs over flat arrays, jitted functions made for a scalar type::
 
-    forward(theta, x, n_rows, sizes, constants, seed, offset, kept, y)
+    forward(theta, x, n_rows, sizes, constants, seed, place, kept, y)
         y[n_rows·n_out] = the model's outputs for the rows x[n_rows·n_in].
-    backward(theta, x, dy, n_rows, sizes, constants, seed, offset, kept, grad)
+    backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad)
         grad[n_parameters] += Σ_rows dy·∂y/∂θ.
 
 ``theta`` is the module's parameters one after the other, each row-major, in the order of
 ``module.named_parameters()``; ``grad`` has the same layout. ``sizes`` (int64) and ``constants``
-(float64) say what the module is; ``seed`` and ``offset`` number the random draws of a step, and an
-``offset`` below 0 asks for the model as it is evaluated, without dropout. ``kept`` is scratch space
+(float64) say what the module is; ``seed`` is the key of the step's random draws and ``place`` the
+index in the batch of the block's first row; a ``place`` below 0 asks for the model as it is
+evaluated, without dropout. ``kept`` is scratch space
 of the module's ``n_kept`` numbers in which forward may leave what backward on the same rows wants;
 a batch is cut into blocks of at most ``block_rows`` rows, so that both stay in a level-1 cache.
 :mod:`.verbs` has the verbs and the table :data:`.verbs.VERBS`, in which a new model is a row.
@@ -338,7 +339,7 @@ def trainer(forward, backward, name):
                             yb = y[first * n_out : (first + rows) * n_out]
                             wb = weight[first : first + rows] if weighted else weight[:0]
                         yh, g = y_hat[: rows * n_out], dy[: rows * n_out]
-                        fwd(theta, xb, rows, sizes, constants, run.seed, state.step, kept, yh)
+                        fwd(theta, xb, rows, sizes, constants, run.seed, first - start, kept, yh)
                         loss += _add_loss(run.loss, yh, yb, wb, scale, g)
                         bwd(
                             theta,
@@ -348,7 +349,7 @@ def trainer(forward, backward, name):
                             sizes,
                             constants,
                             run.seed,
-                            state.step,
+                            first - start,
                             kept,
                             grad,
                         )

@@ -77,7 +77,7 @@ def _sine_forward(real):
     sin_turns, cos_turns, op = SIN[real], COS[real], sine_sum._fwd[_DTYPES[real]]
 
     @inner
-    def sine_sum_forward(theta, x, n_rows, sizes, constants, seed, offset, kept, y):
+    def sine_sum_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
         wide_vectors()
         width, turns, factor = sizes[0], constants[0], constants[1]
         w, amplitude, phase = _sine_parts(theta, sizes)
@@ -128,7 +128,7 @@ def _sine_backward(real):
     op = sine_sum._bwd[_DTYPES[real]]
 
     @inner
-    def sine_sum_backward(theta, x, dy, n_rows, sizes, constants, seed, offset, kept, grad):
+    def sine_sum_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
         wide_vectors()
         width, turns, factor = sizes[0], constants[0], constants[1]
         w, amplitude, phase = _sine_parts(theta, sizes)
@@ -136,7 +136,7 @@ def _sine_backward(real):
         if not _over_units(width, n):
             sums = np.empty(grad.size, np.float64)
             addresses = _address(x), _address(w), _address(amplitude), _address(phase)
-            op(_address(dy), *addresses, width, turns, factor, 0, _address(sums), 0, 0, n)
+            op(_address(dy), *addresses, width, turns, factor, 0, _address(sums), 0, 0, 0, 0, n)
             _add(sums, grad, real)
             return
         dw, damplitude, dphase = _sine_parts(grad, sizes)
@@ -186,7 +186,7 @@ def _subnet_forward(real):
     op = elementwise_mlp._fwd[_DTYPES[real]]
 
     @inner
-    def elementwise_mlp_forward(theta, x, n_rows, sizes, constants, seed, offset, kept, y):
+    def elementwise_mlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
         n_hidden, bias = sizes[0], sizes[1]
         w, b, v, d, _ = _subnet_parts(theta, n_hidden, bias)
         if x.size < FEW and bias:
@@ -203,7 +203,7 @@ def _subnet_backward(real):
     op = elementwise_mlp._bwd[_DTYPES[real]]
 
     @inner
-    def elementwise_mlp_backward(theta, x, dy, n_rows, sizes, constants, seed, offset, kept, grad):
+    def elementwise_mlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
         n_hidden, bias = sizes[0], sizes[1]
         w, b, v, _, _ = _subnet_parts(theta, n_hidden, bias)
         sums = np.zeros(3 * n_hidden + 1, np.float64)
@@ -212,7 +212,7 @@ def _subnet_backward(real):
                 plain_gradients(x[e], dy[e], w, b, v, sums, real)
         else:
             addresses = _address(x), _address(w), _address(b), _address(v)
-            op(_address(dy), *addresses, n_hidden, 0, _address(sums), 0, 0, x.size)
+            op(_address(dy), *addresses, n_hidden, 0, _address(sums), 0, 0, 0, 0, 0, x.size)
         if bias:
             _add(sums, grad, real)
         else:
@@ -226,7 +226,7 @@ def _additive_forward(real):
     op = additive_mlp._fwd[_DTYPES[real]]
 
     @inner
-    def additive_mlp_forward(theta, x, n_rows, sizes, constants, seed, offset, kept, y):
+    def additive_mlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
         n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
         w, b, v, d, rest = _subnet_parts(theta, n_hidden, bias)
         addresses = _address(x), _address(w), _address(b), _address(v), _address(d)
@@ -240,7 +240,7 @@ def _additive_backward(real):
     op = additive_mlp._bwd[_DTYPES[real]]
 
     @inner
-    def additive_mlp_backward(theta, x, dy, n_rows, sizes, constants, seed, offset, kept, grad):
+    def additive_mlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
         n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
         w, b, v, d, rest = _subnet_parts(theta, n_hidden, bias)
         at_readout = 3 * n_hidden + 1
@@ -248,7 +248,7 @@ def _additive_backward(real):
         addresses = _address(x), _address(w), _address(b), _address(v), _address(d)
         op(
             _address(dy), *addresses, _address(rest), n_hidden, n_in, n_out,
-            0, _address(sums), 0, 0, n_rows,
+            0, _address(sums), 0, 0, 0, 0, 0, 0, 0, n_rows,
         )  # fmt: skip
         if bias:
             _add(sums, grad, real)
