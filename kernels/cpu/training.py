@@ -85,14 +85,13 @@ MSE, L1, HUBER, _ = range(len(LOSSES))
 
 
 @inner
-def _add_loss(kind, y_hat, y, weight, scale, dy):
-    """Σ w·ℓ(ŷ, y) over a block of outputs; dy = scale·w·∂ℓ/∂ŷ.
+def _add_loss(kind, y_hat, y, weight, scale, one, dy):
+    """Σ w·ℓ(ŷ, y) over a block of outputs; dy = scale·w·∂ℓ/∂ŷ; writes over ``y_hat``.
 
     ``weight`` has a number a row, or none at all. Huber's δ is 1; BCE is max(z, 0) − z·y +
     log(1 + e^−|z|) of the logit z.
     """
     n = y.size
-    one = scale / scale
     half = one / 2
     if kind == MSE:
         for e in range(n):
@@ -279,12 +278,14 @@ def trainer(forward, backward, name):
                 xb = x[first * run.n_in : (first + rows) * run.n_in]
                 yb = y[first * run.n_out : (first + rows) * run.n_out]
                 fwd(theta, xb, rows, sizes, constants, run.seed, -1, kept, y_hat[: yb.size])
-                total += _add_loss(run.loss, y_hat[: yb.size], yb, nothing, real(1), dy[: yb.size])
+                total += _add_loss(
+                    run.loss, y_hat[: yb.size], yb, nothing, real(1), real(1), dy[: yb.size]
+                )
             return total / (run.n_val_rows * run.n_out)
 
         validate = _named(validate, name)
 
-        def advance(run, state):
+        def advance(run, state, space_at, order_at):
             """Run one model from its step to ``stop_step``, or until it stops by itself."""
             n_rows, n_in, n_out = run.n_rows, run.n_in, run.n_out
             batch_rows, block_rows = run.batch_rows, run.block_rows
@@ -298,14 +299,24 @@ def trainer(forward, backward, name):
             sizes = array_at(run.sizes, run.n_sizes, np.int64)
             constants = array_at(run.constants, run.n_constants, np.float64)
             steps_per_epoch = (n_rows + batch_rows - 1) // batch_rows
-            shuffle = run.shuffle != 0 and batch_rows < n_rows
+            shuffle = run.shuffle != 0
 
-            grad, kept = np.empty(run.n_parameters, real), np.empty(run.n_kept, real)
-            y_hat, dy = np.empty(block_rows * n_out, real), np.empty(block_rows * n_out, real)
-            order = np.empty(n_rows if shuffle else 0, np.int64)
-            mixed = block_rows if shuffle else 0
-            mixed_x, mixed_y = np.empty(mixed * n_in, real), np.empty(mixed * n_out, real)
-            mixed_weight = np.empty(mixed if weighted else 0, real)
+            # views without an owner, whose references nobody counts: that took half a short step
+            item = x.itemsize
+            grad, at = array_at(space_at, run.n_parameters, real), space_at
+            at += item * run.n_parameters
+            kept = array_at(at, run.n_kept, real)
+            at += item * run.n_kept
+            y_hat = array_at(at, block_rows * n_out, real)
+            at += item * block_rows * n_out
+            dy = array_at(at, block_rows * n_out, real)
+            at += item * block_rows * n_out
+            mixed_y = array_at(at, block_rows * n_out, real)
+            at += item * block_rows * n_out
+            mixed_weight = array_at(at, block_rows, real)
+            at += item * block_rows
+            mixed_x = array_at(at, block_rows * n_in, real)
+            order = array_at(order_at, n_rows if shuffle else 0, np.int64)
 
             epoch = state.step // steps_per_epoch
             batch = state.step - epoch * steps_per_epoch
@@ -323,7 +334,8 @@ def trainer(forward, backward, name):
                 # rows of weight 0 alone teach nothing: no step, no decay
                 if total_weight > 0:
                     scale = real(1 / (total_weight * n_out))
-                    grad[:] = 0
+                    for e in range(grad.size):
+                        grad[e] = 0
                     loss = 0.0
                     for first in range(start, stop, block_rows):
                         rows = min(block_rows, stop - first)
@@ -340,7 +352,7 @@ def trainer(forward, backward, name):
                             wb = weight[first : first + rows] if weighted else weight[:0]
                         yh, g = y_hat[: rows * n_out], dy[: rows * n_out]
                         fwd(theta, xb, rows, sizes, constants, run.seed, first - start, kept, yh)
-                        loss += _add_loss(run.loss, yh, yb, wb, scale, g)
+                        loss += _add_loss(run.loss, yh, yb, wb, scale, real(1), g)
                         bwd(
                             theta,
                             xb,
@@ -387,8 +399,14 @@ def trainer(forward, backward, name):
             runs = array_at(runs_at, last, RUN)
             for i in range(first, last):
                 state = array_at(runs[i].state, 1, STATE)[0]
-                if state.status == RUNNING:
-                    advance(runs[i], state)
+                if state.status != RUNNING:
+                    continue
+                n_out = 3 * runs[i].block_rows * runs[i].n_out
+                n_in = runs[i].block_rows * (runs[i].n_in + 1)
+                space = np.empty(runs[i].n_parameters + runs[i].n_kept + n_out + n_in, real)
+                order = np.empty(runs[i].n_rows if runs[i].shuffle != 0 else 1, np.int64)
+                advance(runs[i], state, space.ctypes.data, order.ctypes.data)
+                space[0] = order[0] = 0  # keeps them until here
 
         return train
 
