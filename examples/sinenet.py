@@ -139,7 +139,9 @@ def table(small, result, widths):
             f"{name:<24}{model.width:>6}{fitted.train_loss[best, -1].item():>15.2e}"
             f"{fitted.val_loss[best, -1].item():>16.2e}  {w}"
         )
-    lines.append(f"\n{'sweep: width':>12}{'best training MSE':>19}{'its validation':>16}{'median':>11}")
+    lines.append(
+        f"\n{'sweep: width':>12}{'best training MSE':>19}{'its validation':>16}{'median':>11}"
+    )
     for width in widths.unique().tolist():
         chosen = (widths == width).nonzero()[:, 0]
         last = result.train_loss[chosen, -1]
@@ -168,10 +170,9 @@ def draw(small, result, widths, folder):
             predicted = model(SHOWN)
         axis.plot(SHOWN, truth(TARGETS[name], SHOWN), color="0.75", lw=4, label="truth")
         axis.plot(SHOWN, predicted, color="k", lw=1, label="learned")
-        axis.plot(TRAIN, truth(TARGETS[name], TRAIN), "o", ms=3, color="C0", label="training points")
-        axis.plot(
-            VALIDATION, truth(TARGETS[name], VALIDATION), "x", ms=4, color="C1", label="validation"
-        )
+        marked = (TRAIN, "o", "training points"), (VALIDATION, "x", "validation")
+        for points, style, label in marked:
+            axis.plot(points, truth(TARGETS[name], points), style, ms=4, label=label)
         loss = fitted.val_loss[fitted.best, -1].item()
         axis.set_title(f"{name}, width {model.width}: validation MSE {loss:.1e}")
         axis.set_ylabel("y")
@@ -185,9 +186,8 @@ def draw(small, result, widths, folder):
     axis.plot(widths, last, ".", color="0.7", ms=5, label="training, every start")
     best = [int((widths == w).nonzero()[last[widths == w].argmin()]) for w in widths.unique()]
     axis.plot(widths.unique(), last[best], "o-", color="k", label="training, best start")
-    axis.plot(
-        widths.unique(), result.val_loss[best, -1], "s--", color="C1", label="validation of that one"
-    )
+    validation = result.val_loss[best, -1]
+    axis.plot(widths.unique(), validation, "s--", color="C1", label="validation of that one")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xlabel("width: number of sines")
@@ -227,8 +227,9 @@ def main(argv=None):
     plain = plain_seconds(options, result, widths)
     print(table(small, result, widths))
     print(
-        f"\n{result.steps} steps in {result.seconds:.3g} s, {result.seconds / result.steps * 1e6:.3g}"
-        f" µs a step; plain PyTorch: {plain:.0f} s, extrapolated from one epoch of one net a width: "
+        f"\n{result.steps} steps in {result.seconds:.3g} s, "
+        f"{result.seconds / result.steps * 1e6:.3g} µs a step, validation every epoch included; "
+        f"plain PyTorch: {plain:.0f} s, extrapolated from one epoch of one net a width: "
         f"{plain / result.seconds:.0f} ×"
     )
     draw(small, result, widths, options.out)

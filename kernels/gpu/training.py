@@ -161,9 +161,7 @@ def train_kernel(
         lr = tl.load(rates_ptr + epoch - first_epoch)
         first = batch * batch_rows
         stop = tl.minimum(first + batch_rows, n_rows)
-        total = batch_weight(
-            weight_ptr, keys, first, stop, n_rows, SHUFFLE, ROWS_OF, BLOCK
-        )
+        total = batch_weight(weight_ptr, keys, first, stop, n_rows, SHUFFLE, ROWS_OF, BLOCK)
         loss = tl.zeros((), tl.float64)
         if total > 0.0:
             clear(grad_ptr, n_parameters, COMPUTE, BLOCK)

@@ -110,3 +110,33 @@ def test_fit_follows_torch_optim(backend, optimizer, loss, dtype):
         assert_close(result.train_loss[0], expected, TOLERANCES[dtype])
         for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
             assert_close(ours, theirs, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_triton_follows_the_torch_loop(optimizer, loss):
+    """Few steps: the interpreter is slow; on a device the same kernels run compiled."""
+    pytest.importorskip("triton")
+    on_device = torch.cuda.is_available()
+    device = "cuda" if on_device else "cpu"
+    epochs = EPOCHS if on_device else 2
+    for name in KINDS:
+        torch.manual_seed(3)
+        model = MODELS[name]().double().to(device)
+        plain = copy.deepcopy(model)
+        x, y = data_for(copy.deepcopy(model).cpu(), torch.float64)
+        x, y = x.to(device), y.to(device)
+        results = []
+        for backend, net in (("torch", plain), ("triton", model)):
+            with fastmlp.backend(backend):
+                results.append(
+                    fastmlp.fit(
+                        net, x, y, epochs=epochs, batch_size=BATCH, loss=loss, progress=False,
+                        optimizer=OPTIMIZERS[optimizer][0], validation=(x[:5], y[:5]),
+                        sample_weight=torch.linspace(0.5, 2, N_ROWS), clip_norm=0.5, patience=50,
+                    )
+                )  # fmt: skip
+        assert_close(results[1].train_loss, results[0].train_loss, 1e-10)
+        assert_close(results[1].val_loss, results[0].val_loss, 1e-10)
+        for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+            assert_close(ours, theirs, 1e-10)
