@@ -7,28 +7,45 @@ except ModuleNotFoundError as err:
         raise
     raise ImportError("this checkout is not installed: run `pip install -e .` in it") from err
 
-from fastmlp import convert, functional, optim, reference, spectral
+from fastmlp import convert, functional, optim, reference, spectral, training
 from fastmlp.backends import backend
 from fastmlp.convert import fuse, unfuse
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
-from fastmlp.training.levenberg_marquardt import LevenbergMarquardt
+from fastmlp.training import (
+    SGD,
+    Adam,
+    AdamW,
+    CosineAnnealingLR,
+    FitResult,
+    LevenbergMarquardt,
+    StepLR,
+    fit,
+)
 
 __all__ = [
     "MLP",
+    "SGD",
+    "Adam",
+    "AdamW",
     "AdditiveMLP",
+    "CosineAnnealingLR",
     "ElementwiseMLP",
+    "FitResult",
     "LevenbergMarquardt",
     "SineSum",
+    "StepLR",
     "backend",
     "convert",
+    "fit",
     "functional",
     "fuse",
     "optim",
     "reference",
     "spectral",
+    "training",
     "unfuse",
 ]
 __version__ = "0.1.0"

@@ -49,9 +49,11 @@ def user_cache_directory():
 
 @cache
 def _source_digest():
-    """Digest of every file of this wing: an entry point is compiled together with all it calls."""
+    """Digest of every file of this wing and of what the wings share: an entry point is compiled
+    together with all it uses."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    wing = Path(__file__).parent
+    for path in sorted([*wing.glob("*.py"), *wing.parent.glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -1,0 +1,217 @@
+"""Whole training runs: fastmlp.fit against the plain loop and the JAX program of `peers/`.
+
+The plain loop is timed on a part and extrapolated; the others run whole. A provider is timed only
+after its losses have agreed with the plain loop's, over the part's first epoch, to 1e-3 relative.
+"""
+
+import argparse
+import copy
+import importlib.util
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import common
+import torch
+
+import fastmlp
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+LARGEST_DIFFERENCE = 1e-3
+PLAIN_SECONDS = 3.0
+
+
+def sweep_data():
+    """SineNet's 60 points: x in units of π, and sin(πx)."""
+    k = torch.cat([torch.arange(-40, -10), torch.arange(10, 40)])
+    x = k * 0.1
+    return x, torch.sin(math.pi * x.double()).float()
+
+
+def sine_models(width, restarts):
+    return [fastmlp.SineSum(width) for _ in range(restarts)]
+
+
+def squares(n_rows=9_000):
+    x = -5 + 13 * torch.rand(n_rows, 64)
+    return x, x.double().square().sum(1, keepdim=True).float()
+
+
+# name to (groups of models, data, options of fit); models of a group have one structure
+CASES = {
+    "SineNet sweep, 11 widths × 20 restarts, 100 epochs, batch 1, AdamW": (
+        lambda: [sine_models(width, 20) for width in WIDTHS],
+        sweep_data,
+        {"batch_size": 1, "epochs": 100, "lr": 1e-3, "weight_decay": 0.01},
+    ),
+    "AdditiveMLP(64, 14), batch 100, 5 epochs of 9000 rows, Adam": (
+        lambda: [[fastmlp.AdditiveMLP(64, 14)]],
+        squares,
+        {"batch_size": 100, "epochs": 5, "lr": 1e-4, "weight_decay": 0.0},
+    ),
+    "AdditiveMLP(64, 14) × 20, batch 100, 1 epoch of 9000 rows, Adam": (
+        lambda: [[fastmlp.AdditiveMLP(64, 14) for _ in range(20)]],
+        squares,
+        {"batch_size": 100, "epochs": 1, "lr": 1e-4, "weight_decay": 0.0},
+    ),
+    "SineSum(8) × 1000, full batch of 60, 100 epochs, AdamW": (
+        lambda: [sine_models(8, 1000)],
+        sweep_data,
+        {"batch_size": 60, "epochs": 100, "lr": 1e-3, "weight_decay": 0.01},
+    ),
+}
+
+
+def plain_loop(model, x, y, options, max_seconds):
+    """The usual loop in plain PyTorch; losses of its steps, seconds a step."""
+    plain = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(
+        plain.parameters(), lr=options["lr"], weight_decay=options["weight_decay"]
+    )
+    losses, began = [], time.perf_counter()
+    batches = list(zip(x.split(options["batch_size"]), y.split(options["batch_size"]), strict=True))
+    with fastmlp.backend("torch"):
+        for inputs, targets in batches * options["epochs"]:
+            optimizer.zero_grad()
+            loss = torch.nn.functional.mse_loss(plain(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+            if time.perf_counter() - began > max_seconds:
+                break
+    return losses, (time.perf_counter() - began) / len(losses)
+
+
+def run_fastmlp(groups, x, y, options):
+    models = [copy.deepcopy(model) for group in groups for model in group]
+    optimizer = fastmlp.AdamW(lr=options["lr"], weight_decay=options["weight_decay"])
+    began = time.perf_counter()
+    result = fastmlp.fit(
+        models, x, y, epochs=options["epochs"], batch_size=options["batch_size"], shuffle=False,
+        optimizer=optimizer, progress=False,
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    return seconds, [float(result.train_loss[0, 0]), result.steps]
+
+
+def jax_programs(groups, x, y, options):
+    """Compiled JAX programs, one for each group, and what compiling took."""
+    from peers import jax_fit
+
+    programs, compile_seconds = [], 0.0
+    for group in groups:
+        if isinstance(group[0], fastmlp.SineSum):
+            weights = torch.stack([m.w.detach() for m in group]).numpy()
+            make = jax_fit.sine_sum
+        else:
+            states = [m.state_dict() for m in group]
+            weights = {k: torch.stack([s[k] for s in states]).numpy() for k in states[0]}
+            make = jax_fit.additive_mlp
+        program, seconds = make(weights, x.numpy(), y.numpy(), **options)
+        programs.append(program)
+        compile_seconds += seconds
+    return programs, compile_seconds
+
+
+def measure(name, rounds):
+    """One case: seconds of every provider, its providers taking turns."""
+    build, data, options = CASES[name]
+    torch.manual_seed(0)
+    groups, (x, y) = build(), data()
+    n_steps = -(-len(x) // options["batch_size"]) * options["epochs"] * sum(map(len, groups))
+    record = {"case": name, "steps": n_steps}
+    steps_per_epoch = -(-len(x) // options["batch_size"])
+    losses, _ = plain_loop(groups[0][0], x, y, options, math.inf if steps_per_epoch < 100 else 9.0)
+    first = losses[:steps_per_epoch]
+    expected = statistics.fmean(first) if len(first) == steps_per_epoch else None
+    run_fastmlp(groups, x, y, {**options, "epochs": 1})  # compiles or loads the kernels
+    programs = None
+    if importlib.util.find_spec("jax") is None:
+        record["jax"] = "not installed"
+    else:
+        programs, record["jax compile seconds"] = jax_programs(groups, x, y, options)
+        loss = float(programs[0]()[1][0, 0])
+        if expected is not None:
+            assert abs(loss - expected) <= LARGEST_DIFFERENCE * expected, ("jax", loss, expected)
+    samples = {"fastmlp": [], "jax": [], "torch": []}
+    for _ in range(rounds):
+        seconds, (loss, _) = run_fastmlp(groups, x, y, options)
+        if expected is not None:
+            assert abs(loss - expected) <= LARGEST_DIFFERENCE * expected, ("fit", loss, expected)
+        samples["fastmlp"].append(seconds)
+        if programs is not None:
+            began = time.perf_counter()
+            for program in programs:
+                program()
+            samples["jax"].append(time.perf_counter() - began)
+        # the plain loop on a part: every structure for a while, weighted alike
+        parts = [
+            plain_loop(group[0], x, y, options, PLAIN_SECONDS / len(groups))[1] * len(group)
+            for group in groups
+        ]
+        samples["torch"].append(sum(parts) * n_steps / sum(map(len, groups)))
+    for provider, values in samples.items():
+        if values:
+            record[provider] = {
+                "median_seconds": statistics.median(values),
+                "min_seconds": min(values),
+                "us_per_step": statistics.median(values) / n_steps * 1e6,
+                "extrapolated": provider == "torch",
+            }
+    return record
+
+
+def table(records):
+    """The results as text."""
+    lines = []
+    for record in records:
+        ours = record["fastmlp"]["median_seconds"]
+        lines.append(f"\n{record['case']}: {record['steps']} steps")
+        for provider in ("torch", "jax", "fastmlp"):
+            numbers = record.get(provider)
+            if not isinstance(numbers, dict):
+                lines.append(f"  {provider:<10}{numbers or 'not run'}")
+                continue
+            note = " (extrapolated from a timed part)" if numbers["extrapolated"] else ""
+            lines.append(
+                f"  {provider:<10}{numbers['median_seconds']:>10.4g} s, "
+                f"min {numbers['min_seconds']:.4g} s, {numbers['us_per_step']:.4g} µs a step; "
+                f"{numbers['median_seconds'] / ours:.4g} × fastmlp{note}"
+            )
+        if "jax compile seconds" in record:
+            lines.append(f"  jax compiled for {record['jax compile seconds']:.3g} s, not counted")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    """Run from the command line; return what was written as JSON."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    parser.add_argument("--rounds", type=int, default=5, help="runs of every provider (default 5)")
+    parser.add_argument("--case", help="only cases whose name contains this")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    about = common.metadata(torch.device("cpu"))
+    print(f"{about['cpu']}, {about['threads']} threads, load {about['load']:.1f}", flush=True)
+    records = []
+    for name in CASES:
+        if options.case is None or options.case in name:
+            records.append(measure(name, options.rounds))
+            print(table(records[-1:]), flush=True)
+    report = {"metadata": about, "results": records}
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    return report
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""`fit`: train a list of models at once, in place."""
+
+import contextlib
+import importlib
+import time
+
+import numpy as np
+import torch
+
+from fastmlp.kernels.runs import FINISHED, NOT_FINITE, RUNNING, STATE
+from fastmlp.training import shards
+from fastmlp.training.problem import make_problem
+from fastmlp.training.progress import reporter
+from fastmlp.training.result import FitResult
+
+
+def fit(
+    models,
+    x,
+    y,
+    *,
+    epochs,
+    batch_size=None,
+    shuffle=True,
+    optimizer=None,
+    scheduler=None,
+    loss="mse",
+    validation=None,
+    sample_weight=None,
+    patience=None,
+    clip_norm=None,
+    seed=0,
+    progress=True,
+    resume=None,
+):
+    """Train models in place, all at the same time, thousands of steps per kernel launch.
+
+    Every model is trained as a plain PyTorch loop with ``torch.optim`` would train it alone; the
+    result does not depend on the number of threads, on the other models, or on where the run was
+    interrupted. Under ``torch.distributed`` the list is shared out over the ranks, and every rank
+    gets all results.
+
+    Args:
+        models: One module or a list: ElementwiseMLP, AdditiveMLP and SineSum, mixed as you like, of
+            one dtype (float32 or float64) on one device. Frozen parameters stay as they are.
+        x: Inputs, shared by all models. Shape ``[N, …]``, cast to the models' dtype.
+        y: Targets, of the shape of ``model(x)``.
+        epochs: Passes over the data, those of ``resume`` counted.
+        batch_size: Rows of a step; the last batch of an epoch may be smaller. All rows by default.
+        shuffle: Whether each model takes the rows in an order of its own, a new one every epoch,
+            that of :func:`fastmlp.training.batch_order`. With all rows in one batch no order is
+            needed, and they are taken as they come.
+        optimizer: :class:`fastmlp.SGD`, :class:`fastmlp.Adam` or :class:`fastmlp.AdamW`; each of
+            its fields may hold one value per model. ``None`` means ``Adam(lr=1e-3)``.
+        scheduler: :class:`fastmlp.StepLR` or :class:`fastmlp.CosineAnnealingLR`, or ``None`` for a
+            constant rate.
+        loss: ``"mse"``, ``"l1"``, ``"huber"`` (δ = 1) or ``"bce_with_logits"``, averaged over rows
+            and outputs.
+        validation: A pair ``(x, y)``, evaluated after every epoch.
+        sample_weight: Weights of the rows, not negative. Shape ``[N]``, or ``[models, N]`` for
+            folds and bootstraps. A batch's loss is its weighted mean; one without weight makes no
+            step.
+        patience: Stop a model after so many epochs in which its validation loss did not fall, and
+            give every model the weights of its best epoch.
+        clip_norm: Scale a gradient down to this norm, as ``torch.nn.utils.clip_grad_norm_``. One
+            value, or one per model.
+        seed: Key of the random orders, which each model's place in the list is part of. A sequence
+            gives every model a key of its own, wherever it stands.
+        progress: Whether to show a progress bar.
+        resume: A :class:`FitResult` of the same models, data and settings: go on from there.
+
+    Returns:
+        A :class:`FitResult`. After Ctrl-C: one with what there is, ``stopped`` saying
+        ``"interrupted"``. A model whose loss becomes infinite or NaN stops, with ``stopped`` saying
+        ``"not finite"``.
+
+    Raises:
+        TypeError: An argument of the wrong type.
+        ValueError: Shapes, lengths or devices that do not match, a module without a kernel, a
+            setting out of range, two models that share a parameter. The models are untouched then.
+
+    Source: formulas of ``torch.optim``; orders as :func:`fastmlp.training.batch_order`.
+
+    Example:
+        >>> import torch, fastmlp
+        >>> x = torch.linspace(-3, 3, 60)
+        >>> nets = [fastmlp.SineSum(2) for _ in range(20)]
+        >>> adam = fastmlp.Adam(lr=[0.01] * 10 + [0.1] * 10)
+        >>> result = fastmlp.fit(nets, x, x.sin(), epochs=30, optimizer=adam, progress=False)
+        >>> result.train_loss.shape
+        torch.Size([20, 30])
+    """
+    problem = make_problem(
+        models, x, y, epochs=epochs, batch_size=batch_size, shuffle=shuffle, optimizer=optimizer,
+        scheduler=scheduler, loss=loss, validation=validation, sample_weight=sample_weight,
+        patience=patience, clip_norm=clip_norm, seed=seed,
+    )  # fmt: skip
+    seconds = _restore(problem, resume)
+    driver = importlib.import_module(f"fastmlp.training.{problem.optimizer_settings.driver}")
+    shards.share_out(problem)
+    began = time.perf_counter()
+    visible = progress and shards.is_first()
+    # after Ctrl-C what is there is the result
+    with reporter(problem, visible) as report, contextlib.suppress(KeyboardInterrupt):
+        driver.run(problem, report)
+    shards.gather(problem)
+    _mark_broken(problem)
+    problem.write_back()
+    return _result(problem, seconds + time.perf_counter() - began)
+
+
+def _mark_broken(problem):
+    """A last step may leave weights that no loss has seen."""
+    finite = problem.theta.isfinite().cpu().numpy()
+    if not finite.all():
+        broken = ~np.logical_and.reduceat(finite, problem.offsets[:-1])
+        problem.states["status"][broken] = NOT_FINITE
+
+
+def _result(problem, seconds):
+    def tensor(array):
+        return None if array is None else torch.from_numpy(array)
+
+    tensors = {
+        "theta": problem.theta,
+        "moment1": problem.moment1,
+        "moment2": problem.moment2,
+        "best": problem.best,
+        "train_loss": tensor(problem.train_loss),
+        "val_loss": tensor(problem.val_loss),
+    }
+    states = {name: torch.from_numpy(problem.states[name].copy()) for name in STATE.names}
+    return FitResult(problem.models, tensors, states, problem.description, seconds)
+
+
+def _restore(problem, resume):
+    """Take up the state of an earlier run; return the seconds that it took."""
+    if resume is None:
+        return 0.0
+    if not isinstance(resume, FitResult):
+        raise TypeError(f"resume must be a FitResult, got {type(resume).__name__}")
+    for name, value in problem.description.items():
+        if resume._description.get(name) != value:
+            raise ValueError(
+                f"resume must come from a run with the same {name}, "
+                f"got {_short(resume._description.get(name))} and now {_short(value)}"
+            )
+    if resume._tensors["theta"].shape != problem.theta.shape:
+        raise ValueError("resume must hold as many parameters as the models")
+    done = resume.train_loss.shape[1]
+    if int(resume.epochs.max()) > problem.epochs:
+        raise ValueError(
+            f"epochs counts those of resume: it must be at least {int(resume.epochs.max())}, "
+            f"got {problem.epochs}"
+        )
+    for name in ("theta", "moment1", "moment2", "best"):
+        if getattr(problem, name) is not None:
+            getattr(problem, name).copy_(resume._tensors[name])
+    for name in ("train_loss", "val_loss"):
+        if getattr(problem, name) is not None:
+            common = min(done, problem.epochs)
+            getattr(problem, name)[:, :common] = resume._tensors[name][:, :common].numpy()
+    for name in STATE.names:
+        problem.states[name] = resume._states[name].numpy()
+    status, short = problem.states["status"], problem.states["step"] < problem.n_steps
+    status[short & (status == FINISHED)] = RUNNING
+    return resume.seconds
+
+
+def _short(value):
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

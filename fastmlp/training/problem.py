@@ -1,0 +1,298 @@
+"""A training run, checked: data, settings and the state of every model."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from fastmlp.functional import check_choice
+from fastmlp.kernels.runs import LOSSES, new_states
+from fastmlp.training.settings import (
+    Adam,
+    CosineAnnealingLR,
+    Optimizer,
+    StepLR,
+    as_list,
+    check_number,
+    spread,
+)
+from fastmlp.training.structures import segments_of, structure_of
+
+
+@dataclass
+class Problem:
+    """All that the loops need, as tensors and arrays that keep their place in memory.
+
+    ``theta``, ``moment1``, ``moment2`` and ``best`` are flat: the parameters of model i are at
+    ``offsets[i]`` … ``offsets[i + 1]``, in the order of ``named_parameters()``.
+    """
+
+    models: list
+    structures: list
+    x: torch.Tensor  # [N, …] in the models' dtype, contiguous
+    y: torch.Tensor
+    weight: torch.Tensor | None  # [1 or models, N]
+    val_x: torch.Tensor | None
+    val_y: torch.Tensor | None
+    epochs: int
+    batch_rows: int
+    shuffle: bool
+    optimizer_settings: Optimizer
+    optimizer: str
+    hyper: dict  # name to float64 [models]
+    scheduler: object
+    loss: str
+    patience: int | None
+    seeds: np.ndarray
+    streams: np.ndarray
+    offsets: np.ndarray
+    segments: list
+    theta: torch.Tensor
+    moment1: torch.Tensor
+    moment2: torch.Tensor
+    best: torch.Tensor | None
+    train_loss: np.ndarray
+    val_loss: np.ndarray | None
+    states: np.ndarray
+    description: dict = field(default_factory=dict)
+    own: list = field(default_factory=list)  # the models that this process trains
+
+    @property
+    def steps_per_epoch(self):
+        """Batches in an epoch."""
+        return -(-len(self.x) // self.batch_rows)
+
+    @property
+    def n_steps(self):
+        """Steps of one model in all."""
+        return self.epochs * self.steps_per_epoch
+
+    def rates(self, first_epoch, stop_epoch):
+        """Learning rates ``[models, epochs]``, float64."""
+        epochs = np.arange(first_epoch, stop_epoch)
+        lr = self.hyper["lr"]
+        if self.scheduler is None:
+            return np.repeat(lr[:, None], len(epochs), 1)
+        return np.ascontiguousarray(self.scheduler.rates(lr, epochs))
+
+    def parameters(self, buffer, i):
+        """Views of model i's part of a flat buffer, one per parameter."""
+        flat = buffer[int(self.offsets[i]) : int(self.offsets[i + 1])]
+        shapes = self.structures[i].shapes
+        parts = flat.split([math.prod(shape) for shape in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    @torch.no_grad()
+    def write_back(self):
+        """Copy the weights into the modules: the best where ``patience`` asked for them."""
+        for i, model in enumerate(self.models):
+            use_best = self.best is not None and self.states["best_epoch"][i] >= 0
+            parts = self.parameters(self.best if use_best else self.theta, i)
+            for parameter, part in zip(model.parameters(), parts, strict=True):
+                parameter.copy_(part)
+
+
+def check_count(name, value, *, none=False):
+    """Raise unless ``value`` is an int of at least 1, or ``None`` where that is allowed."""
+    if value is None and none:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _check_models(models):
+    if isinstance(models, torch.nn.Module) and not isinstance(models, torch.nn.ModuleList):
+        models = [models]
+    elif not isinstance(models, list | tuple | torch.nn.ModuleList):
+        raise TypeError(f"models must be a Module or a list of them, got {type(models).__name__}")
+    models = list(models)
+    if not models:
+        raise ValueError("models must hold at least one module, got an empty list")
+    structures = [structure_of(model, f"models[{i}]") for i, model in enumerate(models)]
+    owners, first = {}, next(models[0].parameters())
+    for i, model in enumerate(models):
+        for name, p in model.named_parameters():
+            if p.dtype not in (torch.float32, torch.float64):
+                raise TypeError(f"models[{i}].{name} must be float32 or float64, got {p.dtype}")
+            if p.dtype != first.dtype or p.device != first.device:
+                raise ValueError(
+                    f"models must share one dtype and device, {first.dtype} on {first.device}, "
+                    f"got {p.dtype} on {p.device} in models[{i}]"
+                )
+            if owners.setdefault(id(p), i) != i:
+                raise ValueError(
+                    f"models[{i}] and models[{owners[id(p)]}] share the parameter {name}: "
+                    "every model must have its own"
+                )
+    return models, structures, first.dtype, first.device
+
+
+def _check_data(name, x, y, dtype, device):
+    for what, value in ((f"{name}x", x), (f"{name}y", y)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{what} must be a Tensor, got {type(value).__name__}")
+        if not value.is_floating_point():
+            raise TypeError(f"{what} must be a floating-point tensor, got {value.dtype}")
+        if value.device != device:
+            raise ValueError(
+                f"{what} must be on the device of the models, {device}, got {value.device}"
+            )
+        if value.dim() == 0 or len(value) == 0:
+            raise ValueError(f"{what} must have at least one row, got shape {list(value.shape)}")
+    if len(x) != len(y):
+        raise ValueError(f"{name}x and {name}y must have as many rows, got {len(x)} and {len(y)}")
+    return tuple(t.detach().to(dtype).contiguous() for t in (x, y))
+
+
+def _check_shapes(name, structures, x, y):
+    for i, structure in enumerate(structures):
+        wanted = list(x.shape)
+        if structure.kind == "additive_mlp":
+            n_in, n_out = structure.sizes[2:]
+            if x.dim() < 2 or x.shape[-1] != n_in:
+                raise ValueError(
+                    f"{name}x must have shape [N, …, {n_in}] for models[{i}], got {list(x.shape)}"
+                )
+            wanted[-1] = n_out
+        if list(y.shape) != wanted:
+            raise ValueError(
+                f"{name}y must have the shape of models[{i}]({name}x), {wanted}, "
+                f"got {list(y.shape)}"
+            )
+
+
+def _check_weight(weight, n_models, x):
+    if weight is None:
+        return None
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"sample_weight must be a Tensor, got {type(weight).__name__}")
+    if weight.shape not in ((len(x),), (n_models, len(x))):
+        raise ValueError(
+            f"sample_weight must have shape [{len(x)}] or [{n_models}, {len(x)}], "
+            f"got {list(weight.shape)}"
+        )
+    weight = weight.detach().to(x.device, x.dtype).reshape(-1, len(x)).contiguous()
+    if not bool((weight >= 0).all() & weight.isfinite().all()):
+        raise ValueError("sample_weight must be finite and not negative")
+    if not bool((weight.sum(1) > 0).all()):
+        raise ValueError("sample_weight must be above 0 for at least one row of every model")
+    return weight
+
+
+def _check_seeds(seed, n_models):
+    seeds = as_list("seed", seed)
+    for one in [seed] if seeds is None else seeds:
+        if isinstance(one, bool) or not isinstance(one, int):
+            raise TypeError(f"seed must be an int, or one per model, got {type(one).__name__}")
+        if not 0 <= one < 2**63:
+            raise ValueError(f"seed must be in [0, 2^63), got {one}")
+    if seeds is None:
+        return np.full(n_models, seed, np.int64), np.arange(n_models)
+    if len(seeds) != n_models:
+        raise ValueError(f"seed must hold {n_models} values, one per model, got {len(seeds)}")
+    return np.array(seeds, np.int64), np.zeros(n_models, np.int64)
+
+
+def make_problem(
+    models, x, y, *, epochs, batch_size, shuffle, optimizer, scheduler, loss, validation,
+    sample_weight, patience, clip_norm, seed,
+):  # fmt: skip
+    """Check the arguments of ``fit`` and gather them; changes nothing of what came."""
+    models, structures, dtype, device = _check_models(models)
+    n_models = len(models)
+    check_count("epochs", epochs)
+    check_count("batch_size", batch_size, none=True)
+    check_count("patience", patience, none=True)
+    if not isinstance(shuffle, bool):
+        raise TypeError(f"shuffle must be a bool, got {type(shuffle).__name__}")
+    check_choice("loss", loss, LOSSES)
+    optimizer = Adam() if optimizer is None else optimizer
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            "optimizer must be settings such as fastmlp.Adam(lr=1e-3), "
+            f"got {type(optimizer).__name__}"
+        )
+    if scheduler is not None and not isinstance(scheduler, StepLR | CosineAnnealingLR):
+        raise TypeError(
+            "scheduler must be StepLR, CosineAnnealingLR or None (constant), "
+            f"got {type(scheduler).__name__}"
+        )
+    x, y = _check_data("", x, y, dtype, device)
+    _check_shapes("", structures, x, y)
+    val_x = val_y = None
+    if validation is not None:
+        if not isinstance(validation, list | tuple) or len(validation) != 2:
+            raise TypeError("validation must be a pair (x, y)")
+        val_x, val_y = _check_data("validation ", *validation, dtype, device)
+        _check_shapes("validation ", structures, val_x, val_y)
+    elif patience is not None:
+        raise ValueError("patience needs validation=(x, y): it watches the validation loss")
+    hyper = optimizer.per_model(n_models)
+    clips = as_list("clip_norm", clip_norm)
+    for value in [clip_norm] if clips is None else clips:
+        if value is not None:
+            check_number("clip_norm", value, low=0.0)
+    hyper["clip_norm"] = spread("clip_norm", np.inf if clip_norm is None else clip_norm, n_models)
+    seeds, streams = _check_seeds(seed, n_models)
+    counts = [sum(math.prod(shape) for shape in s.shapes) for s in structures]
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    theta = torch.empty(int(offsets[-1]), dtype=dtype, device=device)
+    torch.cat([p.detach().reshape(-1) for m in models for p in m.parameters()], out=theta)
+    batch_rows = len(x) if batch_size is None else min(batch_size, len(x))
+    problem = Problem(
+        models=models,
+        structures=structures,
+        x=x,
+        y=y,
+        weight=_check_weight(sample_weight, n_models, x),
+        val_x=val_x,
+        val_y=val_y,
+        epochs=epochs,
+        batch_rows=batch_rows,
+        shuffle=shuffle and batch_rows < len(x),
+        optimizer_settings=optimizer,
+        optimizer=getattr(optimizer, "name", None),
+        hyper=hyper,
+        scheduler=scheduler,
+        loss=loss,
+        patience=patience,
+        seeds=seeds,
+        streams=streams,
+        offsets=offsets,
+        segments=[segments_of(s) for s in structures],
+        theta=theta,
+        moment1=torch.zeros_like(theta),
+        moment2=torch.zeros_like(theta),
+        best=None if patience is None else theta.clone(),
+        train_loss=np.full((n_models, epochs), np.nan),
+        val_loss=None if val_x is None else np.full((n_models, epochs), np.nan),
+        states=new_states(n_models),
+        own=list(range(n_models)),
+    )
+    problem.description = _describe(problem)
+    return problem
+
+
+def _describe(problem):
+    """What must be the same when a run is taken up again, in plain numbers and lists."""
+    return {
+        "structures": [
+            [s.kind, list(s.sizes), list(s.constants), list(s.trained)] for s in problem.structures
+        ],
+        "dtype": str(problem.x.dtype),
+        "rows": len(problem.x),
+        "batch_size": problem.batch_rows,
+        "shuffle": problem.shuffle,
+        "optimizer": problem.optimizer_settings.describe(),
+        "scheduler": repr(problem.scheduler),
+        "loss": problem.loss,
+        "patience": problem.patience,
+        "clip_norm": problem.hyper["clip_norm"].tolist(),
+        "seed": problem.seeds.tolist(),
+        "streams": problem.streams.tolist(),
+        "validation": 0 if problem.val_x is None else len(problem.val_x),
+        "weighted": problem.weight is not None,
+    }

@@ -1,0 +1,51 @@
+"""The progress bar of a run."""
+
+import contextlib
+
+import numpy as np
+
+
+def latest_losses(problem):
+    """The last loss that each model of this process has: of validation, or else of training."""
+    losses = problem.train_loss if problem.val_loss is None else problem.val_loss
+    own = np.array(problem.own, np.int64)
+    epoch = problem.states["step"][own] // problem.steps_per_epoch
+    known = epoch > 0
+    return losses[own[known], epoch[known] - 1]
+
+
+def summary(problem):
+    """Epoch, best and median loss as a line."""
+    steps = problem.states["step"][problem.own]
+    text = f"epoch {int(steps.max()) // problem.steps_per_epoch}/{problem.epochs}"
+    losses = latest_losses(problem)
+    losses = losses[np.isfinite(losses)]
+    if len(losses):
+        text += f", best {losses.min():.3g}, median {np.median(losses):.3g}"
+    return text
+
+
+@contextlib.contextmanager
+def reporter(problem, visible):
+    """A function to be called after every launch, which moves the bar.
+
+    Args:
+        problem: A :class:`fastmlp.training.problem.Problem`.
+        visible: Whether there is a bar at all.
+    """
+    if not visible or not problem.own:
+        yield lambda: None
+        return
+    from tqdm import tqdm
+
+    def done():
+        return int(problem.states["step"][problem.own].sum())
+
+    total = problem.n_steps * len(problem.own)
+    with tqdm(total=total, initial=done(), unit=" steps", unit_scale=True) as bar:
+
+        def report():
+            bar.set_postfix_str(summary(problem), refresh=False)
+            bar.update(done() - bar.n)
+
+        yield report

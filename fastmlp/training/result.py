@@ -1,0 +1,260 @@
+"""What `fit` returns: losses, the best model, and all that is needed to go on."""
+
+import math
+import os
+
+import numpy as np
+import torch
+
+from fastmlp.kernels.runs import FINISHED, NO_PROGRESS, NOT_FINITE, RUNNING, STATE
+
+_FORMAT = "fastmlp.FitResult"
+_VERSION = 1
+_BUFFERS = ("theta", "moment1", "moment2", "best", "train_loss", "val_loss")
+STOPPED = {
+    RUNNING: "interrupted",
+    FINISHED: "epochs",
+    NO_PROGRESS: "patience",
+    NOT_FINITE: "not finite",
+}
+"""Why a model stopped, by its status."""
+
+
+class FitResult:
+    """Losses of every model in every epoch, which model is best, and the state of the run.
+
+    A training loss is the mean over an epoch's rows of the loss at the time of their step; a
+    validation loss is that of the weights after the epoch. What an epoch that was not reached
+    would have is NaN.
+
+    Args:
+        models: The trained modules, in the order given to ``fit``; ``None`` after a bare load.
+        tensors: The flat buffers ``theta``, ``moment1``, ``moment2``, ``best`` (or ``None``), and
+            ``train_loss``, ``val_loss`` (or ``None``), float64 ``[models, epochs]``.
+        states: State of every model, a dictionary of tensors ``[models]``.
+        description: Settings of the run, as plain numbers and lists.
+        seconds: Time that the run took.
+
+    Example:
+        >>> import torch, fastmlp
+        >>> x = torch.linspace(-1, 1, 32)
+        >>> nets = [fastmlp.SineSum(2) for _ in range(3)]
+        >>> result = fastmlp.fit(nets, x, x.sin(), epochs=2, progress=False)
+        >>> result.train_loss.shape, result.stopped[0], result.best_model is nets[result.best]
+        (torch.Size([3, 2]), 'epochs', True)
+    """
+
+    def __init__(self, models, tensors, states, description, seconds):
+        self.models = models
+        self._tensors = tensors
+        self._states = states
+        self._description = description
+        self.seconds = seconds
+
+    @property
+    def train_loss(self):
+        """Mean training loss, float64 ``[models, epochs]``."""
+        return self._tensors["train_loss"]
+
+    @property
+    def val_loss(self):
+        """Validation loss, float64 ``[models, epochs]``; ``None`` without validation."""
+        return self._tensors["val_loss"]
+
+    @property
+    def steps(self):
+        """Optimizer steps of all models together."""
+        return int(self._states["updates"].sum())
+
+    @property
+    def epochs(self):
+        """Whole epochs that each model has seen, int64 ``[models]``."""
+        steps_per_epoch = -(-self._description["rows"] // self._description["batch_size"])
+        return self._states["step"] // steps_per_epoch
+
+    @property
+    def stopped(self):
+        """Why each model stopped: ``"epochs"``, ``"patience"``, ``"not finite"`` or
+        ``"interrupted"``."""
+        return [STOPPED[status] for status in self._states["status"].tolist()]
+
+    @property
+    def final_loss(self):
+        """The loss that ranks each model, float64 ``[models]``; infinite where not finite.
+
+        Where there was validation: the best validation loss under ``patience`` (whose weights the
+        module has), else the last. Without validation: the last training loss.
+        """
+        losses = self.train_loss if self.val_loss is None else self.val_loss
+        if self._tensors["best"] is not None:
+            final = self._states["best_loss"].clone()
+        else:
+            # the epoch before last of an interrupted run may be the last that has a loss
+            known = (~losses.isnan()).long() * torch.arange(1, losses.shape[1] + 1)
+            last = known.max(1).values
+            final = losses.gather(1, (last - 1).clamp(min=0)[:, None])[:, 0]
+        broken = self._states["status"] == NOT_FINITE
+        return torch.where(final.isnan() | broken, math.inf, final)
+
+    @property
+    def best(self):
+        """Index of the model with the lowest :attr:`final_loss`."""
+        return int(self.final_loss.argmin())
+
+    @property
+    def best_model(self):
+        """The module with the lowest :attr:`final_loss`."""
+        if self.models is None:
+            raise ValueError("this result was loaded without modules: load(path, models=…)")
+        return self.models[self.best]
+
+    def __repr__(self):
+        reasons = self.stopped
+        counts = ", ".join(f"{reasons.count(r)} {r}" for r in dict.fromkeys(reasons))
+        return (
+            f"FitResult({len(reasons)} models, stopped: {counts}; best: model {self.best}, "
+            f"loss {self.final_loss[self.best].item():.6g}; {self.steps} steps, "
+            f"{self.seconds:.3g} s)"
+        )
+
+    def save(self, path):
+        """Write the result, with the weights and moments of every model, to one file.
+
+        Args:
+            path: Where; an existing file is replaced once the new one is whole.
+        """
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "tensors": {k: None if t is None else t.cpu() for k, t in self._tensors.items()},
+            "states": self._states,
+            "description": self._description,
+            "seconds": self.seconds,
+        }
+        path = os.fspath(path)
+        torch.save(content, path + ".part")
+        os.replace(path + ".part", path)
+
+    @classmethod
+    def load(cls, path, models=None):
+        """Read a file that :meth:`save` wrote; nothing in it is executed.
+
+        Args:
+            path: The file.
+            models: Modules of the run's structures, in its order: they get the trained weights.
+
+        Raises:
+            ValueError: The file is no FitResult, or damaged; ``models`` do not match it.
+            OSError: The file cannot be read.
+        """
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{path} is no saved FitResult, or damaged: {error}") from error
+        reason = _defect(content)
+        if reason is not None:
+            raise ValueError(f"{path} is no saved FitResult, or damaged: {reason}")
+        result = cls(
+            None,
+            content["tensors"],
+            content["states"],
+            content["description"],
+            content["seconds"],
+        )
+        if models is not None:
+            result._give_weights(models)
+        return result
+
+    def _give_weights(self, models):
+        from fastmlp.training.structures import structure_of
+
+        models = [models] if isinstance(models, torch.nn.Module) else list(models)
+        structures = [structure_of(model, f"models[{i}]") for i, model in enumerate(models)]
+        if [describe(s) for s in structures] != self._description["structures"]:
+            raise ValueError("models must have the structures of the saved run, in its order")
+        weights = self._tensors["theta"]
+        if self._tensors["best"] is not None:
+            weights = torch.where(
+                torch.repeat_interleave(
+                    self._states["best_epoch"] >= 0,
+                    torch.tensor([sum(map(math.prod, s.shapes)) for s in structures]),
+                ),
+                self._tensors["best"].cpu(),
+                weights.cpu(),
+            )
+        at = 0
+        with torch.no_grad():
+            for parameter in (p for model in models for p in model.parameters()):
+                part = weights[at : at + parameter.numel()]
+                parameter.copy_(part.view_as(parameter))
+                at += parameter.numel()
+        self.models = models
+
+    def plot(self, ax=None):
+        """Draw the loss of every model over the epochs, the best one on top.
+
+        Args:
+            ax: Axes of matplotlib; new ones by default.
+
+        Returns:
+            The axes.
+        """
+        from matplotlib import pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots(layout="constrained")
+        epochs = np.arange(1, self.train_loss.shape[1] + 1)
+        # the ten thousandth grey line shows no more than the five hundredth
+        shown = range(0, len(self.train_loss), max(1, len(self.train_loss) // 500))
+        for i in shown:
+            ax.plot(epochs, self.train_loss[i], color="0.75", lw=0.7, zorder=1)
+        ax.plot([], color="0.75", lw=0.7, label=f"training, {len(self.train_loss)} models")
+        ax.plot(epochs, self.train_loss[self.best], color="k", label=f"training, model {self.best}")
+        if self.val_loss is not None:
+            ax.plot(
+                epochs, self.val_loss[self.best], "--", color="C1",
+                label=f"validation, model {self.best}",
+            )  # fmt: skip
+        ax.set_xlabel("epoch")
+        ax.set_ylabel(f"loss ({self._description['loss']})")
+        ax.set_yscale("log")
+        ax.legend()
+        return ax
+
+
+def describe(structure):
+    """A structure as plain lists, as results store it."""
+    return [
+        structure.kind, list(structure.sizes), list(structure.constants), list(structure.trained),
+    ]  # fmt: skip
+
+
+def _defect(content):
+    """What is wrong with a loaded file's content, or ``None``."""
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        return "it was not written by FitResult.save"
+    if content.get("version") != _VERSION:
+        return f"version {content.get('version')}, this fastmlp reads {_VERSION}"
+    tensors, states = content.get("tensors"), content.get("states")
+    description = content.get("description")
+    if not isinstance(tensors, dict) or set(tensors) != set(_BUFFERS):
+        return "it lacks tensors"
+    if not isinstance(states, dict) or set(states) != set(STATE.names):
+        return "it lacks states"
+    if not isinstance(description, dict) or not isinstance(content.get("seconds"), float):
+        return "it lacks settings"
+    n_models = len(description.get("structures", []))
+    wanted = [t for k, t in tensors.items() if k not in ("best", "val_loss")]
+    if not all(isinstance(t, torch.Tensor) for t in (*wanted, *states.values())):
+        return "it lacks numbers"
+    flat = [tensors[k] for k in ("theta", "moment1", "moment2", "best") if tensors[k] is not None]
+    if any(t.shape != flat[0].shape or t.dim() != 1 for t in flat):
+        return "its buffers do not match"
+    if any(t.shape != (n_models,) for t in states.values()):
+        return "its states do not match its models"
+    losses = [tensors[k] for k in ("train_loss", "val_loss") if tensors[k] is not None]
+    if any(t.dim() != 2 or len(t) != n_models for t in losses):
+        return "its losses do not match its models"
+    return None

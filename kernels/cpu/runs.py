@@ -1,0 +1,125 @@
+"""The runs of many models: their records, and the tasks that the threads are dealt."""
+
+import numpy as np
+import torch
+
+from ..runs import LOSSES, OPTIMIZERS
+from . import pool
+from .training import RUN
+from .verbs import VERBS, trainer_of
+
+TASKS = 64
+"""Tasks of a launch, about: enough to balance a few threads, few enough to deal in no time."""
+
+
+class Runs:
+    """The runs of the models that are this process's own.
+
+    Args:
+        problem: A ``fastmlp.training.problem.Problem``: data, settings and state, as tensors and
+            arrays that stay where they are.
+    """
+
+    def __init__(self, problem):
+        self._problem = problem
+        sizes = np.diff(problem.offsets)
+        kinds = sorted({s.kind for s in problem.structures})
+        # longest first, so that the threads end together
+        self._models = sorted(
+            problem.own, key=lambda i: (kinds.index(problem.structures[i].kind), -sizes[i])
+        )
+        self._alive = []  # what only the records point to
+        self._records = np.zeros(len(self._models), RUN)
+        for record, i in zip(self._records, self._models, strict=True):
+            self._fill(record, i)
+        self._tasks = self._cut()
+
+    def _address(self, array):
+        """Where an array is; it stays there as long as the runs do."""
+        self._alive.append(array)
+        return array.data_ptr() if isinstance(array, torch.Tensor) else array.ctypes.data
+
+    def _fill(self, record, i):
+        p, structure = self._problem, self._problem.structures[i]
+        verbs = VERBS[structure.kind]
+        start, n_parameters = int(p.offsets[i]), int(p.offsets[i + 1] - p.offsets[i])
+        item, n_rows = p.x.element_size(), len(p.x)
+        record["state"] = p.states[i : i + 1].ctypes.data
+        record["x"], record["y"] = p.x.data_ptr(), p.y.data_ptr()
+        record["n_rows"] = n_rows
+        record["n_in"], record["n_out"] = p.x[0].numel(), p.y[0].numel()
+        record["batch_rows"] = p.batch_rows
+        if p.weight is not None:
+            row = i if len(p.weight) > 1 else 0
+            record["weight"] = p.weight.data_ptr() + row * n_rows * item
+        if p.val_x is not None:
+            record["val_x"], record["val_y"] = p.val_x.data_ptr(), p.val_y.data_ptr()
+            record["n_val_rows"] = len(p.val_x)
+            record["val_loss"] = p.val_loss[i].ctypes.data
+        record["train_loss"] = p.train_loss[i].ctypes.data
+        for name in ("theta", "moment1", "moment2", "best"):
+            buffer = getattr(p, name)
+            if buffer is not None:
+                record[name] = buffer.data_ptr() + start * item
+        record["n_parameters"] = n_parameters
+        for name, values, dtype in (
+            ("segments", p.segments[i], np.int64),
+            ("sizes", structure.sizes, np.int64),
+            ("constants", structure.constants, np.float64),
+        ):
+            values = np.ascontiguousarray(values, dtype).reshape(-1)
+            record[name] = self._address(values)
+            record["n_" + name] = len(values) // (2 if name == "segments" else 1)
+        rows = verbs.block_rows(structure.sizes, int(record["n_in"]))
+        record["block_rows"] = min(rows, max(p.batch_rows, int(record["n_val_rows"])))
+        record["n_kept"] = verbs.n_kept(structure.sizes, int(record["n_in"]))
+        record["shuffle"], record["seed"], record["stream"] = p.shuffle, p.seeds[i], p.streams[i]
+        record["optimizer"] = OPTIMIZERS.index(p.optimizer)
+        record["loss"] = LOSSES.index(p.loss)
+        record["patience"] = p.patience or 0
+        for name, values in p.hyper.items():
+            if name != "lr":  # each launch brings its own
+                record[name] = values[i]
+
+    def _cut(self):
+        """Tasks (kernel, first, last), each of one kind of model, the heaviest first."""
+        if not self._models:
+            return []
+        n_in, batch = self._records["n_in"], self._records["batch_rows"]
+        # relative cost of a step: what does not depend on the model is that of some 64 parameters
+        costs = 64 + self._records["n_parameters"] * np.minimum(n_in * batch, 1 << 20)
+        share = costs.sum() / TASKS
+        compute = self._problem.x.dtype
+        tasks, first = [], 0
+        for last in range(1, len(self._models) + 1):
+            kind = self._problem.structures[self._models[first]].kind
+            full = costs[first:last].sum() >= share
+            ends = last == len(self._models)
+            if not ends:
+                ends = self._problem.structures[self._models[last]].kind != kind
+            if full or ends:
+                tasks.append((costs[first:last].sum(), trainer_of(kind)[compute], first, last))
+                first = last
+        tasks.sort(key=lambda task: -task[0])
+        return [task[1:] for task in tasks]
+
+    def advance(self, stop_step, first_epoch, rates):
+        """Advance every model that still runs to ``stop_step``.
+
+        Args:
+            stop_step: Number of the step before which to stop.
+            first_epoch: The epoch that the first column of ``rates`` is of.
+            rates: Learning rates, float64 ``[models, epochs of this launch]``.
+        """
+        rates = np.ascontiguousarray(rates)
+        self._records["stop_step"], self._records["first_epoch"] = stop_step, first_epoch
+        self._records["rates"] = rates.ctypes.data + rates.strides[0] * np.array(
+            self._models, np.int64
+        )
+        at, tasks = self._records.ctypes.data, self._tasks
+
+        def run(task):
+            kernel, first, last = tasks[task]
+            kernel(at, first, last)
+
+        pool.run_pieces(run, len(tasks))

@@ -1,0 +1,95 @@
+"""The runs of many models: one launch for each structure, one program for each model."""
+
+import numpy as np
+import torch
+import triton
+
+from ..runs import STATE
+from .launch import compute_dtype, device_of
+from .models import MAX_TILE, TILE, VERBS, rows_of
+from .training import HYPER, OPTIMIZERS, train_kernel
+
+BLOCK = 512
+"""Parameters that are updated at a time."""
+
+
+class Runs:
+    """The runs of the models that are this process's own.
+
+    Args:
+        problem: A ``fastmlp.training.problem.Problem``: data, settings and state.
+    """
+
+    def __init__(self, problem):
+        self._problem = p = problem
+        device = p.x.device
+        self._grad = torch.zeros_like(p.theta)
+        trained = np.zeros(int(p.offsets[-1]), np.int8)
+        for offset, segments in zip(p.offsets[:-1], p.segments, strict=True):
+            for first, stop in segments:
+                trained[offset + first : offset + stop] = 1
+        self._trained = torch.from_numpy(trained).to(device)
+        self._starts = torch.from_numpy(p.offsets).to(device)
+        n_models = len(p.models)
+        columns = [p.hyper.get(name, np.zeros(n_models)) for name in HYPER]
+        self._hyper = torch.from_numpy(np.stack(columns, 1).copy()).to(device)
+        self._seeds = torch.from_numpy(p.seeds.astype(np.int64)).to(device)
+        self._streams = torch.from_numpy(p.streams.astype(np.int64)).to(device)
+        self._train_loss = torch.from_numpy(p.train_loss).to(device)
+        self._val_loss = self._train_loss
+        if p.val_loss is not None:
+            self._val_loss = torch.from_numpy(p.val_loss).to(device)
+        groups = {}
+        for i in p.own:
+            groups.setdefault(p.structures[i][:3], []).append(i)
+        self._groups = []
+        for (kind, sizes, constants), models in groups.items():
+            verb, with_tile = VERBS[kind]
+            places = torch.tensor(models, dtype=torch.int64, device=device)
+            self._groups.append((verb, with_tile(sizes), constants, places, models[0]))
+
+    def advance(self, stop_step, first_epoch, rates):
+        """Advance every model that still runs to ``stop_step``.
+
+        Args:
+            stop_step: Number of the step before which to stop.
+            first_epoch: The epoch that the first column of ``rates`` is of.
+            rates: Learning rates, float64 ``[models, epochs of this launch]``.
+        """
+        p = self._problem
+        device = p.x.device
+        states = np.stack([p.states[name].astype(np.float64) for name in STATE.names], 1)
+        states = torch.from_numpy(states).to(device)
+        rates = torch.from_numpy(np.ascontiguousarray(rates)).to(device)
+        _, compute = compute_dtype(p.x.dtype)
+        weight_stride = 0
+        if p.weight is not None and len(p.weight) > 1:
+            weight_stride = p.weight.shape[1]
+        with device_of(p.x):
+            for verb, sizes, constants, places, one in self._groups:
+                n_parameters = int(p.offsets[one + 1] - p.offsets[one])
+                train_kernel[(len(places),)](
+                    p.theta, p.moment1, p.moment2, p.theta if p.best is None else p.best,
+                    self._grad, self._trained, self._starts, places, p.x, p.y, p.weight, p.val_x,
+                    p.val_y, states, self._hyper, rates, self._seeds, self._streams,
+                    self._train_loss, self._val_loss, n_parameters, len(p.x), p.x[0].numel(),
+                    p.y[0].numel(), 0 if p.val_x is None else len(p.val_x), p.batch_rows,
+                    weight_stride, p.epochs, first_epoch, rates.shape[1], stop_step,
+                    p.patience or 0,
+                    MODEL=verb, UPDATE=OPTIMIZERS[p.optimizer], ROWS_OF=rows_of, LOSS=p.loss,
+                    SHUFFLE=p.shuffle, SIZES=sizes, CONSTANTS=constants, COMPUTE=compute,
+                    BLOCK=min(BLOCK, triton.next_power_of_2(n_parameters)),
+                    num_warps=warps_for(sizes),
+                )  # fmt: skip
+        states = states.cpu().numpy()
+        for column, name in enumerate(STATE.names):
+            p.states[name] = states[:, column]
+        p.train_loss[:] = self._train_loss.cpu().numpy()
+        if p.val_loss is not None:
+            p.val_loss[:] = self._val_loss.cpu().numpy()
+
+
+def warps_for(sizes):
+    """Warps of a program: one for narrow models, up to eight where a row fills the tile."""
+    rows = sizes[-1]
+    return 4 if rows > 1 else min(8, max(4, MAX_TILE // TILE))

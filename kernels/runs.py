@@ -1,0 +1,33 @@
+"""What all backends of a training run share: the state of a model, and the codes of the options."""
+
+import numpy as np
+
+STATE = np.dtype(
+    [
+        ("step", np.int64),  # batches seen
+        ("updates", np.int64),  # batches that moved the weights
+        ("status", np.int64),
+        ("best_epoch", np.int64),  # of the validation loss; -1: none yet
+        ("loss_sum", np.float64),  # of the epoch so far, and the weight of its rows
+        ("weight_sum", np.float64),
+        ("beta1_power", np.float64),  # beta1^updates
+        ("beta2_power", np.float64),
+        ("best_loss", np.float64),
+    ]
+)
+"""How far one model has come; read and written by the loops."""
+
+RUNNING, FINISHED, NO_PROGRESS, NOT_FINITE = range(4)
+"""Values of ``status``."""
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+LOSSES = ("mse", "l1", "huber", "bce_with_logits")
+
+
+def new_states(n_models):
+    """States at the start of a run."""
+    states = np.zeros(n_models, STATE)
+    states["beta1_power"] = states["beta2_power"] = 1.0
+    states["best_loss"] = np.inf
+    states["best_epoch"] = -1
+    return states

@@ -1,0 +1,570 @@
+"""What `fit` promises besides the numbers of a plain loop."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import fastmlp
+from fastmlp.training import batch_order
+
+
+@pytest.fixture(params=["torch", "numba"])
+def loop(request):
+    """Each backend that trains on the CPU."""
+    pytest.importorskip(request.param)
+    with fastmlp.backend(request.param):
+        yield request.param
+
+
+def nets(n=4, seed=0):
+    torch.manual_seed(seed)
+    return [fastmlp.SineSum(2 + i) for i in range(n)]
+
+
+def waves(n=40):
+    x = torch.linspace(-3, 3, n)
+    return x, (2 * x).sin()
+
+
+def weights(models):
+    return torch.cat([p.detach().reshape(-1) for m in models for p in m.parameters()])
+
+
+def quiet_fit(*arguments, **options):
+    return fastmlp.fit(*arguments, **{"progress": False, **options})
+
+
+SETTINGS = {
+    "epochs": 7,
+    "batch_size": 9,
+    "optimizer": fastmlp.AdamW(lr=0.02),
+    "scheduler": fastmlp.StepLR(2, 0.5),
+}
+
+
+class TestModels:
+    def test_one_module_is_trained_in_place(self, loop):
+        model, (x, y) = nets(1)[0], waves()
+        before = weights([model])
+        result = quiet_fit(model, x, y, **SETTINGS)
+        assert not torch.equal(weights([model]), before)
+        assert result.best_model is model
+        assert result.train_loss.shape == (1, 7)
+        assert result.val_loss is None
+
+    def test_the_modules_stay_ordinary(self, loop):
+        model, (x, y) = nets(1)[0], waves()
+        parameter = model.w
+        quiet_fit(model, x, y, **SETTINGS)
+        assert model.w is parameter
+        assert parameter.grad is None
+        model(x).sum().backward()
+        assert parameter.grad is not None
+
+    def test_kinds_may_be_mixed(self, loop):
+        torch.manual_seed(0)
+        models = [fastmlp.SineSum(3), fastmlp.ElementwiseMLP(4), fastmlp.SineSum(1)]
+        x, y = waves()
+        together = copy.deepcopy(models)
+        quiet_fit(together, x, y, **SETTINGS, seed=[1, 2, 3])
+        for i, model in enumerate(models):
+            quiet_fit(model, x, y, **SETTINGS, seed=[i + 1])
+        assert torch.equal(weights(models), weights(together))
+
+    def test_the_other_models_do_not_matter(self, loop):
+        x, y = waves()
+        first, second = nets(4), nets(4)
+        quiet_fit(first, x, y, **SETTINGS)
+        quiet_fit([*second[:1], *nets(3, seed=9)], x, y, **SETTINGS)
+        assert torch.equal(weights(first[:1]), weights(second[:1]))
+
+    def test_frozen_parameters_stay(self, loop):
+        torch.manual_seed(0)
+        model = fastmlp.ElementwiseMLP(4)
+        model.fc1.requires_grad_(False)
+        before = weights([model])
+        x, y = waves()
+        quiet_fit(model, x, y, **SETTINGS)
+        moved = weights([model]) != before
+        assert not moved[:8].any()
+        assert moved[8:].all()
+
+    def test_a_model_of_frozen_parameters_alone_is_evaluated(self, loop):
+        model, (x, y) = nets(1)[0].requires_grad_(False), waves()
+        result = quiet_fit(model, x, y, epochs=2)
+        assert result.train_loss[0, 0] == result.train_loss[0, 1]
+
+    def test_inputs_of_any_shape(self, loop):
+        x = torch.linspace(-2, 2, 48).reshape(8, 2, 3)
+        model = nets(1)[0]
+        flat = copy.deepcopy(model)
+        quiet_fit(model, x, x.sin(), epochs=3, batch_size=2, shuffle=False)
+        quiet_fit(flat, x.reshape(48), x.reshape(48).sin(), epochs=3, batch_size=12, shuffle=False)
+        assert torch.allclose(weights([model]), weights([flat]), rtol=1e-5)
+
+    def test_more_rows_than_a_block(self, loop):
+        torch.manual_seed(0)
+        x = torch.rand(9000, 8)
+        y = x.square().sum(1, keepdim=True)
+        model = fastmlp.AdditiveMLP(8, 3).double()
+        losses = []
+        for _ in range(2):
+            losses.append(torch.nn.functional.mse_loss(model(x.double()), y.double()).item())
+            result = quiet_fit(model, x, y, epochs=1, optimizer=fastmlp.SGD(lr=1e-3))
+            assert math.isclose(result.train_loss.item(), losses[-1], rel_tol=1e-10)
+        assert losses[1] < losses[0]
+
+
+class TestSettings:
+    def test_one_value_per_model(self, loop):
+        x, y = waves()
+        rates, betas = [0.1, 0.01, 0.001], [(0.9, 0.99), (0.5, 0.9), (0.0, 0.999)]
+        together = nets(3)
+        optimizer = fastmlp.Adam(lr=rates, betas=betas)
+        quiet_fit(together, x, y, epochs=4, optimizer=optimizer, clip_norm=[1.0, 0.1, 0.01])
+        for i, model in enumerate(nets(3)):
+            optimizer = fastmlp.Adam(lr=rates[i], betas=betas[i])
+            clip = [1.0, 0.1, 0.01][i]
+            quiet_fit(model, x, y, epochs=4, optimizer=optimizer, clip_norm=clip)
+            assert torch.equal(weights([model]), weights([together[i]]))
+
+    @pytest.mark.parametrize("name", ["StepLR", "CosineAnnealingLR"])
+    def test_schedules_are_those_of_torch(self, loop, name):
+        arguments = {"StepLR": (3, 0.7), "CosineAnnealingLR": (8, 1e-3)}[name]
+        x, y = waves()
+        model = nets(1)[0].double()
+        plain = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(plain.parameters(), lr=0.3)
+        scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, *arguments)
+        for _ in range(10):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(plain(x.double()), y.double()).backward()
+            optimizer.step()
+            scheduler.step()
+        ours = getattr(fastmlp, name)(*arguments)
+        quiet_fit(model, x, y, epochs=10, optimizer=fastmlp.SGD(lr=0.3), scheduler=ours)
+        assert torch.allclose(weights([model]), weights([plain]), rtol=1e-10)
+
+    def test_clipping_is_that_of_torch(self, loop):
+        x, y = waves()
+        model = nets(3)[2].double()
+        plain = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(plain.parameters(), lr=0.3)
+        for _ in range(5):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(plain(x.double()), y.double()).backward()
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.05)
+            optimizer.step()
+        quiet_fit(model, x, y, epochs=5, optimizer=fastmlp.SGD(lr=0.3), clip_norm=0.05)
+        assert torch.allclose(weights([model]), weights([plain]), rtol=1e-10)
+
+    def test_weights_of_rows_choose_folds(self, loop):
+        x, y = (t.double() for t in waves(30))
+        folds = torch.zeros(3, 30)
+        for i in range(3):
+            folds[i, i::3] = 1.0
+        models = [nets(1)[0].double() for _ in range(3)]
+        result = quiet_fit(models, x, y, epochs=6, sample_weight=folds)
+        for i in range(3):
+            alone = nets(1)[0].double()
+            other = quiet_fit(alone, x[i::3], y[i::3], epochs=6)
+            assert torch.allclose(weights([models[i]]), weights([alone]), rtol=1e-10)
+            assert torch.allclose(result.train_loss[i], other.train_loss[0], rtol=1e-10)
+
+    def test_a_batch_without_weight_makes_no_step(self, loop):
+        x, y = waves(30)
+        weight = torch.zeros(30)
+        weight[:10] = 2.0
+        model, alone = nets(1)[0], nets(1)[0]
+        options = {"epochs": 3, "batch_size": 10, "shuffle": False}
+        result = quiet_fit(model, x, y, sample_weight=weight, **options)
+        other = quiet_fit(alone, x[:10], y[:10], **options)
+        assert result.steps == other.steps == 3
+        assert torch.allclose(weights([model]), weights([alone]), rtol=1e-6)
+
+    def test_validation_and_patience(self, loop):
+        x, y = waves()
+        models = nets(3)
+        # a rate so large that the loss soon gets worse
+        result = quiet_fit(
+            models, x, y, epochs=60, optimizer=fastmlp.Adam(lr=[0.3, 1e-4, 0.5]),
+            validation=(x[:7], y[:7]), patience=3,
+        )  # fmt: skip
+        assert result.stopped[0] == "patience"
+        assert result.stopped[1] == "epochs"
+        seen = int(result.epochs[0])
+        losses = result.val_loss[0, :seen]
+        assert losses.argmin() == seen - 1 - 3
+        assert result.val_loss[0, seen:].isnan().all()
+        now = torch.nn.functional.mse_loss(models[0](x[:7]), y[:7]).item()
+        assert math.isclose(now, losses.min().item(), rel_tol=1e-4)
+        assert math.isclose(result.final_loss[0].item(), losses.min().item())
+
+
+class TestRuns:
+    def test_the_number_of_threads_does_not_matter(self, loop):
+        x, y = waves()
+        outcomes, threads = [], torch.get_num_threads()
+        try:
+            for n in (1, 2, 3):
+                torch.set_num_threads(n)
+                models = nets(6)
+                quiet_fit(models, x, y, **SETTINGS)
+                outcomes.append(weights(models))
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(outcomes[0], outcomes[1])
+        assert torch.equal(outcomes[0], outcomes[2])
+
+    def test_where_launches_are_cut_does_not_matter(self, loop, monkeypatch):
+        from fastmlp.training import first_order
+
+        x, y = waves()
+        outcomes = []
+        for seconds, steps in ((1e-9, 1), (1e9, 1000), (1e-9, 7)):
+            monkeypatch.setattr(first_order, "LAUNCH_SECONDS", seconds)
+            monkeypatch.setattr(first_order, "FIRST_STEPS", steps)
+            models = nets(2)
+            result = quiet_fit(models, x, y, **SETTINGS, validation=(x, y))
+            outcomes.append((weights(models), result.train_loss, result.val_loss))
+        for other in outcomes[1:]:
+            for ours, theirs in zip(outcomes[0], other, strict=True):
+                assert torch.equal(ours, theirs)
+
+    @pytest.mark.parametrize("optimizer", [fastmlp.SGD(0.05, momentum=0.9), fastmlp.Adam(0.05)])
+    def test_resuming_gives_the_very_same_numbers(self, loop, optimizer, tmp_path):
+        x, y = waves()
+        options = {**SETTINGS, "optimizer": optimizer, "validation": (x, y), "patience": 50}
+        whole = nets(3)
+        expected = quiet_fit(whole, x, y, **options)
+        first = quiet_fit(nets(3), x, y, **{**options, "epochs": 3})
+        first.save(tmp_path / "run.pt")
+        models = nets(3, seed=5)
+        loaded = fastmlp.FitResult.load(tmp_path / "run.pt")
+        result = quiet_fit(models, x, y, **options, resume=loaded)
+        assert torch.equal(weights(models), weights(whole))
+        assert torch.equal(result.train_loss, expected.train_loss)
+        assert torch.equal(result.val_loss, expected.val_loss)
+        assert result.steps == expected.steps
+
+    def test_an_interrupted_run_can_be_taken_up(self, loop, monkeypatch):
+        from fastmlp.training import first_order
+
+        x, y = waves()
+        whole, models = nets(3), nets(3)
+        expected = quiet_fit(whole, x, y, **SETTINGS)
+        monkeypatch.setattr(first_order, "FIRST_STEPS", 8)
+        monkeypatch.setattr(first_order, "LAUNCH_SECONDS", 1e-9)
+        rounds = iter(range(2))
+
+        class Interrupting:
+            def __init__(self, *arguments, **options):
+                self.n = 0
+
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *error):
+                return None
+
+            def set_postfix_str(self, text, refresh):
+                assert "best" in text or "epoch 0" in text or "epoch 1" in text
+
+            def update(self, n):
+                self.n += n
+                if next(rounds, None) is None:
+                    raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr("tqdm.tqdm", Interrupting)
+            result = quiet_fit(models, x, y, **SETTINGS, progress=True)
+        assert result.stopped == ["interrupted"] * 3
+        assert 0 < result.steps < expected.steps
+        result = quiet_fit(models, x, y, **SETTINGS, resume=result)
+        assert result.stopped == ["epochs"] * 3
+        assert torch.equal(weights(models), weights(whole))
+        assert torch.equal(result.train_loss, expected.train_loss)
+
+    def test_a_model_that_blows_up_stops_alone(self, loop):
+        x, y = waves()
+        torch.manual_seed(0)
+        models = [fastmlp.ElementwiseMLP(4) for _ in range(3)]
+        alone = copy.deepcopy(models)
+        rates = [0.01, 1e30, 0.02]
+        result = quiet_fit(models, x, y, epochs=20, optimizer=fastmlp.SGD(lr=rates))
+        assert result.stopped == ["epochs", "not finite", "epochs"]
+        assert result.final_loss[1] == math.inf
+        assert result.best != 1
+        assert not result.train_loss[1, 19].isfinite()
+        for i in (0, 2):
+            quiet_fit(alone[i], x, y, epochs=20, optimizer=fastmlp.SGD(lr=rates[i]))
+            assert torch.equal(weights([alone[i]]), weights([models[i]]))
+
+    def test_weights_that_no_loss_has_seen_are_marked(self, loop):
+        x, y = waves()
+        model = nets(1)[0]
+        optimizer = fastmlp.SGD(lr=3e38, weight_decay=3e38)
+        assert quiet_fit(model, x, y, epochs=1, optimizer=optimizer).stopped == ["not finite"]
+
+    def test_progress_shows_epoch_and_losses(self, loop, capsys):
+        x, y = waves()
+        quiet_fit(nets(2), x, y, **SETTINGS, progress=True)
+        text = capsys.readouterr().err
+        assert "epoch 7/7, best" in text
+        assert "median" in text
+
+
+class TestOrder:
+    @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 60, 1000, 4097])
+    def test_it_is_a_permutation(self, n):
+        for epoch in range(5):
+            assert batch_order(n, epoch=epoch).sort().values.tolist() == list(range(n))
+
+    def test_models_epochs_and_seeds_have_their_own(self):
+        one = batch_order(100, epoch=0)
+        for other in ({"epoch": 1}, {"epoch": 0, "model": 1}, {"epoch": 0, "seed": 1}):
+            assert not torch.equal(one, batch_order(100, **other))
+
+    @pytest.mark.parametrize("n", [3, 4, 5])
+    def test_all_permutations_are_as_likely(self, n):
+        each = 40
+        draws = each * math.factorial(n)
+        counts = {}
+        for epoch in range(draws):
+            order = tuple(batch_order(n, epoch=epoch).tolist())
+            counts[order] = counts.get(order, 0) + 1
+        assert len(counts) == math.factorial(n)
+        chi2 = sum((c - each) ** 2 / each for c in counts.values())
+        freedom = len(counts) - 1
+        assert abs(chi2 - freedom) < 4 * math.sqrt(2 * freedom)
+
+    def test_every_row_is_everywhere_as_likely(self):
+        n, draws = 20, 1000
+        counts = torch.zeros(n, n)
+        for epoch in range(draws):
+            counts[torch.arange(n), batch_order(n, epoch=epoch, seed=3)] += 1
+        expected = draws / n
+        chi2 = ((counts - expected).square() / expected).sum().item()
+        freedom = (n - 1) ** 2
+        assert abs(chi2 - freedom) < 4 * math.sqrt(2 * freedom)
+
+    @pytest.mark.parametrize(
+        ("options", "error", "text"),
+        [
+            ({"n_rows": 0, "epoch": 0}, ValueError, "n_rows"),
+            ({"n_rows": 3.0, "epoch": 0}, TypeError, "n_rows"),
+            ({"n_rows": 3, "epoch": -1}, ValueError, "epoch"),
+            ({"n_rows": 3, "epoch": 0, "seed": True}, TypeError, "seed"),
+        ],
+    )
+    def test_bad_arguments(self, options, error, text):
+        with pytest.raises(error, match=text):
+            batch_order(**options)
+
+
+class TestBadInput:
+    X, Y = waves()
+
+    @pytest.mark.parametrize(
+        ("change", "error", "text"),
+        [
+            ({"y": Y[:-1]}, ValueError, "as many rows, got 40 and 39"),
+            ({"y": Y[:, None]}, ValueError, r"y must have the shape of models\[0\]\(x\)"),
+            ({"x": X.long()}, TypeError, "x must be a floating-point tensor"),
+            ({"x": 3}, TypeError, "x must be a Tensor"),
+            ({"x": X[:0], "y": Y[:0]}, ValueError, "at least one row"),
+            ({"models": []}, ValueError, "at least one module"),
+            ({"models": 3}, TypeError, "models must be a Module or a list"),
+            ({"models": [torch.nn.Linear(1, 1)]}, ValueError, r"models\[0\] is a Linear"),
+            ({"models": [3]}, TypeError, r"models\[0\] must be a Module"),
+            ({"optimizer": fastmlp.Adam(lr=[0.1])}, ValueError, "lr must hold 2 values"),
+            ({"optimizer": "adam"}, TypeError, "optimizer must be settings"),
+            ({"optimizer": fastmlp.SGD(nesterov=True)}, ValueError, "nesterov needs momentum"),
+            ({"scheduler": "cosine"}, TypeError, "scheduler must be"),
+            ({"loss": "mae"}, ValueError, "loss must be one of mse, l1, huber"),
+            ({"epochs": 0}, ValueError, "epochs must be at least 1"),
+            ({"epochs": 1.0}, TypeError, "epochs must be an int"),
+            ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+            ({"shuffle": 1}, TypeError, "shuffle must be a bool"),
+            ({"patience": 2}, ValueError, "patience needs validation"),
+            ({"validation": X}, TypeError, "validation must be a pair"),
+            ({"validation": (X, Y[:3])}, ValueError, "validation x and validation y"),
+            ({"sample_weight": torch.ones(3)}, ValueError, "sample_weight must have shape"),
+            ({"sample_weight": -torch.ones(40)}, ValueError, "not negative"),
+            ({"sample_weight": torch.zeros(2, 40)}, ValueError, "above 0 for at least one row"),
+            ({"clip_norm": -1.0}, ValueError, "clip_norm must be at least 0"),
+            ({"clip_norm": [1.0]}, ValueError, "clip_norm must hold 2 values"),
+            ({"seed": [1]}, ValueError, "seed must hold 2 values"),
+            ({"seed": -1}, ValueError, "seed must be in"),
+            ({"seed": 1.5}, TypeError, "seed must be an int"),
+            ({"resume": 3}, TypeError, "resume must be a FitResult"),
+        ],
+    )
+    def test_a_clear_error_and_untouched_models(self, change, error, text):
+        arguments = {"models": nets(2), "x": self.X, "y": self.Y, "epochs": 2, **change}
+        models = arguments["models"]
+        before = weights(models) if isinstance(models, list) and models and models[0] != 3 else 0
+        with pytest.raises(error, match=text):
+            fastmlp.fit(**arguments, progress=False)
+        if torch.is_tensor(before):
+            assert torch.equal(weights(models), before)
+
+    def test_a_model_twice_in_the_list(self):
+        model = nets(1)[0]
+        with pytest.raises(ValueError, match=r"models\[1\] and models\[0\] share the parameter w"):
+            quiet_fit([model, model], self.X, self.Y, epochs=1)
+
+    def test_a_forward_of_its_own(self):
+        class Other(fastmlp.SineSum):
+            def forward(self, x):
+                return -x
+
+        with pytest.raises(ValueError, match="a forward of its own"):
+            quiet_fit(Other(2), self.X, self.Y, epochs=1)
+
+    def test_hooks(self):
+        model = nets(1)[0]
+        model.register_forward_hook(lambda *_: None)
+        with pytest.raises(ValueError, match="has hooks"):
+            quiet_fit(model, self.X, self.Y, epochs=1)
+
+    def test_dtypes(self):
+        with pytest.raises(TypeError, match="must be float32 or float64"):
+            quiet_fit(nets(1)[0].half(), self.X, self.Y, epochs=1)
+        with pytest.raises(ValueError, match="must share one dtype"):
+            quiet_fit([nets(1)[0], nets(1)[0].double()], self.X, self.Y, epochs=1)
+
+    @pytest.mark.parametrize(
+        ("make", "error", "text"),
+        [
+            (lambda: fastmlp.Adam(lr=math.nan), ValueError, "lr must be finite"),
+            (lambda: fastmlp.Adam(lr=[0.1, math.inf]), ValueError, "lr must be finite"),
+            (lambda: fastmlp.Adam(lr=-1.0), ValueError, "lr must be at least 0"),
+            (lambda: fastmlp.Adam(lr="big"), TypeError, "lr must be a number"),
+            (lambda: fastmlp.Adam(lr=[]), ValueError, "one value per model"),
+            (lambda: fastmlp.Adam(betas=0.9), ValueError, "betas must be a pair"),
+            (lambda: fastmlp.Adam(betas=(0.9, 1.0)), ValueError, "betas must be in"),
+            (lambda: fastmlp.SGD(nesterov=1), TypeError, "nesterov must be a bool"),
+            (lambda: fastmlp.StepLR(0), ValueError, "step_size must be at least 1"),
+            (lambda: fastmlp.StepLR(2, math.nan), ValueError, "gamma must be finite"),
+            (lambda: fastmlp.CosineAnnealingLR(2.5), TypeError, "T_max must be an int"),
+        ],
+    )
+    def test_settings(self, make, error, text):
+        with pytest.raises(error, match=text):
+            make()
+
+    def test_resuming_something_else(self):
+        result = quiet_fit(nets(2), self.X, self.Y, epochs=2)
+        with pytest.raises(ValueError, match="the same batch_size"):
+            quiet_fit(nets(2), self.X, self.Y, epochs=3, batch_size=5, resume=result)
+        with pytest.raises(ValueError, match="the same structures"):
+            quiet_fit(nets(3), self.X, self.Y, epochs=3, resume=result)
+        with pytest.raises(ValueError, match="epochs counts those of resume"):
+            quiet_fit(nets(2), self.X, self.Y, epochs=1, resume=result)
+
+
+class TestResult:
+    def run(self, **options):
+        x, y = waves()
+        models = nets(3)
+        return models, quiet_fit(models, x, y, epochs=3, **options)
+
+    def test_it_ranks_the_models(self):
+        models, result = self.run()
+        assert result.best == result.train_loss[:, -1].argmin()
+        assert result.best_model is models[result.best]
+        assert "3 epochs" in repr(result)
+
+    def test_loading_gives_models_their_weights(self, tmp_path):
+        models, result = self.run()
+        result.save(tmp_path / "run.pt")
+        others = nets(3, seed=8)
+        loaded = fastmlp.FitResult.load(tmp_path / "run.pt", models=others)
+        assert torch.equal(weights(others), weights(models))
+        assert loaded.best_model is others[result.best]
+        assert torch.equal(loaded.train_loss, result.train_loss)
+        assert loaded.stopped == result.stopped
+        with pytest.raises(ValueError, match="structures of the saved run"):
+            fastmlp.FitResult.load(tmp_path / "run.pt", models=others[:2])
+        with pytest.raises(ValueError, match="without modules"):
+            fastmlp.FitResult.load(tmp_path / "run.pt").best_model  # noqa: B018
+
+    def test_damaged_and_foreign_files_are_refused(self, tmp_path):
+        _, result = self.run()
+        path = tmp_path / "run.pt"
+        result.save(path)
+        whole = path.read_bytes()
+        for content in (b"", whole[: len(whole) // 2], b"hello"):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match="no saved FitResult, or damaged"):
+                fastmlp.FitResult.load(path)
+        torch.save({"format": "something else"}, path)
+        with pytest.raises(ValueError, match=r"not written by FitResult\.save"):
+            fastmlp.FitResult.load(path)
+        with pytest.raises(OSError, match="nowhere"):
+            fastmlp.FitResult.load(tmp_path / "nowhere.pt")
+
+    def test_a_file_cannot_run_code(self, tmp_path):
+        class Evil:
+            def __reduce__(self):
+                return os.mkdir, (str(tmp_path / "evil"),)
+
+        torch.save({"format": "fastmlp.FitResult", "x": Evil()}, tmp_path / "run.pt")
+        with pytest.raises(ValueError, match="no saved FitResult"):
+            fastmlp.FitResult.load(tmp_path / "run.pt")
+        assert not (tmp_path / "evil").exists()
+
+    def test_plot(self):
+        matplotlib = pytest.importorskip("matplotlib")
+        matplotlib.use("Agg")
+        x, y = waves()
+        _, result = self.run(validation=(x, y))
+        ax = result.plot()
+        assert ax.get_xlabel() == "epoch"
+        assert result.plot(ax=ax) is ax
+
+
+RANKS = """
+import sys, torch, fastmlp
+import torch.distributed as dist
+dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]),
+                        world_size=2)
+torch.manual_seed(0)
+nets = [fastmlp.SineSum(2 + i % 4) for i in range(7)]
+x = torch.linspace(-3, 3, 40)
+with fastmlp.backend("torch"):
+    result = fastmlp.fit(nets, x, x.sin(), epochs=3, batch_size=9, progress=False,
+                         validation=(x, x.sin()), patience=9)
+torch.save([[n.w.detach() for n in nets], result.train_loss, result.steps], sys.argv[3])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_ranks_share_the_list(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANKS, str(tmp_path / "meet"), str(r), str(tmp_path / f"{r}")]
+        )
+        for r in range(2)
+    ]
+    assert [p.wait(timeout=300) for p in processes] == [0, 0]
+    torch.manual_seed(0)
+    models = [fastmlp.SineSum(2 + i % 4) for i in range(7)]
+    x = torch.linspace(-3, 3, 40)
+    with fastmlp.backend("torch"):
+        result = quiet_fit(
+            models, x, x.sin(), epochs=3, batch_size=9, validation=(x, x.sin()), patience=9
+        )
+    for rank in range(2):
+        ws, losses, steps = torch.load(tmp_path / f"{rank}", weights_only=True)
+        assert torch.equal(losses, result.train_loss)
+        assert steps == result.steps
+        for ours, theirs in zip(ws, models, strict=True):
+            assert torch.equal(ours, theirs.w.detach())
