@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fastmlp.functional import check_choice
+from fastmlp.arguments import check_choice
 from fastmlp.kernels.runs import LOSSES, new_states
 from fastmlp.training.settings import (
     Adam,
