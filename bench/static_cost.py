@@ -15,7 +15,7 @@ those of the tile over the threads, times the tiles that the kernel's loop takes
 compiler to unroll a loop, the count would rise by that factor and the comparison fail.
 
 Every kernel is compiled in float32 for every target; variants, with a comma in their label, for
-sm_90 alone.
+sm_90 alone, unless their case says everywhere.
 """
 
 import argparse
@@ -59,6 +59,7 @@ class Case(NamedTuple):
     constants: dict
     hot: Hot | None = None
     dtype: str = "fp32"
+    everywhere: bool = False
 
 
 def cases():
@@ -113,6 +114,40 @@ def cases():
         table[f"{label}, {what}"] = table[label]._replace(
             hot=None, constants=constants, dtype=dtype
         )
+    return {**table, **_dense_cases(hidden, one_out, many_out)}
+
+
+def _dense_cases(hidden, one_out, many_out):
+    """The dense subnets, as they differ by activation, dropout and one subnet a feature."""
+    h = hidden["N_HIDDEN"]
+    tanh = {"ACT": "tanh", "STACKED": False, "FIRST_MASK": 0}
+    no_dropout = {"DROPOUT": (-1, 1.0) * 3, "seed_ptr": None}
+    fwd, bwd = {**one_out, **tanh, "BLOCK_IN": 16}, {**one_out, **tanh}
+    stacked = {"ACT": "relu", "STACKED": True, **no_dropout}
+    dropout = {"ACT": "relu", "DROPOUT": (13107, 1.25) * 3, "FIRST_MASK": 2}
+    elementwise = {"n_in": 1, "x_row_stride": 1, "fc3_weight_ptr": None, "fc3_bias_ptr": None}
+    elementwise = {**elementwise, "BLOCK_IN": 1, **no_dropout}
+    table = {}
+    # arithmetic of a unit, least first: relu, relu with its mask, tanh
+    for name, constants, relu, masked, smooth in (
+        ("fwd", fwd, 3, 4, 18),
+        ("bwd_x", bwd, 3, 4, 18),
+        ("bwd_params", bwd, 6, 8, 20),
+    ):
+        label = f"dense_{name}"
+        case = partial(Case, "dense_fwd" if name == "fwd" else "dense_bwd", everywhere=True)
+        # the sums of all units are in one loop, values and slopes of a unit in one each
+        each = {"iterations": 1 if name == "bwd_params" else h}
+        hot, hot_smooth = (Hot(n * h // each["iterations"], **each) for n in (relu, smooth))
+        table[label] = case({**constants, **no_dropout}, hot_smooth)
+        table[f"{label}, relu, dropout"] = case({**constants, **dropout}, Hot(masked * h))
+        table[f"{label}, relu, stacked"] = case({**constants, **stacked}, hot)
+        table[f"{label}, elementwise"] = Case(
+            case.args[0], {**constants, **elementwise}, dtype="fp32"
+        )
+    many_out = {**many_out, **tanh, **dropout, "ACT": "tanh"}
+    table["dense_bwd_readout"] = Case("dense_bwd", many_out)
+    table["dense_bwd_params, fp64"] = Case("dense_bwd", {**bwd, **no_dropout}, dtype="fp64")
     return table
 
 
@@ -125,7 +160,7 @@ def compile_case(label, case, target):
 
     import triton
     import triton.language as tl
-    from fastmlp.kernels.gpu import launch
+    from fastmlp.kernels.gpu import activations, launch
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -148,13 +183,15 @@ def compile_case(label, case, target):
     }
     kernel = getattr(import_module(f"fastmlp.kernels.gpu.{case.module}"), f"{name}_kernel")
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    if "ACT" in constants:
+        constants["ACT"] = activations.ACTIVATIONS[constants["ACT"]]
     accumulated = "fp64" if case.dtype == "fp64" else "fp32"
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
             continue
-        kind = accumulated if "partial" in name else case.dtype
+        kind = accumulated if "partial" in name else "i64" if name == "seed_ptr" else case.dtype
         signature[name] = f"*{kind}" if name.endswith("_ptr") else "i32"
         # torch aligns every allocation; the second matrix of partial sums is anywhere in one
         if name != "readout_partial_ptr":
@@ -232,7 +269,9 @@ def measure(label, case, target):
     if case.hot is None:
         return figures
     elements = case.hot.tiles * tile / threads
-    for start, end in innermost_loops(instructions, labels):
+    # one tile and all units unrolled: no loop at all, the program is the iteration
+    loops = innermost_loops(instructions, labels) or [(0, len(instructions) - 1)]
+    for start, end in loops:
         body = instructions[start : end + 1]
         if sum(arithmetic(i) for i in body) >= case.hot.math * elements:
             per_element = len(body) * case.hot.iterations / (elements * case.hot.per)
@@ -246,7 +285,7 @@ def measure_all(targets):
         target: {
             label: measure(label, case, target)
             for label, case in cases().items()
-            if "," not in label or target == VARIANT_TARGET
+            if "," not in label or case.everywhere or target == VARIANT_TARGET
         }
         for target in targets
     }

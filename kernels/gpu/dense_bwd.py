@@ -51,7 +51,7 @@ def dense_bwd_x_kernel(
         fc3_weight_ptr is not None, COMPUTE,
     )  # fmt: skip
     key = load_key(seed_ptr)
-    place, words = first_words(key, rows, cols, n_in, DROPOUT)
+    place, words = first_words(x, key, rows, cols, n_in, DROPOUT)
     slope = sum_units(
         drop(x, words, 0, 0, DROPOUT), fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, cols, n_in,
         key, place, words, N_HIDDEN, ACT, True, STACKED, DROPOUT, COMPUTE,
@@ -161,7 +161,7 @@ def dense_bwd_params_kernel(
             dy_ptr, fc3_weight_ptr, rows, cols, length, n_in, n_out, dy_row_stride,
             not ONE_OUT, COMPUTE,
         )  # fmt: skip
-        place, words = first_words(key, start + rows, cols, n_in, DROPOUT)
+        place, words = first_words(x, key, start + rows, cols, n_in, DROPOUT)
         x = drop(x, words, 0, 0, DROPOUT)
         g = drop(g, words, 1, 2, DROPOUT)
         total += g

@@ -26,13 +26,28 @@ def load_unit(ptr, k, cols, n_in, inside, STACKED: tl.constexpr, COMPUTE: tl.con
 
 
 @triton.jit
-def first_words(key, rows, cols, n_in, DROPOUT: tl.constexpr):
+def zeros_of(x):
+    """Zeros in the integer type of the size of x, held by the very threads that hold x.
+
+    Only LLVM finds that they are zero: until then what they are added to gets the layout of x.
+    """
+    if x.dtype == tl.float64:
+        bits = x.to(tl.uint64, bitcast=True)
+    else:
+        bits = x.to(tl.uint32, bitcast=True)
+    return (bits & 1) >> 1
+
+
+@triton.jit
+def first_words(x, key, rows, cols, n_in, DROPOUT: tl.constexpr):
     """Places of a tile of elements, and the words of their first masks; zeros without dropout."""
     if DROPOUT[0] < 0 and DROPOUT[2] < 0 and DROPOUT[4] < 0:
-        place = tl.zeros((rows.shape[0], cols.shape[0]), tl.int64)
+        place = tl.zeros(x.shape, tl.int64)
         words = (place, place, place, place)
     else:
-        place = rows.to(tl.int64)[:, None] * n_in + cols[None, :]
+        # else each mask would pass from thread to thread through shared memory
+        tie = zeros_of(x).to(tl.int64)
+        place = rows.to(tl.int64)[:, None] * n_in + cols[None, :] + tie
         words = philox(key, place, 0)
     return place, words
 
@@ -114,7 +129,7 @@ def subnet_value(
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """f of a tile whose rows and columns in the whole input are ``rows`` and ``cols``."""
-    place, words = first_words(key, rows, cols, n_in, DROPOUT)
+    place, words = first_words(x, key, rows, cols, n_in, DROPOUT)
     x = drop(x, words, 0, 0, DROPOUT)
     f = sum_units(
         x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, cols, n_in, key, place, words,
