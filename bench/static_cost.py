@@ -44,12 +44,14 @@ class Hot(NamedTuple):
         tiles: Tiles per iteration.
         iterations: Iterations until an element is done: units, where the loop is over units.
         per: Parts an element's work is divided into: waves, for a count per sine.
+        whole: One tile and its units unrolled: no loop is hot, the whole program is counted.
     """
 
     math: int
     tiles: int = 1
     iterations: int = 1
     per: int = 1
+    whole: bool = False
 
 
 class Case(NamedTuple):
@@ -120,35 +122,30 @@ def cases():
 def _dense_cases(hidden, one_out, many_out):
     """The dense subnets, as they differ by activation, dropout and one subnet a feature."""
     h = hidden["N_HIDDEN"]
-    tanh = {"ACT": "tanh", "STACKED": False, "FIRST_MASK": 0}
-    no_dropout = {"DROPOUT": (-1, 1.0) * 3, "seed_ptr": None}
-    fwd, bwd = {**one_out, **tanh, "BLOCK_IN": 16}, {**one_out, **tanh}
-    stacked = {"ACT": "relu", "STACKED": True, **no_dropout}
-    dropout = {"ACT": "relu", "DROPOUT": (13107, 1.25) * 3, "FIRST_MASK": 2}
+    fwd, bwd = (partial(Case, module, everywhere=True) for module in ("dense_fwd", "dense_bwd"))
+    off = {"STACKED": False, "DROPOUT": (-1, 1.0) * 3, "seed_ptr": None, "FIRST_MASK": 0}
+    tanh = {**off, "ACT": "tanh"}
+    stacked = {**off, "ACT": "relu", "STACKED": True}
+    dropout = {"ACT": "relu", "STACKED": False, "DROPOUT": (13107, 1.25) * 3, "FIRST_MASK": 2}
+    narrow = {**one_out, "BLOCK_IN": 16}
     elementwise = {"n_in": 1, "x_row_stride": 1, "fc3_weight_ptr": None, "fc3_bias_ptr": None}
-    elementwise = {**elementwise, "BLOCK_IN": 1, **no_dropout}
-    table = {}
-    # arithmetic of a unit, least first: relu, relu with its mask, tanh
-    for name, constants, relu, masked, smooth in (
-        ("fwd", fwd, 3, 4, 18),
-        ("bwd_x", bwd, 3, 4, 18),
-        ("bwd_params", bwd, 6, 8, 20),
-    ):
-        label = f"dense_{name}"
-        case = partial(Case, "dense_fwd" if name == "fwd" else "dense_bwd", everywhere=True)
-        # the sums of all units are in one loop, values and slopes of a unit in one each
-        each = {"iterations": 1 if name == "bwd_params" else h}
-        hot, hot_smooth = (Hot(n * h // each["iterations"], **each) for n in (relu, smooth))
-        table[label] = case({**constants, **no_dropout}, hot_smooth)
-        table[f"{label}, relu, dropout"] = case({**constants, **dropout}, Hot(masked * h))
-        table[f"{label}, relu, stacked"] = case({**constants, **stacked}, hot)
-        table[f"{label}, elementwise"] = Case(
-            case.args[0], {**constants, **elementwise}, dtype="fp32"
-        )
-    many_out = {**many_out, **tanh, **dropout, "ACT": "tanh"}
-    table["dense_bwd_readout"] = Case("dense_bwd", many_out)
-    table["dense_bwd_params, fp64"] = Case("dense_bwd", {**bwd, **no_dropout}, dtype="fp64")
-    return table
+    elementwise = {**one_out, **tanh, **elementwise, "BLOCK_IN": 1}
+    # values and slopes: a loop over units, unrolled with dropout; sums of all units in one loop
+    return {
+        "dense_fwd": fwd({**narrow, **tanh}, Hot(18, iterations=h)),
+        "dense_fwd, relu, stacked": fwd({**narrow, **stacked}, Hot(3, iterations=h)),
+        "dense_fwd, relu, dropout": fwd({**narrow, **dropout}, Hot(4 * h)),
+        "dense_fwd, elementwise": Case("dense_fwd", {**elementwise, "BLOCK_ROWS": 1024}),
+        "dense_bwd_x": bwd({**one_out, **tanh}, Hot(18, iterations=h)),
+        "dense_bwd_x, relu, stacked": bwd({**one_out, **stacked}, Hot(3, iterations=h)),
+        "dense_bwd_x, relu, dropout": bwd({**one_out, **dropout}, Hot(4 * h, whole=True)),
+        "dense_bwd_params": bwd({**one_out, **tanh}, Hot(20 * h)),
+        "dense_bwd_params, relu, stacked": bwd({**one_out, **stacked}, Hot(6 * h)),
+        "dense_bwd_params, relu, dropout": bwd({**one_out, **dropout}, Hot(8 * h)),
+        "dense_bwd_params, elementwise": Case("dense_bwd", {**elementwise, "BLOCK_ROWS": 256}),
+        "dense_bwd_params, fp64": Case("dense_bwd", {**one_out, **tanh}, dtype="fp64"),
+        "dense_bwd_readout": Case("dense_bwd", {**many_out, **dropout}),
+    }
 
 
 def compile_case(label, case, target):
@@ -269,9 +266,8 @@ def measure(label, case, target):
     if case.hot is None:
         return figures
     elements = case.hot.tiles * tile / threads
-    # one tile and all units unrolled: no loop at all, the program is the iteration
-    loops = innermost_loops(instructions, labels) or [(0, len(instructions) - 1)]
-    for start, end in loops:
+    loops = innermost_loops(instructions, labels)
+    for start, end in [(0, len(instructions) - 1)] if case.hot.whole else loops:
         body = instructions[start : end + 1]
         if sum(arithmetic(i) for i in body) >= case.hot.math * elements:
             per_element = len(body) * case.hot.iterations / (elements * case.hot.per)

@@ -43,9 +43,7 @@ def philox(key, place, block):
 
 
 @triton.jit
-def mask(
-    words, N: tl.constexpr, WHERE: tl.constexpr, DROPOUT: tl.constexpr, COMPUTE: tl.constexpr
-):
+def mask(words, N: tl.constexpr, WHERE: tl.constexpr, DROPOUT: tl.constexpr, COMPUTE: tl.constexpr):
     """Factor 0 or 1/(1 - p) by half ``N`` of the words; WHERE is 0 input, 1 hidden, 2 output."""
     word = words[N // 2]
     if N % 2 == 0:
