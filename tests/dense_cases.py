@@ -68,7 +68,7 @@ def dense_terms(dy, x, *arguments):
     b2 = x.new_zeros(1) if given["fc2_bias"] is None else given["fc2_bias"].abs()
     f = ((value_size * w2).sum(-1) + b2.reshape(-1)) * m_out
     g = (dy_abs @ v) * m_out
-    dz = g.unsqueeze(-1) * slope_size * w2
+    dz = torch.where(slope == 0, 0, g.unsqueeze(-1) * slope_size * w2)
     per_unit = {
         "fc1_weight": dz * x2.unsqueeze(-1).abs(),
         "fc1_bias": dz,

@@ -208,7 +208,8 @@ class OpContract:
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
             self.function(functional)(**leaves, **self.options)
-        addresses = {t.untyped_storage().data_ptr() for t in inputs.values()}
+        given = [*inputs.values(), *self.options.values()]
+        addresses = {t.untyped_storage().data_ptr() for t in given if isinstance(t, torch.Tensor)}
         assert saved
         assert {t.untyped_storage().data_ptr() for t in saved} <= addresses
 

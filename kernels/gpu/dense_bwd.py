@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .activations import relu_pair
 from .dense_subnet import (
     drop,
     first_words,
@@ -10,6 +11,7 @@ from .dense_subnet import (
     preactivation,
     subnet_value,
     sum_units,
+    times_slope,
 )
 from .philox import load_key, philox
 from .subnet import append, tile_size, zero_tiles
@@ -91,7 +93,7 @@ def add_unit_sums(
         z = tl.where(inside, preactivation(x, weights[i], biases[i]), 0.0)
         value, slope = ACT(z)
         g_unit = drop(g, words, FIRST_MASK + i, 1, DROPOUT)
-        dz = g_unit * slope
+        dz = times_slope(g_unit, slope, ACT)
         next_slopes = append(next_slopes, slopes[i] + dz)
         next_slopes_x = append(next_slopes_x, slopes_x[i] + dz * x)
         next_values = append(next_values, values[i] + g_unit * value)
@@ -191,6 +193,10 @@ def dense_bwd_params_kernel(
         f_sums += tl.where(valid, w2 * values[i], 0.0)
         dw1 = w2 * (slopes_x[i] * readout)
         db1 = w2 * (slopes[i] * readout)
+        if relu_pair == ACT:
+            # dead: 0 whatever w2 and V are
+            dw1 = tl.where(slopes_x[i] == 0.0, 0.0, dw1)
+            db1 = tl.where(slopes[i] == 0.0, 0.0, db1)
         dw2 = values[i] * readout
         store_sum(unit_ptr, dw1, k, cols, n_in, valid, N_HIDDEN, STACKED)
         store_sum(unit_ptr + size, db1, k, cols, n_in, valid, N_HIDDEN, STACKED)

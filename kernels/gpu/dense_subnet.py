@@ -8,6 +8,7 @@ are matrices of units x features, so that neighbouring features lie side by side
 import triton
 import triton.language as tl
 
+from .activations import relu_pair
 from .philox import mask, philox
 from .subnet import load_scalar
 
@@ -62,6 +63,15 @@ def drop(value, words, N: tl.constexpr, WHERE: tl.constexpr, DROPOUT: tl.constex
 
 
 @triton.jit
+def times_slope(value, slope, ACT: tl.constexpr):
+    """value σ'(z); of an inactive ReLU 0 whatever the value, as in PyTorch."""
+    if relu_pair == ACT:
+        return tl.where(slope == 0.0, 0.0, value)
+    else:
+        return value * slope
+
+
+@triton.jit
 def preactivation(x, w1, b1):
     """w1 x + b1 with one rounding: the sign is exact, so ties of ReLU are."""
     return tl.fma(tl.zeros_like(x) + w1, x, tl.zeros_like(x) + b1)
@@ -80,7 +90,8 @@ def add_units(
         w2 = load_unit(fc2_weight_ptr, first + i, cols, n_in, True, STACKED, COMPUTE)
         value, slope = ACT(preactivation(x, w1, b1))
         if SLOPE:
-            total += (w1 * w2) * drop(slope, words, FIRST_MASK + i, 1, DROPOUT)
+            weight = drop(w1 * w2, words, FIRST_MASK + i, 1, DROPOUT)
+            total += times_slope(weight, slope, ACT)
         else:
             total += w2 * drop(value, words, FIRST_MASK + i, 1, DROPOUT)
     return total

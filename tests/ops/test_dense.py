@@ -22,19 +22,20 @@ _CASES = {
     "100_hidden": {"n_hidden": 100, "large": True},
     "1024_hidden": {"n_hidden": 1024, "large": True},
 }
+_SMOOTH_CASES = {
+    "scalar": {"shape": ()},
+    "two_gpu_pieces": {"shape": (8193,), "n_hidden": 2},
+    **{f"{n}_hidden": {"n_hidden": n} for n in (1, 14, 15)},
+    "no_rows": {"shape": (0,)},
+    "no_biases": {"biases": ()},
+    "three_cpu_pieces": {"shape": (140_003,), "n_hidden": 14, "large": True},
+}
 
 
 class TestSmoothElementwiseMLP(DenseContract):
     name = "elementwise_mlp"
     options = SETTINGS["tanh"]
-    CASES = {
-        "scalar": {"shape": ()},
-        "two_gpu_pieces": {"shape": (8193,), "n_hidden": 2},
-        **{f"{n}_hidden": {"n_hidden": n} for n in (1, 14, 15)},
-        "no_rows": {"shape": (0,)},
-        "no_biases": {"biases": ()},
-        "three_cpu_pieces": {"shape": (140_003,), "n_hidden": 14, "large": True},
-    }
+    CASES = _SMOOTH_CASES
 
 
 class TestAdditiveMLPWithDropout(DenseContract):
