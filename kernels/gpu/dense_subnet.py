@@ -74,7 +74,7 @@ def times_slope(value, slope, ACT: tl.constexpr):
 @triton.jit
 def preactivation(x, w1, b1):
     """w1 x + b1 with one rounding: the sign is exact, so ties of ReLU are."""
-    return tl.fma(tl.zeros_like(x) + w1, x, tl.zeros_like(x) + b1)
+    return tl.fma(tl.broadcast_to(w1, x.shape), x, tl.broadcast_to(b1, x.shape))
 
 
 @triton.jit
