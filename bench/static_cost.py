@@ -141,7 +141,7 @@ def _dense_cases(hidden, one_out, many_out):
         "dense_bwd_x, relu, dropout": bwd({**one_out, **dropout}, Hot(4 * h, whole=True)),
         "dense_bwd_params": bwd({**one_out, **tanh}, Hot(20 * h)),
         "dense_bwd_params, relu, stacked": bwd({**one_out, **stacked}, Hot(6 * h)),
-        "dense_bwd_params, relu, dropout": bwd({**one_out, **dropout}, Hot(8 * h)),
+        "dense_bwd_params, relu, dropout": bwd({**one_out, **dropout}, Hot(6 * h)),
         "dense_bwd_params, elementwise": Case("dense_bwd", {**elementwise, "BLOCK_ROWS": 256}),
         "dense_bwd_params, fp64": Case("dense_bwd", {**one_out, **tanh}, dtype="fp64"),
         "dense_bwd_readout": Case("dense_bwd", {**many_out, **dropout}),
