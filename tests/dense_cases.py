@@ -6,6 +6,7 @@ from op_contract import OpContract, evaluate
 from subnet_cases import subnet
 
 from fastmlp import functional, reference
+from fastmlp.dropout import dropout_masks
 
 # a seed whose both words count
 SEED = torch.tensor([0x1234_5678_9ABC_DEF0])
@@ -47,7 +48,7 @@ def dense_terms(dy, x, *arguments):
     n_hidden = w1.shape[-1]
     masks = (None,) * 3
     if seed is not None:
-        masks = reference.dropout_masks(seed.cpu(), x.numel(), n_hidden, dropout, x.dtype)
+        masks = dropout_masks(seed.cpu(), x.numel(), n_hidden, dropout, x.dtype)
     m_in, m_hidden, m_out = (
         x.new_ones(()) if m is None else m.reshape(*x2.shape, *m.shape[1:]) for m in masks
     )
@@ -142,8 +143,8 @@ class DenseContract(OpContract):
 
     def ours(self, inputs, dy=None, wanted=()):
         options = on_device(self.options, inputs["x"].device)
-        return evaluate(getattr(functional, self.name), inputs, options, dy, wanted)
+        return evaluate(self.function(functional), inputs, options, dy, wanted)
 
     def plain(self, inputs, dy=None, wanted=()):
         options = on_device(self.options, inputs["x"].device)
-        return evaluate(getattr(reference, self.name), inputs, options, dy, wanted)
+        return evaluate(self.function(reference), inputs, options, dy, wanted)

@@ -1,7 +1,7 @@
 """Dropout masks from a counter: Philox4x32-10 of the seed and of an element's place.
 
 Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011, section 3.2. Nothing is stored:
-backward makes the masks of forward again. The masks are those of fastmlp.reference.dropout_masks.
+backward makes the masks of forward again. The masks are those of fastmlp.dropout.dropout_masks.
 """
 
 import triton

@@ -6,6 +6,7 @@ from dense_cases import SEED, SETTINGS, DenseContract, on_device
 from op_contract import to
 
 from fastmlp import functional, reference
+from fastmlp.dropout import dropout_masks
 
 _CASES = {
     "no_rows": {"shape": (0, 5)},
@@ -84,7 +85,7 @@ def test_masks_are_those_of_the_definition_bit_for_bit(n_hidden, kernel_backend)
         "fc3_weight": torch.eye(n_in, device=device),
         "fc3_bias": None,
     }
-    masks = reference.dropout_masks(seed, n_rows * n_in, n_hidden, dropout)
+    masks = dropout_masks(seed, n_rows * n_in, n_hidden, dropout)
     for where in range(3):
         places = [0.0] * 3
         places[where] = dropout[where]
