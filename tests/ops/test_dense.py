@@ -6,7 +6,7 @@ from dense_cases import SEED, SETTINGS, DenseContract, on_device
 from op_contract import to
 
 from fastmlp import functional, reference
-from fastmlp.dropout import dropout_masks
+from fastmlp.dropout import _philox, dropout_masks
 
 _CASES = {
     "no_rows": {"shape": (0, 5)},
@@ -144,3 +144,16 @@ def test_stacked_copies_of_one_subnet_are_that_subnet(kernel_backend, draw):
     }
     y = functional.additive_mlp(**shared, activation="tanh")
     assert torch.allclose(functional.additive_mlp(**stacked, activation="tanh"), y, rtol=1e-13)
+
+
+@pytest.mark.parametrize("place", range(3), ids=["input", "hidden", "output"])
+def test_what_equals_the_limit_is_kept(place, kernel_backend):
+    device = kernel_backend.device
+    words = _philox(SEED, torch.tensor([0]), 0)
+    half = int(((words[0] & 0xFFFF), (words[1] & 0xFFFF), (words[0] >> 16))[place])
+    ones = torch.ones(1, 1, device=device)
+    for limit in (half, half + 1):
+        dropout = tuple(limit / 65536 * (i == place) for i in range(3))
+        options = on_device({"activation": "identity", "dropout": dropout, "seed": SEED}, device)
+        y = functional.elementwise_mlp(ones, ones, None, ones, None, **options)
+        assert (y.item() > 0) == (limit == half)
