@@ -15,7 +15,7 @@ those of the tile over the threads, times the tiles that the kernel's loop takes
 compiler to unroll a loop, the count would rise by that factor and the comparison fail.
 
 Every kernel is compiled in float32 for every target; variants, with a comma in their label, for
-sm_90 alone.
+sm_90 alone, unless their case says everywhere.
 """
 
 import argparse
@@ -44,12 +44,14 @@ class Hot(NamedTuple):
         tiles: Tiles per iteration.
         iterations: Iterations until an element is done: units, where the loop is over units.
         per: Parts an element's work is divided into: waves, for a count per sine.
+        whole: One tile and its units unrolled: no loop is hot, the whole program is counted.
     """
 
     math: int
     tiles: int = 1
     iterations: int = 1
     per: int = 1
+    whole: bool = False
 
 
 class Case(NamedTuple):
@@ -59,6 +61,7 @@ class Case(NamedTuple):
     constants: dict
     hot: Hot | None = None
     dtype: str = "fp32"
+    everywhere: bool = False
 
 
 def cases():
@@ -113,7 +116,36 @@ def cases():
         table[f"{label}, {what}"] = table[label]._replace(
             hot=None, constants=constants, dtype=dtype
         )
-    return table
+    return {**table, **_dense_cases(hidden, one_out, many_out)}
+
+
+def _dense_cases(hidden, one_out, many_out):
+    """The dense subnets, as they differ by activation, dropout and one subnet a feature."""
+    h = hidden["N_HIDDEN"]
+    fwd, bwd = (partial(Case, module, everywhere=True) for module in ("dense_fwd", "dense_bwd"))
+    off = {"STACKED": False, "DROPOUT": (-1, 1.0) * 3, "seed_ptr": None, "FIRST_MASK": 0}
+    tanh = {**off, "ACT": "tanh"}
+    stacked = {**off, "ACT": "relu", "STACKED": True}
+    dropout = {"ACT": "relu", "STACKED": False, "DROPOUT": (13107, 1.25) * 3, "FIRST_MASK": 2}
+    narrow = {**one_out, "BLOCK_IN": 16}
+    elementwise = {"n_in": 1, "x_row_stride": 1, "fc3_weight_ptr": None, "fc3_bias_ptr": None}
+    elementwise = {**one_out, **tanh, **elementwise, "BLOCK_IN": 1}
+    # values and slopes: a loop over units, unrolled with dropout; sums of all units in one loop
+    return {
+        "dense_fwd": fwd({**narrow, **tanh}, Hot(18, iterations=h)),
+        "dense_fwd, relu, stacked": fwd({**narrow, **stacked}, Hot(3, iterations=h)),
+        "dense_fwd, relu, dropout": fwd({**narrow, **dropout}, Hot(4 * h)),
+        "dense_fwd, elementwise": Case("dense_fwd", {**elementwise, "BLOCK_ROWS": 1024}),
+        "dense_bwd_x": bwd({**one_out, **tanh}, Hot(18, iterations=h)),
+        "dense_bwd_x, relu, stacked": bwd({**one_out, **stacked}, Hot(3, iterations=h)),
+        "dense_bwd_x, relu, dropout": bwd({**one_out, **dropout}, Hot(4 * h, whole=True)),
+        "dense_bwd_params": bwd({**one_out, **tanh}, Hot(20 * h)),
+        "dense_bwd_params, relu, stacked": bwd({**one_out, **stacked}, Hot(6 * h)),
+        "dense_bwd_params, relu, dropout": bwd({**one_out, **dropout}, Hot(6 * h)),
+        "dense_bwd_params, elementwise": Case("dense_bwd", {**elementwise, "BLOCK_ROWS": 256}),
+        "dense_bwd_params, fp64": Case("dense_bwd", {**one_out, **tanh}, dtype="fp64"),
+        "dense_bwd_readout": Case("dense_bwd", {**many_out, **dropout}),
+    }
 
 
 def compile_case(label, case, target):
@@ -125,7 +157,7 @@ def compile_case(label, case, target):
 
     import triton
     import triton.language as tl
-    from fastmlp.kernels.gpu import launch
+    from fastmlp.kernels.gpu import activations, launch
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -148,13 +180,15 @@ def compile_case(label, case, target):
     }
     kernel = getattr(import_module(f"fastmlp.kernels.gpu.{case.module}"), f"{name}_kernel")
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    if "ACT" in constants:
+        constants["ACT"] = activations.ACTIVATIONS[constants["ACT"]]
     accumulated = "fp64" if case.dtype == "fp64" else "fp32"
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
             continue
-        kind = accumulated if "partial" in name else case.dtype
+        kind = accumulated if "partial" in name else "i64" if name == "seed_ptr" else case.dtype
         signature[name] = f"*{kind}" if name.endswith("_ptr") else "i32"
         # torch aligns every allocation; the second matrix of partial sums is anywhere in one
         if name != "readout_partial_ptr":
@@ -232,7 +266,8 @@ def measure(label, case, target):
     if case.hot is None:
         return figures
     elements = case.hot.tiles * tile / threads
-    for start, end in innermost_loops(instructions, labels):
+    loops = innermost_loops(instructions, labels)
+    for start, end in [(0, len(instructions) - 1)] if case.hot.whole else loops:
         body = instructions[start : end + 1]
         if sum(arithmetic(i) for i in body) >= case.hot.math * elements:
             per_element = len(body) * case.hot.iterations / (elements * case.hot.per)
@@ -246,7 +281,7 @@ def measure_all(targets):
         target: {
             label: measure(label, case, target)
             for label, case in cases().items()
-            if "," not in label or target == VARIANT_TARGET
+            if "," not in label or case.everywhere or target == VARIANT_TARGET
         }
         for target in targets
     }

@@ -10,7 +10,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest.register_assert_rewrite("closeness", "op_contract", "subnet_cases")
+pytest.register_assert_rewrite("closeness", "dense_cases", "op_contract", "subnet_cases")
 
 import fastmlp  # noqa: E402
 

@@ -61,7 +61,7 @@ def away_from_kinks(inputs):
     x = inputs["x"].double()
     w1 = inputs["fc1_weight"].double().reshape(-1)
     b1 = inputs["fc1_bias"]
-    b1 = torch.zeros_like(w1) if b1 is None else b1.double()
+    b1 = torch.zeros_like(w1) if b1 is None else b1.double().reshape(-1)
     precise = inputs["x"].dtype == torch.float64
     eps = torch.finfo(torch.float64 if precise else torch.float32).eps
     for _ in range(100):
@@ -208,7 +208,8 @@ class OpContract:
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
             self.function(functional)(**leaves, **self.options)
-        addresses = {t.untyped_storage().data_ptr() for t in inputs.values()}
+        given = [*inputs.values(), *self.options.values()]
+        addresses = {t.untyped_storage().data_ptr() for t in given if isinstance(t, torch.Tensor)}
         assert saved
         assert {t.untyped_storage().data_ptr() for t in saved} <= addresses
 

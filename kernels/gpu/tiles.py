@@ -1,4 +1,4 @@
-"""Loads of parts of row-major matrices, and of the gradient that flows into a subnet."""
+"""Loads of parts of row-major matrices, of the gradient into a subnet, and the read-out."""
 
 import triton
 import triton.language as tl
@@ -65,3 +65,39 @@ def sum_column(ptr, n_rows, row_stride, BLOCK: tl.constexpr, COMPUTE: tl.constex
         ptrs = ptr + rows.to(tl.int64) * row_stride
         acc += tl.load(ptrs, mask=rows < n_rows, other=0.0).to(COMPUTE)
     return tl.sum(acc)
+
+
+@triton.jit
+def zero_products(
+    BLOCK_ROWS: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Accumulator of V_mj f(x_ij): rows x features x outputs, the last axis only where needed."""
+    if BLOCK_OUT == 1:
+        return tl.zeros((BLOCK_ROWS, BLOCK_IN), COMPUTE)
+    else:
+        return tl.zeros((BLOCK_ROWS, BLOCK_IN, BLOCK_OUT), COMPUTE)
+
+
+@triton.jit
+def products(
+    f, fc3_weight_ptr, cols, outs, n_in, n_out, BLOCK_OUT: tl.constexpr, COMPUTE: tl.constexpr
+):
+    """V_mj f(x_ij) in the shape of zero_products; V is 0 outside."""
+    if BLOCK_OUT == 1:
+        v_ptrs = fc3_weight_ptr + outs.to(tl.int64) * n_in + cols
+        return f * tl.load(v_ptrs, mask=cols < n_in, other=0.0).to(COMPUTE)[None, :]
+    else:
+        inside = (cols < n_in)[:, None] & (outs < n_out)[None, :]
+        v_ptrs = fc3_weight_ptr + outs.to(tl.int64)[None, :] * n_in + cols[:, None]
+        v = tl.load(v_ptrs, mask=inside, other=0.0).to(COMPUTE)
+        return f[:, :, None] * v[None, :, :]
+
+
+@triton.jit
+def sum_features(acc, BLOCK_OUT: tl.constexpr):
+    """Σ_j as a tile of rows x outputs."""
+    if BLOCK_OUT == 1:
+        return tl.sum(acc, axis=1)[:, None]
+    else:
+        return tl.sum(acc, axis=1)
