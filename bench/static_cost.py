@@ -78,6 +78,7 @@ def cases():
     many_out = {**hidden, "ONE_OUT": False, "EVEN_IN": False, "BLOCK_IN": 16, "BLOCK_OUT": 8}
     waves = {"FACTOR": 1 / 64, "SCALE": 3.1415, "TURNS": 0.5}
     plain = {**waves, "amplitude_ptr": None, "phase_ptr": None}
+    search = Case("piecewise_linear", {"STEPS": 10})
     table = {
         "elementwise_mlp_fwd": elementwise(hidden, Hot(2 * h)),
         "elementwise_mlp_bwd_x": elementwise(hidden, Hot(2, iterations=h)),
@@ -89,6 +90,9 @@ def cases():
         "sine_sum_fwd": sine(plain, Hot(9)),
         "sine_sum_bwd_x": sine(plain, Hot(9)),
         "sine_sum_bwd_params": sine(plain, Hot(9 * 8, per=8)),
+        "piecewise_linear_fwd": search,
+        "piecewise_linear_bwd_x": search,
+        "piecewise_linear_bwd_tables": search,
         "sum_pieces": Case("pieces", {}),
     }
     # other branches of the same kernels

@@ -7,7 +7,7 @@ except ModuleNotFoundError as err:
         raise
     raise ImportError("this checkout is not installed: run `pip install -e .` in it") from err
 
-from fastmlp import convert, functional, optim, reference, spectral, training
+from fastmlp import convert, functional, optim, piecewise, reference, spectral, training
 from fastmlp.backends import backend
 from fastmlp.convert import fuse, unfuse
 from fastmlp.modules.additive_mlp import AdditiveMLP
@@ -43,6 +43,7 @@ __all__ = [
     "functional",
     "fuse",
     "optim",
+    "piecewise",
     "reference",
     "spectral",
     "training",

@@ -22,10 +22,11 @@ from fastmlp.arguments import (
 from fastmlp.ops.additive_mlp import additive_mlp as _additive_mlp
 from fastmlp.ops.elementwise_mlp import elementwise_mlp as _elementwise_mlp
 from fastmlp.ops.mlp import mlp as _mlp
+from fastmlp.ops.piecewise_linear import piecewise_linear as _piecewise_linear
 from fastmlp.ops.sine_sum import sine_sum as _sine_sum
 from fastmlp.reference import ACTIVATIONS, REDUCTIONS
 
-__all__ = ["additive_mlp", "elementwise_mlp", "mlp", "sine_sum"]
+__all__ = ["additive_mlp", "elementwise_mlp", "mlp", "piecewise_linear", "sine_sum"]
 
 MAX_HIDDEN = 1024
 MAX_WIDTH = 128
@@ -361,6 +362,60 @@ def _check_mlp(x, weights, biases):
         width = weight.shape[0]
         if bias is not None:
             check_parameter(f"biases[{i}]", bias, (width,), x.device)
+
+
+def piecewise_linear(x, breakpoints, anchors, values, slopes):
+    """Evaluate a table of lines: find the segment of every element, then one FMA.
+
+    .. math:: y = v_s + p_s (x - a_s), \\quad t_{s-1} < x \\le t_s
+
+    The cost hardly grows with the number of segments. Tables of nets come from
+    :mod:`fastmlp.piecewise`.
+
+    Args:
+        x: Input. Any shape, float32, float64, bfloat16 or float16.
+        breakpoints: The ``t``, in increasing order, which is not checked. Shape ``[K]``, K ≥ 0;
+            dtypes as for ``x``, one for the whole table; the device of ``x``. A constant: no
+            gradient flows to it.
+        anchors: The ``a``, any place from which a segment's line is measured. Shape ``[K + 1]``. A
+            constant too.
+        values: The ``v``, of the lines at their anchors. Shape ``[K + 1]``, or ``[K + 1, M]`` for
+            M functions of the same ``x``.
+        slopes: The ``p``. Shape of ``values``.
+
+    Returns:
+        Output. Shape of ``x``, or ``[*, M]``; the promoted dtype of all arguments.
+
+    Raises:
+        TypeError: An argument is no tensor, or not of a dtype above.
+        ValueError: A wrong shape, a second device.
+
+    Derivatives: any order; dx = Σ_m dy_m·p_sm, and the gradients of values and slopes are the sums
+    Σ dy and Σ dy·(x − a) of each segment. At a breakpoint the derivative is the left segment's.
+
+    Example:
+        >>> import torch
+        >>> t, a, v, p = torch.zeros(1), torch.zeros(2), torch.zeros(2), torch.tensor([0.0, 1.0])
+        >>> piecewise_linear(torch.tensor([-3.0, 2.0]), t, a, v, p)
+        tensor([0., 2.])
+    """
+    check_x(x)
+    check_tensor("breakpoints", breakpoints, x.device)
+    if breakpoints.dim() != 1:
+        raise ValueError(f"breakpoints must have shape [K], got {list(breakpoints.shape)}")
+    n_segments = breakpoints.shape[0] + 1
+    check_parameter("anchors", anchors, (n_segments,), x.device)
+    check_tensor("values", values, x.device)
+    if values.dim() not in (1, 2) or values.shape[0] != n_segments or 0 in values.shape:
+        raise ValueError(
+            f"values must have shape [{n_segments}] or [{n_segments}, M] for "
+            f"{n_segments - 1} breakpoints, got {list(values.shape)}"
+        )
+    check_parameter("slopes", slopes, values.shape, x.device)
+    for name, table in (("breakpoints", breakpoints), ("anchors", anchors), ("slopes", slopes)):
+        if table.dtype != values.dtype:
+            raise TypeError(f"{name} must have the dtype of values, {values.dtype}: {table.dtype}")
+    return _piecewise_linear(x, values, slopes, breakpoints.detach(), anchors.detach())
 
 
 def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):

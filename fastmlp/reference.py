@@ -24,6 +24,7 @@ __all__ = [
     "additive_mlp",
     "elementwise_mlp",
     "mlp",
+    "piecewise_linear",
     "sine_sum",
 ]
 
@@ -196,6 +197,29 @@ def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
     if amplitude is not None:
         waves = waves * amplitude
     return waves.mean(-1) if reduction == "mean" else waves.sum(-1)
+
+
+def piecewise_linear(x, breakpoints, anchors, values, slopes):
+    """Evaluate a table of lines: the segment of every element, then its line.
+
+    .. math:: y = v_s + p_s (x - a_s), \\quad t_{s-1} < x \\le t_s
+
+    Args:
+        x: Input. Any shape, floating point.
+        breakpoints: The ``t``, increasing. Shape ``[K]``.
+        anchors: The ``a``. Shape ``[K + 1]``.
+        values: The ``v``. Shape ``[K + 1]``, or ``[K + 1, M]`` for M outputs.
+        slopes: The ``p``. Shape of ``values``.
+
+    Returns:
+        Output. Shape of ``x``, or ``[*, M]``; the promoted dtype of all arguments.
+    """
+    x, breakpoints, anchors, values, slopes = _promote(x, breakpoints, anchors, values, slopes)
+    segment = torch.searchsorted(breakpoints, x.detach().contiguous())
+    distance = x - anchors[segment]
+    if values.dim() == 2:
+        distance = distance.unsqueeze(-1)
+    return values[segment] + slopes[segment] * distance
 
 
 class ElementwiseMLP(nn.Module):

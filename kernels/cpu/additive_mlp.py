@@ -15,7 +15,17 @@ import torch
 
 from .dense import dense_bwd, dense_fwd, is_canonical
 from .jit import array_at, entry, inner, vector_at
-from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
+from .launch import (
+    any_needed,
+    cast_back,
+    cut,
+    prepare,
+    prepare_as,
+    run,
+    run_summed,
+    store,
+    wide_subnet,
+)
 from .readout import add_readout_gradient, gradient_at_f, read_out
 from .subnet import (
     BLOCK,
@@ -274,6 +284,9 @@ def additive_mlp_fwd(
     n_rows, n_in = x.shape
     n_hidden, n_out = fc1_weight.shape[0], fc3_weight.shape[0]
     y = torch.empty((n_rows, n_out), dtype=compute)
+    if (segments := wide_subnet(compute, addresses[1:5], n_hidden, x.numel())) is not None:
+        segments.forward(addresses[0], *addresses[5:], n_rows, n_in, n_out, y.data_ptr())
+        return cast_back(y, dtype)
     run(
         _fwd[compute],
         n_rows,
@@ -313,6 +326,11 @@ def additive_mlp_bwd(
     need_dx, *needs = needs
     dx = torch.empty_like(tensors[1]) if need_dx else None
     _, _, w, b, v, d, readout, c = tensors
+    if (segments := wide_subnet(compute, addresses[2:6], n_hidden, x.numel())) is not None:
+        at = *addresses[:2], addresses[6]
+        gradients = segments.backward(*at, n_rows, n_in, n_out, dx, tensors[2:], needs, dy.dtype)
+        if gradients is not None:
+            return [cast_back(dx, x.dtype), *gradients]
     gradients = run_summed(
         _bwd[compute],
         n_rows,

@@ -8,7 +8,17 @@ import torch
 
 from .dense import dense_bwd, dense_fwd, is_canonical
 from .jit import array_at, entry, vector_at
-from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
+from .launch import (
+    any_needed,
+    cast_back,
+    cut,
+    prepare,
+    prepare_as,
+    run,
+    run_summed,
+    store,
+    wide_subnet,
+)
 from .subnet import (
     BLOCK,
     LANES,
@@ -126,6 +136,9 @@ def elementwise_mlp_fwd(
     dtype, compute, tensors, addresses = prepare(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     n, n_hidden = x.numel(), fc1_weight.shape[0]
     y = torch.empty_like(tensors[0])
+    if (segments := wide_subnet(compute, addresses[1:], n_hidden, n)) is not None:
+        segments.forward(addresses[0], 0, 0, n, 1, 1, y.data_ptr())
+        return cast_back(y, dtype)
     kernel = _fwd[compute]
     run(kernel, n, *cut(n, n_hidden, BLOCK), *addresses, n_hidden, y.data_ptr())
     return cast_back(y, dtype)
@@ -148,6 +161,11 @@ def elementwise_mlp_bwd(
     need_dx, *needs = needs
     dx = torch.empty_like(tensors[1]) if need_dx else None
     _, _, w, b, v, d = tensors
+    if (segments := wide_subnet(compute, addresses[2:], n_hidden, n)) is not None:
+        at = *addresses[:2], 0
+        gradients = segments.backward(*at, n, 1, 1, dx, tensors[2:], needs, dy.dtype)
+        if gradients is not None:
+            return [cast_back(dx, x.dtype), *gradients]
     gradients = run_summed(
         _bwd[compute],
         n,

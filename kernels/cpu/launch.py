@@ -12,6 +12,14 @@ PIECE = 1 << 20
 """Work in a piece, in ReLU units applied to a number: about 0.1 ms of one core, far above the cost
 of dealing it out (5 µs)."""
 
+SEARCH_UNITS = 48
+"""What a search among a subnet's segments costs an element, in ReLU units (half of it backward)."""
+
+MIN_WIDE_UNITS = 64
+MIN_WIDE_WORK = 1 << 21
+"""Units saved that pay for sorting the segments: 0.1 ms a thousand units (2.8 GHz Ice Lake Xeon,
+AVX-512, 2026-11)."""
+
 MAX_PIECES = 4096
 """Bounds the memory of the partial sums, one vector of parameter gradients a piece."""
 
@@ -116,6 +124,23 @@ def run_summed(kernel, n_rows, rows_per_piece, n_pieces, parameters, needs, dtyp
                 total(start, n_pieces, sum(sizes), first, size, address)
             first += size
     return [cast_back(gradient, dtype) for gradient in gradients]
+
+
+def wide_subnet(compute, addresses, n_hidden, n_elements):
+    """The segments of a ReLU subnet where they pay (see `wide.py`), else ``None``.
+
+    Args:
+        compute: Dtype of the arithmetic.
+        addresses: Of fc1_weight, fc1_bias, fc2_weight and fc2_bias; 0 for none.
+        n_hidden: Hidden units.
+        n_elements: Numbers that the subnet is applied to.
+    """
+    if n_hidden < MIN_WIDE_UNITS or n_elements * (n_hidden - SEARCH_UNITS) < MIN_WIDE_WORK:
+        return None
+    from .wide import Subnet  # it builds on the kernels that call this
+
+    subnet = Subnet(compute, addresses, n_hidden, n_elements)
+    return subnet if subnet.fits else None
 
 
 @inner

@@ -53,6 +53,10 @@ CONFIGS = {
     "sine_sum_fwd": Config(rows=1, cols=2048, warps=4),
     "sine_sum_bwd_x": Config(rows=1, cols=2048, warps=4),
     "sine_sum_bwd_params": Config(rows=1, cols=512, warps=4),
+    "piecewise_linear_fwd": Config(rows=1, cols=1024, warps=4),
+    "piecewise_linear_bwd_x": Config(rows=1, cols=1024, warps=4),
+    # 2 x 32 accumulators a thread
+    "piecewise_linear_bwd_tables": Config(rows=256, cols=16, warps=4),
     "sum_pieces": Config(rows=32, cols=32, warps=4),
     # for layers of up to 16; wider ones get fewer rows: see mlp_config
     "mlp_fwd": Config(rows=128, cols=16, warps=4),
