@@ -173,9 +173,10 @@ def mlp_terms(dy, x, weights, biases, activation, output_activation):
         z, z_size = h @ weight.T, size @ weight.abs().T
         if bias is not None:
             z, z_size = z + bias, z_size + bias.abs()
-        z = z.detach().requires_grad_()
-        h = reference.ACTIVATIONS[name](z)
-        (slope,) = torch.autograd.grad(h.sum(), z)
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            h = reference.ACTIVATIONS[name](z)
+            (slope,) = torch.autograd.grad(h.sum(), z)
         slope = slope.abs() + (0 if name in PIECEWISE_LINEAR else z_size)
         layers.append((size, slope, weight.abs()))
         h = h.detach()

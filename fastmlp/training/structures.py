@@ -7,7 +7,9 @@ import torch
 
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
+from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
+from fastmlp.reference import ACTIVATIONS
 
 
 class Structure(NamedTuple):
@@ -45,6 +47,16 @@ def _additive_mlp(module):
     return sizes, (), _subnet_names(module)
 
 
+def _mlp(module):
+    bias = getattr(module, "0").bias is not None
+    names = list(ACTIVATIONS)
+    codes = names.index(module.activation), names.index(module.output_activation or "identity")
+    widths = module.in_features, *module.hidden_features, module.out_features
+    parts = ("weight", "bias") if bias else ("weight",)
+    wanted = [f"{2 * i}.{part}" for i in range(len(widths) - 1) for part in parts]
+    return (len(widths) - 1, int(bias), *codes, *widths), (), wanted
+
+
 def _sine_sum(module):
     optional = [name for name in ("amplitude", "phase") if getattr(module, name) is not None]
     sizes = module.width, int("amplitude" in optional), int("phase" in optional)
@@ -56,6 +68,7 @@ def _sine_sum(module):
 KINDS = {
     ElementwiseMLP: ("elementwise_mlp", _elementwise_mlp),
     AdditiveMLP: ("additive_mlp", _additive_mlp),
+    MLP: ("mlp", _mlp),
     SineSum: ("sine_sum", _sine_sum),
 }
 
@@ -80,7 +93,10 @@ def structure_of(module, name):
         raise ValueError(f"{name} has a forward of its own; fit trains {known} as they are")
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         raise ValueError(f"{name} has hooks, which a training kernel cannot call")
-    for option, value in (("activation", "relu"), ("shared", True), ("dropout", 0.0)):
+    wanted = {"activation": "relu", "shared": True, "dropout": 0.0}
+    if base is MLP:
+        del wanted["activation"]
+    for option, value in wanted.items():
         if getattr(module, option, value) != value:
             raise ValueError(
                 f"{name} has {option}={getattr(module, option)!r}, which has no training kernel"

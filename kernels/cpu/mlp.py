@@ -71,7 +71,7 @@ def _fwd(real):
         n_layers = net[0]
         n_in, n_out = net[1], net[1 + n_layers]
         widest = _widest(net, n_layers)
-        rows = _block_rows(widest)
+        rows = min(_block_rows(widest), _padded(max(last - first, 1), lanes))
         row_bytes = rows * size
         layer_bytes = _padded(widest, lanes) * row_bytes
         memory = np.empty(2 * layer_bytes // size + widest + lanes, real)
@@ -158,7 +158,7 @@ def _bwd(real):
         gradients = array_at(gradients_at, 2 * n_layers, np.int64)
         need_dx, need_dparams = dx_at != 0, any_needed(sums_at, gradients)
         widest = _widest(net, n_layers)
-        rows = _block_rows(widest)
+        rows = min(_block_rows(widest), _padded(max(last - first, 1), lanes))
         row_bytes = rows * size
         layer_bytes = _padded(widest, lanes) * row_bytes
         n_sums = n_fast = 0

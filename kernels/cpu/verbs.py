@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from . import additive_mlp, elementwise_mlp, sine_sum
+from . import additive_mlp, elementwise_mlp, mlp, sine_sum
 from .jit import fma, inner, rint, wide_vectors
 from .sine import COS, SIN
 from .sine_sum import TURNS_PER_RADIAN
@@ -260,6 +260,69 @@ def _additive_backward(real):
     return additive_mlp_backward
 
 
+@inner
+def _network(theta, sizes):
+    """The net of :mod:`.mlp` whose parameters are theta: layers, widths, where each one lies."""
+    n_layers, bias = sizes[0], sizes[1]
+    net = np.zeros(2 + 3 * n_layers, np.int64)
+    net[0] = n_layers
+    net[1 : 2 + n_layers] = sizes[4:]
+    at = _address(theta)
+    for layer in range(n_layers):
+        n_weights, n_out = net[1 + layer] * net[2 + layer], net[2 + layer]
+        net[2 + n_layers + layer] = at
+        at += n_weights * theta.itemsize
+        if bias:
+            net[2 + 2 * n_layers + layer] = at
+            at += n_out * theta.itemsize
+    return net
+
+
+def _mlp_forward(real):
+    op = mlp._fwd[_DTYPES[real]]
+
+    @inner
+    def mlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
+        net = _network(theta, sizes)
+        op(_address(net), net.size, sizes[2], sizes[3], _address(x), _address(y), 0, n_rows)
+        net[0] = 0  # keeps it until here
+
+    return mlp_forward
+
+
+def _mlp_backward(real):
+    op = mlp._bwd[_DTYPES[real]]
+
+    @inner
+    def mlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
+        n_layers, bias = sizes[0], sizes[1]
+        net, nowhere = _network(theta, sizes), np.zeros(2 * sizes[0], np.int64)
+        n_sums = 0
+        for layer in range(n_layers):
+            n_sums += (net[1 + layer] + 1) * net[2 + layer]
+        sums = np.empty(n_sums, np.float64)
+        op(
+            _address(net), net.size, sizes[2], sizes[3], _address(dy), _address(x), 0,
+            _address(sums), _address(nowhere), 0, n_rows,
+        )  # fmt: skip
+        if bias:
+            _add(sums, grad, real)
+        else:
+            at = to = 0
+            for layer in range(n_layers):
+                n_weights = net[1 + layer] * net[2 + layer]
+                _add(sums[at : at + n_weights], grad[to : to + n_weights], real)
+                at += n_weights + net[2 + layer]
+                to += n_weights
+        net[0] = nowhere[0] = 0  # keeps them until here
+
+    return mlp_backward
+
+
+def _mlp_rows(sizes, n_in):
+    return max(1, BLOCK_NUMBERS // max(sizes[4:]))
+
+
 def _many_rows(sizes, n_in):
     return max(1, BLOCK_NUMBERS // n_in)
 
@@ -272,12 +335,15 @@ VERBS = {
     "sine_sum": Verbs(_sine_forward, _sine_backward, _sine_block_rows, _sine_n_kept),
     "elementwise_mlp": Verbs(_subnet_forward, _subnet_backward, _many_rows, _none_kept),
     "additive_mlp": Verbs(_additive_forward, _additive_backward, _many_rows, _none_kept),
+    "mlp": Verbs(_mlp_forward, _mlp_backward, _mlp_rows, _none_kept),
 }
 """Every model by the name of its op. ``sizes`` and ``constants``, in the order of the verbs:
 
 - ``sine_sum``: width, whether amplitudes, phases are learned; turns a unit of w·x, 1 or 1/width
 - ``elementwise_mlp``: hidden units, whether there are biases
 - ``additive_mlp``: hidden units, whether there are biases, features, outputs
+- ``mlp``: layers, whether there are biases, the numbers of the hidden and the output activation in
+  :data:`.block_activations.CODES`, widths from input to output
 """
 
 
