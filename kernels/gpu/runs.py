@@ -44,6 +44,12 @@ class Runs:
             groups.setdefault(p.structures[i][:3], []).append(i)
         self._groups = []
         for (kind, sizes, constants), models in groups.items():
+            if kind not in VERBS:
+                name = type(p.models[models[0]]).__name__
+                raise ValueError(
+                    f"models[{models[0]}], a {name} with these options, has no training kernel on "
+                    'the backend "triton" yet; fastmlp.backend("numba") trains it on the CPU'
+                )
             verb, with_tile = VERBS[kind]
             places = torch.tensor(models, dtype=torch.int64, device=device)
             self._groups.append((verb, with_tile(sizes), constants, places, models[0]))
