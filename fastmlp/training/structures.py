@@ -59,7 +59,9 @@ def _subnet(module, plain_kind, n_in, n_out, has_readout):
 
 def _elementwise_mlp(module):
     if not isinstance(module.hidden_features, int):
-        raise ValueError("hidden_features is a sequence, which has no training kernel")
+        if any(dropout_places(module.dropout)):
+            raise ValueError("several hidden layers and dropout, which has no training kernel")
+        return _layers(module, module.activation, None, None)
     return *_subnet(module, "elementwise_mlp", 1, 1, False), _subnet_names(module)
 
 
@@ -68,19 +70,24 @@ def _additive_mlp(module):
     return *_subnet(module, "additive_mlp", n_in, n_out, True), _subnet_names(module)
 
 
+def _layers(module, activation, output_activation, features):
+    """Linear layers one after the other, for rows or, without ``features``, number by number."""
+    names, layers = list(module._modules), list(module._modules.values())
+    widths = layers[0].in_features, *(layer.out_features for layer in layers)
+    codes = [
+        list(ACTIVATIONS).index(name or "identity") for name in (activation, output_activation)
+    ]
+    bias = layers[0].bias is not None
+    parts = ("weight", "bias") if bias else ("weight",)
+    parameters = [f"{name}.{part}" for name in names for part in parts]
+    return "mlp", (len(layers), int(bias), *codes, *widths), (), features, False, parameters
+
+
 def _mlp(module):
     if module.dropout != 0:
         raise ValueError(f"dropout={module.dropout}, which has no training kernel")
-    layers = list(module._modules.values())
-    widths = layers[0].in_features, *(layer.out_features for layer in layers)
-    codes = [
-        list(ACTIVATIONS).index(name or "identity")
-        for name in (module.activation, module.output_activation)
-    ]
-    sizes = len(layers), int(layers[0].bias is not None), *codes, *widths
-    parts = ("weight", "bias") if layers[0].bias is not None else ("weight",)
-    names = [f"{2 * i}.{part}" for i in range(len(layers)) for part in parts]
-    return "mlp", sizes, (), (widths[0], widths[-1]), False, names
+    features = module.in_features, module.out_features
+    return _layers(module, module.activation, module.output_activation, features)
 
 
 def _sine_sum(module):

@@ -48,6 +48,7 @@ MODELS = {
     "additive_mlp_per_feature": lambda: fastmlp.AdditiveMLP(
         3, 4, 2, shared=False, activation="silu", bias=False
     ),
+    "elementwise_mlp_deep": lambda: fastmlp.ElementwiseMLP([4, 3]),
     "mlp": lambda: fastmlp.MLP(3, [5, 4], 2, activation="sigmoid"),
     "mlp_no_bias": lambda: fastmlp.MLP(3, [6], 2, bias=False, output_activation="tanh"),
     "sine_sum": lambda: fastmlp.SineSum(3),
