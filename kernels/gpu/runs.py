@@ -31,7 +31,18 @@ class Runs:
         self._trained = torch.from_numpy(trained).to(device)
         self._starts = torch.from_numpy(p.offsets).to(device)
         n_models = len(p.models)
-        columns = [p.hyper.get(name, np.zeros(n_models)) for name in HYPER]
+        totals = np.full(n_models, float(len(p.x)))
+        if p.weight is not None:
+            totals[:] = p.weight.double().sum(1).cpu().numpy()
+        n_out = p.y[0].numel()
+        shares = {
+            "train_share": 1 / totals,
+            "val_share": np.zeros(n_models),
+            "out_share": np.full(n_models, 1 / n_out),
+        }
+        if p.val_x is not None:
+            shares["val_share"] += 1 / (len(p.val_x) * n_out)
+        columns = [{**p.hyper, **shares}.get(name, np.zeros(n_models)) for name in HYPER]
         self._hyper = torch.from_numpy(np.stack(columns, 1).copy()).to(device)
         self._seeds = torch.from_numpy(p.seeds.astype(np.int64)).to(device)
         self._streams = torch.from_numpy(p.streams.astype(np.int64)).to(device)
