@@ -172,9 +172,7 @@ class Wave(nn.Module):
 def test_any_module(solver):
     x = torch.linspace(-2, 2, 40)
     net = Wave()
-    outcome = train(
-        [net], x, 3 * x.sin() + 1, LevenbergMarquardt(solver=solver), max_steps=30
-    )
+    outcome = train([net], x, 3 * x.sin() + 1, LevenbergMarquardt(solver=solver), max_steps=30)
     assert net.w.tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
     assert net.fixed.item() == 3.0
     assert outcome.rank == [2]

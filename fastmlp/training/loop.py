@@ -5,9 +5,10 @@ import math
 import torch
 from torch.nn import functional as F
 
+from fastmlp import reference
 from fastmlp.backends import backend
 from fastmlp.kernels.runs import NO_PROGRESS, NOT_FINITE, RUNNING
-from fastmlp.training.order import batch_order
+from fastmlp.training.order import batch_order, step_key
 
 _LOSSES = {
     "mse": F.mse_loss,
@@ -97,10 +98,29 @@ class _Run:
                 if state.get(key) is not None:
                     buffer.copy_(state[key])
 
-    def _loss_sum(self, x, y, weight):
-        """Σ_rows w·(mean of ℓ over a row's outputs), and the total weight."""
+    def _predict(self, x, training):
+        """The model's outputs; in training with the masks of this step, those of the kernels."""
         leaves = dict(zip(self.names, self.leaves, strict=True))
-        y_hat = torch.func.functional_call(self.model, leaves, (x,))
+        if not (training and self.problem.structures[self.i].draws):
+            was_training = self.model.training
+            try:
+                return torch.func.functional_call(self.model.eval(), leaves, (x,))
+            finally:
+                self.model.train(was_training)
+        i, state = self.i, self.state
+        key = step_key(int(self.problem.seeds[i]), int(self.problem.streams[i]), int(state["step"]))
+        names = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
+        op = reference.elementwise_mlp
+        if "fc3.weight" in leaves:
+            names += ["fc3.weight", "fc3.bias"]
+            op = reference.additive_mlp
+        tensors = [leaves.get(name) for name in names]
+        seed = torch.tensor([key], device=x.device)
+        return op(x, *tensors, self.model.activation, self.model.dropout, seed)
+
+    def _loss_sum(self, x, y, weight, training):
+        """Σ_rows w·(mean of ℓ over a row's outputs), and the total weight."""
+        y_hat = self._predict(x, training)
         losses = _LOSSES[self.problem.loss](y_hat, y, reduction="none")
         losses = losses.reshape(len(x), -1).mean(1)
         if weight is None:
@@ -141,7 +161,7 @@ class _Run:
         state = self.state
         if weight is not None and not bool(weight.any()):
             return
-        loss_sum, total = self._loss_sum(x, y, weight)
+        loss_sum, total = self._loss_sum(x, y, weight, True)
         state["loss_sum"] += loss_sum.item()
         state["weight_sum"] += total
         if not math.isfinite(loss_sum.item()):
@@ -168,7 +188,7 @@ class _Run:
         if p.val_x is None:
             return
         with torch.no_grad():
-            loss_sum, total = self._loss_sum(p.val_x, p.val_y, None)
+            loss_sum, total = self._loss_sum(p.val_x, p.val_y, None, False)
         val_loss = loss_sum.item() / total
         p.val_loss[self.i, epoch] = val_loss
         if val_loss < state["best_loss"]:

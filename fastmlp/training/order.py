@@ -31,6 +31,14 @@ def round_keys(seed, stream, epoch):
     return np.array(keys, np.uint64)
 
 
+def step_key(seed, stream, step):
+    """The key of the dropout masks of one step, below 2⁶³."""
+    # the second word tells it from the keys of an epoch's order
+    counter = step & _MASK, (step >> 32) | 0x80000000, stream & _MASK, stream >> 32
+    w0, w1, _, _ = _philox(counter, (seed & _MASK, seed >> 32))
+    return (w1 & 0x7FFFFFFF) << 32 | w0
+
+
 def _mix(x):
     x = ((x ^ (x >> np.uint64(16))) * np.uint64(0x7FEB352D)) & _LOW
     x = ((x ^ (x >> np.uint64(15))) * np.uint64(0x846CA68B)) & _LOW

@@ -150,9 +150,8 @@ def _check_data(name, x, y, dtype, device):
 def _check_shapes(name, structures, x, y):
     for i, structure in enumerate(structures):
         wanted = list(x.shape)
-        if structure.kind in ("additive_mlp", "mlp"):
-            ends = structure.sizes[2:] if structure.kind == "additive_mlp" else structure.sizes[4:]
-            n_in, n_out = ends[0], ends[-1]
+        if structure.features is not None:
+            n_in, n_out = structure.features
             if x.dim() < 2 or x.shape[-1] != n_in:
                 raise ValueError(
                     f"{name}x must have shape [N, …, {n_in}] for models[{i}], got {list(x.shape)}"

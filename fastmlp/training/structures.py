@@ -9,7 +9,7 @@ from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
-from fastmlp.reference import ACTIVATIONS
+from fastmlp.reference import ACTIVATIONS, dropout_places
 
 
 class Structure(NamedTuple):
@@ -19,6 +19,8 @@ class Structure(NamedTuple):
         kind: Name of the op, a key of the kernels' tables of verbs.
         sizes: Integers that the verbs want.
         constants: Numbers that the verbs want.
+        features: Numbers (in, out) of the last dimension; ``None`` where any shape will do.
+        draws: Whether training draws random numbers.
         shapes: Shape of every parameter, in order.
         trained: Whether each parameter requires a gradient.
     """
@@ -26,6 +28,8 @@ class Structure(NamedTuple):
     kind: str
     sizes: tuple
     constants: tuple
+    features: tuple | None
+    draws: bool
     shapes: tuple
     trained: tuple
 
@@ -36,40 +40,70 @@ def _subnet_names(module):
     return [f"{layer}.{part}" for layer in layers for part in parts]
 
 
+def _subnet(module, plain_kind, n_in, n_out, has_readout):
+    """A scalar subnet: of the kind that has a quick form, or of the one that has all."""
+    bias, n_hidden = int(module.fc1.bias is not None), module.hidden_features
+    shared = getattr(module, "shared", True)
+    dropout = tuple(float(p) for p in dropout_places(module.dropout))
+    features = (n_in, n_out) if has_readout else None
+    if module.activation == "relu" and shared and not any(dropout):
+        sizes = (n_hidden, bias, n_in, n_out) if has_readout else (n_hidden, bias)
+        return plain_kind, sizes, (), features, False
+    # whole rows, and a whole number of vectors where rows are short
+    row = math.lcm(n_in, 16) if n_in < 64 else n_in
+    lanes = row * -(-512 // row)
+    code = list(ACTIVATIONS).index(module.activation)
+    sizes = n_hidden, bias, n_in, n_out, code, int(not shared), int(has_readout), lanes
+    return "dense", sizes, dropout, features, any(dropout)
+
+
 def _elementwise_mlp(module):
-    bias = module.fc1.bias is not None
-    return (module.hidden_features, int(bias)), (), _subnet_names(module)
+    if not isinstance(module.hidden_features, int):
+        if any(dropout_places(module.dropout)):
+            raise ValueError("several hidden layers and dropout, which has no training kernel")
+        return _layers(module, module.activation, None, None)
+    return *_subnet(module, "elementwise_mlp", 1, 1, False), _subnet_names(module)
 
 
 def _additive_mlp(module):
-    bias = module.fc1.bias is not None
-    sizes = module.hidden_features, int(bias), module.in_features, module.out_features
-    return sizes, (), _subnet_names(module)
+    n_in, n_out = module.in_features, module.out_features
+    return *_subnet(module, "additive_mlp", n_in, n_out, True), _subnet_names(module)
+
+
+def _layers(module, activation, output_activation, features):
+    """Linear layers one after the other, for rows or, without ``features``, number by number."""
+    names, layers = list(module._modules), list(module._modules.values())
+    widths = layers[0].in_features, *(layer.out_features for layer in layers)
+    codes = [
+        list(ACTIVATIONS).index(name or "identity") for name in (activation, output_activation)
+    ]
+    bias = layers[0].bias is not None
+    parts = ("weight", "bias") if bias else ("weight",)
+    parameters = [f"{name}.{part}" for name in names for part in parts]
+    return "mlp", (len(layers), int(bias), *codes, *widths), (), features, False, parameters
 
 
 def _mlp(module):
-    bias = getattr(module, "0").bias is not None
-    names = list(ACTIVATIONS)
-    codes = names.index(module.activation), names.index(module.output_activation or "identity")
-    widths = module.in_features, *module.hidden_features, module.out_features
-    parts = ("weight", "bias") if bias else ("weight",)
-    wanted = [f"{2 * i}.{part}" for i in range(len(widths) - 1) for part in parts]
-    return (len(widths) - 1, int(bias), *codes, *widths), (), wanted
+    if module.dropout != 0:
+        raise ValueError(f"dropout={module.dropout}, which has no training kernel")
+    features = module.in_features, module.out_features
+    return _layers(module, module.activation, module.output_activation, features)
 
 
 def _sine_sum(module):
     optional = [name for name in ("amplitude", "phase") if getattr(module, name) is not None]
     sizes = module.width, int("amplitude" in optional), int("phase" in optional)
     factor = 1.0 / module.width if module.reduction == "mean" else 1.0
-    return sizes, (module.scale / (2 * math.pi), factor), ["w", *optional]
+    constants = module.scale / (2 * math.pi), factor
+    return "sine_sum", sizes, constants, None, False, ["w", *optional]
 
 
-# module class to the name of its op and a function that gives (sizes, constants, parameter names)
+# module class to the function that gives (kind, sizes, constants, features, draws, names)
 KINDS = {
-    ElementwiseMLP: ("elementwise_mlp", _elementwise_mlp),
-    AdditiveMLP: ("additive_mlp", _additive_mlp),
-    MLP: ("mlp", _mlp),
-    SineSum: ("sine_sum", _sine_sum),
+    ElementwiseMLP: _elementwise_mlp,
+    AdditiveMLP: _additive_mlp,
+    SineSum: _sine_sum,
+    MLP: _mlp,
 }
 
 
@@ -93,16 +127,10 @@ def structure_of(module, name):
         raise ValueError(f"{name} has a forward of its own; fit trains {known} as they are")
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
         raise ValueError(f"{name} has hooks, which a training kernel cannot call")
-    wanted = {"activation": "relu", "shared": True, "dropout": 0.0}
-    if base is MLP:
-        del wanted["activation"]
-    for option, value in wanted.items():
-        if getattr(module, option, value) != value:
-            raise ValueError(
-                f"{name} has {option}={getattr(module, option)!r}, which has no training kernel"
-            )
-    kind, describe = KINDS[base]
-    sizes, constants, wanted = describe(module)
+    try:
+        kind, sizes, constants, features, draws, wanted = KINDS[base](module)
+    except ValueError as error:
+        raise ValueError(f"{name} has {error}") from None
     parameters = dict(module.named_parameters())
     if list(parameters) != wanted:
         raise ValueError(
@@ -111,8 +139,10 @@ def structure_of(module, name):
         )
     return Structure(
         kind,
-        sizes,
-        constants,
+        tuple(sizes),
+        tuple(constants),
+        features,
+        draws,
         tuple(tuple(p.shape) for p in parameters.values()),
         tuple(p.requires_grad for p in parameters.values()),
     )

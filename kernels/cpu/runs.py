@@ -73,6 +73,7 @@ class Runs:
         rows = verbs.block_rows(structure.sizes, int(record["n_in"]))
         record["block_rows"] = min(rows, max(p.batch_rows, int(record["n_val_rows"])))
         record["n_kept"] = verbs.n_kept(structure.sizes, int(record["n_in"]))
+        record["draws"] = structure.draws
         record["shuffle"], record["seed"], record["stream"] = p.shuffle, p.seeds[i], p.streams[i]
         record["optimizer"] = OPTIMIZERS.index(p.optimizer)
         record["loss"] = LOSSES.index(p.loss)

@@ -48,6 +48,22 @@ def _round_keys(seed, stream, epoch):
 
 
 @inner
+def step_key(seed, stream, step):
+    """The key of the dropout masks of one step, below 2^63."""
+    seed, stream, step = np.uint64(seed), np.uint64(stream), np.uint64(step)
+    # the second word tells it from the keys of an epoch's order
+    w0, w1, _, _ = _philox(
+        step & _LOW,
+        (step >> _32) | np.uint64(0x80000000),
+        stream & _LOW,
+        stream >> _32,
+        seed & _LOW,
+        seed >> _32,
+    )
+    return np.int64(((w1 & np.uint64(0x7FFFFFFF)) << _32) | w0)
+
+
+@inner
 def _mix(x):
     """A bijection of 32 bits of which every bit depends on every other."""
     x = ((x ^ (x >> np.uint64(16))) * np.uint64(0x7FEB352D)) & _LOW

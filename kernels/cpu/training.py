@@ -28,7 +28,7 @@ import numpy as np
 
 from ..runs import LOSSES, NO_PROGRESS, NOT_FINITE, OPTIMIZERS, RUNNING, STATE
 from .jit import array_at, entry, inner, wide_vectors
-from .shuffle import fill_order
+from .shuffle import fill_order, step_key
 
 RUN = np.dtype(
     [
@@ -63,6 +63,7 @@ RUN = np.dtype(
         ("first_epoch", np.int64),  # of rates
         ("stop_step", np.int64),  # where this launch ends
         ("shuffle", np.int64),
+        ("draws", np.int64),  # whether the model draws random numbers
         ("seed", np.int64),
         ("stream", np.int64),  # with the seed and the epoch: the key of the order of rows
         ("optimizer", np.int64),
@@ -337,6 +338,7 @@ def trainer(forward, backward, name):
                     for e in range(grad.size):
                         grad[e] = 0
                     loss = 0.0
+                    key = step_key(run.seed, run.stream, state.step) if run.draws != 0 else 0
                     for first in range(start, stop, block_rows):
                         rows = min(block_rows, stop - first)
                         if shuffle:
@@ -351,7 +353,7 @@ def trainer(forward, backward, name):
                             yb = y[first * n_out : (first + rows) * n_out]
                             wb = weight[first : first + rows] if weighted else weight[:0]
                         yh, g = y_hat[: rows * n_out], dy[: rows * n_out]
-                        fwd(theta, xb, rows, sizes, constants, run.seed, first - start, kept, yh)
+                        fwd(theta, xb, rows, sizes, constants, key, first - start, kept, yh)
                         loss += _add_loss(run.loss, yh, yb, wb, scale, real(1), g)
                         bwd(
                             theta,
@@ -360,7 +362,7 @@ def trainer(forward, backward, name):
                             rows,
                             sizes,
                             constants,
-                            run.seed,
+                            key,
                             first - start,
                             kept,
                             grad,

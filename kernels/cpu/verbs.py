@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from . import additive_mlp, elementwise_mlp, mlp, sine_sum
+from . import additive_mlp, dense, elementwise_mlp, mlp, sine_sum
 from .jit import fma, inner, rint, wide_vectors
 from .sine import COS, SIN
 from .sine_sum import TURNS_PER_RADIAN
@@ -261,21 +261,96 @@ def _additive_backward(real):
 
 
 @inner
-def _network(theta, sizes):
-    """The net of :mod:`.mlp` whose parameters are theta: layers, widths, where each one lies."""
-    n_layers, bias = sizes[0], sizes[1]
-    net = np.zeros(2 + 3 * n_layers, np.int64)
-    net[0] = n_layers
-    net[1 : 2 + n_layers] = sizes[4:]
-    at = _address(theta)
-    for layer in range(n_layers):
-        n_weights, n_out = net[1 + layer] * net[2 + layer], net[2 + layer]
-        net[2 + n_layers + layer] = at
-        at += n_weights * theta.itemsize
+def _dense_parts(theta, sizes):
+    """As _subnet_parts, for subnets that may be stacked: one for each feature."""
+    n_hidden, bias, n_in, stacked = sizes[0], sizes[1], sizes[2], sizes[5]
+    n_nets = n_in if stacked != 0 else 1
+    w, rest = theta[: n_nets * n_hidden], theta[n_nets * n_hidden :]
+    b, rest = rest[: n_nets * n_hidden * bias], rest[n_nets * n_hidden * bias :]
+    v, rest = rest[: n_nets * n_hidden], rest[n_nets * n_hidden :]
+    return w, b, v, rest[: n_nets * bias], rest[n_nets * bias :]
+
+
+@inner
+def _dense_place(x, n_rows, n_in, place, constants):
+    """The index of the block's first row, as the masks have it; 0 where there are no masks."""
+    drops = place >= 0 and constants[0] + constants[1] + constants[2] > 0
+    return (place * (x.size // n_in // n_rows) if drops else 0), drops
+
+
+def _dense_forward(real):
+    op = dense._fwd[_DTYPES[real]]
+
+    @inner
+    def dense_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
+        n_hidden, n_in, n_out = sizes[0], sizes[2], sizes[3]
+        w, b, v, d, rest = _dense_parts(theta, sizes)
+        first, drops = _dense_place(x, n_rows, n_in, place, constants)
+        on = 1.0 if drops else 0.0
+        key = np.empty(1, np.int64)
+        key[0] = seed
+        readout = rest if sizes[6] != 0 else rest[:0]
+        c = rest[n_in * n_out :] if sizes[6] != 0 else rest[:0]
+        op(
+            _address(x) - first * n_in * x.itemsize, _address(w), _address(b), _address(v),
+            _address(d), _address(readout), _address(c), _address(key) if drops else np.int64(0),
+            sizes[4], sizes[5] != 0, on * constants[0], on * constants[1], on * constants[2],
+            n_hidden, n_in, n_out, sizes[7], _address(y) - first * n_out * x.itemsize,
+            first, first + x.size // n_in,
+        )  # fmt: skip
+        key[0] = 0  # keeps it until here
+
+    return dense_forward
+
+
+def _dense_backward(real):
+    op = dense._bwd[_DTYPES[real]]
+
+    @inner
+    def dense_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
+        n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
+        w, b, v, d, rest = _dense_parts(theta, sizes)
+        first, drops = _dense_place(x, n_rows, n_in, place, constants)
+        on = 1.0 if drops else 0.0
+        key = np.empty(1, np.int64)
+        key[0] = seed
+        readout = rest if sizes[6] != 0 else rest[:0]
+        n_nets = n_in if sizes[5] != 0 else 1
+        at_readout = n_nets * (3 * n_hidden + 1)
+        sums = np.empty(at_readout + (n_in + 1) * n_out * sizes[6], np.float64)
+        op(
+            _address(dy) - first * n_out * x.itemsize, _address(x) - first * n_in * x.itemsize,
+            _address(w), _address(b), _address(v), _address(d), _address(readout),
+            _address(key) if drops else np.int64(0), sizes[4], sizes[5] != 0,
+            on * constants[0], on * constants[1], on * constants[2], n_hidden, n_in, n_out,
+            sizes[7], 0, _address(sums), 0, 0, 0, 0, 0, 0, first, first + x.size // n_in,
+        )  # fmt: skip
+        key[0] = 0  # keeps it until here
         if bias:
-            net[2 + 2 * n_layers + layer] = at
-            at += n_out * theta.itemsize
-    return net
+            _add(sums, grad, real)
+        else:
+            n = w.size
+            _add(sums[:n], grad[:n], real)
+            _add(sums[2 * n : 3 * n], grad[n : 2 * n], real)
+            _add(sums[at_readout:], grad[2 * n :], real)
+
+    return dense_backward
+
+
+@inner
+def _fill_net(theta, sizes, net):
+    """The integer vector of the op `mlp`: layers, widths, addresses of weights and of biases."""
+    n_layers, bias = sizes[0], sizes[1]
+    at = _address(theta)
+    net[0] = n_layers
+    for layer in range(n_layers + 1):
+        net[1 + layer] = sizes[4 + layer]
+    for layer in range(n_layers):
+        wide, width = sizes[4 + layer], sizes[5 + layer]
+        net[2 + n_layers + layer] = at
+        at += wide * width * theta.itemsize
+        net[2 + 2 * n_layers + layer] = at if bias else 0
+        at += width * bias * theta.itemsize
 
 
 def _mlp_forward(real):
@@ -283,8 +358,18 @@ def _mlp_forward(real):
 
     @inner
     def mlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
-        net = _network(theta, sizes)
-        op(_address(net), net.size, sizes[2], sizes[3], _address(x), _address(y), 0, n_rows)
+        net = np.empty(2 + 3 * sizes[0], np.int64)
+        _fill_net(theta, sizes, net)
+        op(
+            _address(net),
+            net.size,
+            sizes[2],
+            sizes[3],
+            _address(x),
+            _address(y),
+            0,
+            x.size // net[1],
+        )
         net[0] = 0  # keeps it until here
 
     return mlp_forward
@@ -296,31 +381,27 @@ def _mlp_backward(real):
     @inner
     def mlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
         n_layers, bias = sizes[0], sizes[1]
-        net, nowhere = _network(theta, sizes), np.zeros(2 * sizes[0], np.int64)
+        net = np.empty(2 + 3 * n_layers, np.int64)
+        _fill_net(theta, sizes, net)
         n_sums = 0
         for layer in range(n_layers):
-            n_sums += (net[1 + layer] + 1) * net[2 + layer]
+            n_sums += (sizes[4 + layer] + 1) * sizes[5 + layer]
         sums = np.empty(n_sums, np.float64)
+        nowhere = np.zeros(2 * n_layers, np.int64)
         op(
             _address(net), net.size, sizes[2], sizes[3], _address(dy), _address(x), 0,
-            _address(sums), _address(nowhere), 0, n_rows,
+            _address(sums), _address(nowhere), 0, x.size // net[1],
         )  # fmt: skip
-        if bias:
-            _add(sums, grad, real)
-        else:
-            at = to = 0
-            for layer in range(n_layers):
-                n_weights = net[1 + layer] * net[2 + layer]
-                _add(sums[at : at + n_weights], grad[to : to + n_weights], real)
-                at += n_weights + net[2 + layer]
-                to += n_weights
+        at = to = 0
+        for layer in range(n_layers):
+            size = sizes[4 + layer] * sizes[5 + layer]
+            size_kept = size + sizes[5 + layer] * bias
+            _add(sums[at:], grad[to : to + size_kept], real)
+            at += size + sizes[5 + layer]
+            to += size_kept
         net[0] = nowhere[0] = 0  # keeps them until here
 
     return mlp_backward
-
-
-def _mlp_rows(sizes, n_in):
-    return max(1, BLOCK_NUMBERS // max(sizes[4:]))
 
 
 def _many_rows(sizes, n_in):
@@ -335,15 +416,18 @@ VERBS = {
     "sine_sum": Verbs(_sine_forward, _sine_backward, _sine_block_rows, _sine_n_kept),
     "elementwise_mlp": Verbs(_subnet_forward, _subnet_backward, _many_rows, _none_kept),
     "additive_mlp": Verbs(_additive_forward, _additive_backward, _many_rows, _none_kept),
-    "mlp": Verbs(_mlp_forward, _mlp_backward, _mlp_rows, _none_kept),
+    "dense": Verbs(_dense_forward, _dense_backward, _many_rows, _none_kept),
+    "mlp": Verbs(_mlp_forward, _mlp_backward, _many_rows, _none_kept),
 }
 """Every model by the name of its op. ``sizes`` and ``constants``, in the order of the verbs:
 
 - ``sine_sum``: width, whether amplitudes, phases are learned; turns a unit of w·x, 1 or 1/width
 - ``elementwise_mlp``: hidden units, whether there are biases
 - ``additive_mlp``: hidden units, whether there are biases, features, outputs
-- ``mlp``: layers, whether there are biases, the numbers of the hidden and the output activation in
-  :data:`.block_activations.CODES`, widths from input to output
+- ``dense``, what the two above do not cover: hidden units, whether there are biases, features,
+  outputs, number of the activation, whether there is a subnet for each feature, whether there is a
+  read-out, lanes; the three dropout probabilities
+- ``mlp``: layers, whether there are biases, numbers of the two activations, the widths
 """
 
 

@@ -31,7 +31,18 @@ class Runs:
         self._trained = torch.from_numpy(trained).to(device)
         self._starts = torch.from_numpy(p.offsets).to(device)
         n_models = len(p.models)
-        columns = [p.hyper.get(name, np.zeros(n_models)) for name in HYPER]
+        totals = np.full(n_models, float(len(p.x)))
+        if p.weight is not None:
+            totals[:] = p.weight.double().sum(1).cpu().numpy()
+        n_out = p.y[0].numel()
+        shares = {
+            "train_share": 1 / totals,
+            "val_share": np.zeros(n_models),
+            "out_share": np.full(n_models, 1 / n_out),
+        }
+        if p.val_x is not None:
+            shares["val_share"] += 1 / (len(p.val_x) * n_out)
+        columns = [{**p.hyper, **shares}.get(name, np.zeros(n_models)) for name in HYPER]
         self._hyper = torch.from_numpy(np.stack(columns, 1).copy()).to(device)
         self._seeds = torch.from_numpy(p.seeds.astype(np.int64)).to(device)
         self._streams = torch.from_numpy(p.streams.astype(np.int64)).to(device)
@@ -44,6 +55,12 @@ class Runs:
             groups.setdefault(p.structures[i][:3], []).append(i)
         self._groups = []
         for (kind, sizes, constants), models in groups.items():
+            if kind not in VERBS:
+                name = type(p.models[models[0]]).__name__
+                raise ValueError(
+                    f"models[{models[0]}], a {name} with these options, has no training kernel on "
+                    'the backend "triton" yet; fastmlp.backend("numba") trains it on the CPU'
+                )
             verb, with_tile = VERBS[kind]
             places = torch.tensor(models, dtype=torch.int64, device=device)
             self._groups.append((verb, with_tile(sizes), constants, places, models[0]))

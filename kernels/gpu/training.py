@@ -32,8 +32,11 @@ NOT_FINITE = tl.constexpr(3)
 
 HYPER = (
     "weight_decay", "momentum", "dampening", "nesterov", "beta1", "beta2", "eps", "clip_norm",
+    "train_share", "val_share", "out_share",
 )  # fmt: skip
-"""Columns of the table of hyper-parameters, float64."""
+"""Columns of the table of hyper-parameters, float64. The shares are 1 over the total weight of the
+rows, over the numbers of validation outputs and over the outputs of a row: a division in float64
+is a call, around which registers are spilled."""
 
 
 @triton.jit
@@ -59,9 +62,9 @@ def adam(p, g, m, v, hyper_ptr, lr, updates, power1, power2, COMPUTE: tl.constex
     m += (1.0 - tl.load(hyper_ptr + 4)).to(COMPUTE) * (g - m)
     beta2 = tl.load(hyper_ptr + 5)
     v = beta2.to(COMPUTE) * v + (1.0 - beta2).to(COMPUTE) * (g * g)
-    root = tl.sqrt(v) * (1.0 / tl.sqrt(1.0 - power2)).to(COMPUTE)
+    root = tl.sqrt(v) / tl.sqrt((1.0 - power2).to(COMPUTE))
     eps = tl.load(hyper_ptr + 6).to(COMPUTE)
-    return p - (lr / (1.0 - power1)).to(COMPUTE) * (m / (root + eps)), m, v
+    return p - lr.to(COMPUTE) / (1.0 - power1).to(COMPUTE) * (m / (root + eps)), m, v
 
 
 @triton.jit
@@ -71,9 +74,9 @@ def adamw(p, g, m, v, hyper_ptr, lr, updates, power1, power2, COMPUTE: tl.conste
     m += (1.0 - tl.load(hyper_ptr + 4)).to(COMPUTE) * (g - m)
     beta2 = tl.load(hyper_ptr + 5)
     v = beta2.to(COMPUTE) * v + (1.0 - beta2).to(COMPUTE) * (g * g)
-    root = tl.sqrt(v) * (1.0 / tl.sqrt(1.0 - power2)).to(COMPUTE)
+    root = tl.sqrt(v) / tl.sqrt((1.0 - power2).to(COMPUTE))
     eps = tl.load(hyper_ptr + 6).to(COMPUTE)
-    return p - (lr / (1.0 - power1)).to(COMPUTE) * (m / (root + eps)), m, v
+    return p - lr.to(COMPUTE) / (1.0 - power1).to(COMPUTE) * (m / (root + eps)), m, v
 
 
 @triton.jit
@@ -92,7 +95,7 @@ def clip_factor(grad_ptr, trained_ptr, size, clip_norm, COMPUTE: tl.constexpr, B
         g = tl.load(grad_ptr + i, mask=i < size, other=0.0)
         g = tl.where(tl.load(trained_ptr + i, mask=i < size, other=0) != 0, g, 0.0)
         total += tl.sum(g.to(tl.float64) * g.to(tl.float64))
-    return tl.minimum(1.0, clip_norm / (tl.sqrt(total) + 1e-6))
+    return tl.minimum(1.0, clip_norm.to(COMPUTE) / (tl.sqrt(total.to(COMPUTE)) + 1e-6))
 
 
 @triton.jit
@@ -126,12 +129,12 @@ def train_kernel(
     """Advance one model a program from its step to ``stop_step``, or until it stops by itself.
 
     Shapes: theta, moments, best, grad, trained [all parameters], a model's part at ``starts``;
-    state [all models, 9], hyper [all models, 8], losses [all models, n_epochs], float64. Grid: one
+    state [all models, 9], hyper [all models, 11], losses [all models, n_epochs], float64. Grid: one
     program for each of ``models``. Reads the batch and the parameters from cache at every step.
     """
     model = tl.load(models_ptr + tl.program_id(0)).to(tl.int64)
     state_ptr += model * 9
-    hyper_ptr += model * 8
+    hyper_ptr += model * 11
     rates_ptr += model * n_rates
     train_loss_ptr += model * n_epochs
     val_loss_ptr += model * n_epochs
@@ -150,10 +153,8 @@ def train_kernel(
     step = tl.load(state_ptr + STEP).to(tl.int32)
     updates = tl.load(state_ptr + UPDATES).to(tl.int32)
     status = tl.load(state_ptr + STATUS).to(tl.int32)
-    best_epoch = tl.load(state_ptr + BEST_EPOCH).to(tl.int32)
     loss_sum, weight_sum = tl.load(state_ptr + LOSS_SUM), tl.load(state_ptr + WEIGHT_SUM)
     power1, power2 = tl.load(state_ptr + BETA1_POWER), tl.load(state_ptr + BETA2_POWER)
-    best_loss = tl.load(state_ptr + BEST_LOSS)
     while (step < stop_step) & (status == RUNNING):
         epoch = step // steps_per_epoch
         batch = step - epoch * steps_per_epoch
@@ -166,12 +167,12 @@ def train_kernel(
         if total > 0.0:
             clear(grad_ptr, n_parameters, COMPUTE, BLOCK)
             tl.debug_barrier()
-            scale = (1.0 / (total * n_out)).to(COMPUTE)
+            scale = 1.0 / (total * n_out).to(COMPUTE)
             loss = MODEL(
                 theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, keys, first, stop, n_rows, n_in,
                 n_out, scale, SHUFFLE, SIZES, CONSTANTS, LOSS, COMPUTE,
             )  # fmt: skip
-            loss_sum += loss / n_out
+            loss_sum += loss * tl.load(hyper_ptr + 10)
             weight_sum += total
             tl.debug_barrier()
         if is_finite(loss):
@@ -179,7 +180,7 @@ def train_kernel(
                 updates += 1
                 power1 *= tl.load(hyper_ptr + 4)
                 power2 *= tl.load(hyper_ptr + 5)
-                factor = tl.full((), 1.0, tl.float64)
+                factor = tl.full((), 1.0, COMPUTE)
                 if clip_norm < float("inf"):
                     factor = clip_factor(
                         grad_ptr, trained_ptr, n_parameters, clip_norm, COMPUTE, BLOCK
@@ -189,7 +190,7 @@ def train_kernel(
                     inside = i < n_parameters
                     inside &= tl.load(trained_ptr + i, mask=inside, other=0) != 0
                     p = tl.load(theta_ptr + i, mask=inside, other=0.0)
-                    g = tl.load(grad_ptr + i, mask=inside, other=0.0) * factor.to(COMPUTE)
+                    g = tl.load(grad_ptr + i, mask=inside, other=0.0) * factor
                     m = tl.load(moment1_ptr + i, mask=inside, other=0.0)
                     v = tl.load(moment2_ptr + i, mask=inside, other=0.0)
                     p, m, v = UPDATE(p, g, m, v, hyper_ptr, lr, updates, power1, power2, COMPUTE)
@@ -199,7 +200,7 @@ def train_kernel(
                 tl.debug_barrier()
             step += 1
             if batch == steps_per_epoch - 1:
-                tl.store(train_loss_ptr + epoch, loss_sum / weight_sum)
+                tl.store(train_loss_ptr + epoch, loss_sum * tl.load(hyper_ptr + 8))
                 loss_sum = tl.zeros((), tl.float64)
                 weight_sum = tl.zeros((), tl.float64)
                 if val_x_ptr is not None:
@@ -208,29 +209,31 @@ def train_kernel(
                         theta_ptr, None, val_x_ptr, val_y_ptr, None, keys, 0, n_val_rows,
                         n_val_rows, n_in, n_out, one, False, SIZES, CONSTANTS, LOSS, COMPUTE,
                     )  # fmt: skip
-                    val_loss = val_loss / (n_val_rows * n_out).to(tl.float64)
+                    val_loss *= tl.load(hyper_ptr + 9)
                     tl.store(val_loss_ptr + epoch, val_loss)
-                    if val_loss < best_loss:
-                        best_loss = val_loss
-                        best_epoch = epoch
+                    best_epoch = tl.load(state_ptr + BEST_EPOCH).to(tl.int32)
+                    if val_loss < tl.load(state_ptr + BEST_LOSS):
+                        # all threads must have read before one writes
+                        tl.debug_barrier()
+                        tl.store(state_ptr + BEST_LOSS, val_loss)
+                        tl.store(state_ptr + BEST_EPOCH, epoch.to(tl.float64))
                         for e in range(0, n_parameters, BLOCK):
                             i = e + tl.arange(0, BLOCK)
                             p = tl.load(theta_ptr + i, mask=i < n_parameters, other=0.0)
                             tl.store(best_ptr + i, p, mask=i < n_parameters)
+                        tl.debug_barrier()
                     elif (patience > 0) & (epoch - best_epoch >= patience):
                         status = tl.full((), NO_PROGRESS, tl.int32)
         else:
             status = tl.full((), NOT_FINITE, tl.int32)
-            tl.store(train_loss_ptr + epoch, loss_sum / weight_sum)
+            tl.store(train_loss_ptr + epoch, loss_sum * tl.load(hyper_ptr + 8))
     tl.store(state_ptr + STEP, step.to(tl.float64))
     tl.store(state_ptr + UPDATES, updates.to(tl.float64))
     tl.store(state_ptr + STATUS, status.to(tl.float64))
-    tl.store(state_ptr + BEST_EPOCH, best_epoch.to(tl.float64))
     tl.store(state_ptr + LOSS_SUM, loss_sum)
     tl.store(state_ptr + WEIGHT_SUM, weight_sum)
     tl.store(state_ptr + BETA1_POWER, power1)
     tl.store(state_ptr + BETA2_POWER, power2)
-    tl.store(state_ptr + BEST_LOSS, best_loss)
 
 
 OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw}

@@ -44,6 +44,13 @@ MODELS = {
     "additive_mlp": lambda: fastmlp.AdditiveMLP(3, 5),
     "additive_mlp_two_outputs": lambda: fastmlp.AdditiveMLP(3, 4, 2),
     "additive_mlp_no_bias": lambda: fastmlp.AdditiveMLP(3, 4, bias=False),
+    "elementwise_mlp_tanh": lambda: fastmlp.ElementwiseMLP(4, activation="tanh"),
+    "additive_mlp_per_feature": lambda: fastmlp.AdditiveMLP(
+        3, 4, 2, shared=False, activation="silu", bias=False
+    ),
+    "elementwise_mlp_deep": lambda: fastmlp.ElementwiseMLP([4, 3]),
+    "mlp": lambda: fastmlp.MLP(3, [5, 4], 2, activation="sigmoid"),
+    "mlp_no_bias": lambda: fastmlp.MLP(3, [6], 2, bias=False, output_activation="tanh"),
     "sine_sum": lambda: fastmlp.SineSum(3),
     "sine_sum_wide": lambda: fastmlp.SineSum(20),
     "sine_sum_amplitude": lambda: fastmlp.SineSum(3, learn_amplitude=True, reduction="sum"),
@@ -51,7 +58,7 @@ MODELS = {
     "sine_sum_phase": lambda: fastmlp.SineSum(17, learn_phase=True),
 }
 # of every kind the richest, for every optimizer and loss; the others for a few
-KINDS = ("elementwise_mlp", "additive_mlp", "sine_sum_all")
+KINDS = ("elementwise_mlp", "additive_mlp", "sine_sum_all", "additive_mlp_per_feature", "mlp")
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
@@ -120,7 +127,7 @@ def test_triton_follows_the_torch_loop(optimizer, loss):
     on_device = torch.cuda.is_available()
     device = "cuda" if on_device else "cpu"
     epochs = EPOCHS if on_device else 2
-    for name in KINDS:
+    for name in KINDS[:3]:
         torch.manual_seed(3)
         model = MODELS[name]().double().to(device)
         plain = copy.deepcopy(model)
@@ -140,3 +147,35 @@ def test_triton_follows_the_torch_loop(optimizer, loss):
         assert_close(results[1].val_loss, results[0].val_loss, 1e-10)
         for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
             assert_close(ours, theirs, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: fastmlp.ElementwiseMLP(6, dropout=0.2),
+        lambda: fastmlp.AdditiveMLP(3, 9, dropout=(0.1, 0.3, 0.0)),
+        lambda: fastmlp.AdditiveMLP(3, 4, 2, shared=False, activation="gelu", dropout=0.2),
+    ],
+    ids=["elementwise", "additive", "per_feature"],
+)
+def test_dropout_has_the_masks_of_the_torch_loop(build):
+    pytest.importorskip("numba")
+    torch.manual_seed(3)
+    model = build().double().eval()  # fit trains, whatever the mode, and leaves the mode alone
+    plain = copy.deepcopy(model)
+    x, y = data_for(model, torch.float64)
+    results = []
+    for backend, net in (("torch", plain), ("numba", model)):
+        with fastmlp.backend(backend):
+            results.append(
+                fastmlp.fit(
+                    net, x, y, epochs=EPOCHS, batch_size=BATCH, validation=(x, y), progress=False
+                )
+            )
+    assert not model.training
+    assert_close(results[1].train_loss, results[0].train_loss, 1e-10)
+    assert_close(results[1].val_loss, results[0].val_loss, 1e-10)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert_close(ours, theirs, 1e-10)
+    # with dropout the loss of an epoch is not that of the evaluated model
+    assert (results[0].train_loss - results[0].val_loss).abs().min() > 0

@@ -172,7 +172,9 @@ def test_qr_does_not_square_the_condition_number(draw):
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU])
 @pytest.mark.parametrize("solver", ["cholesky", "qr"])
 @pytest.mark.parametrize(("width", "steps"), [(6, 3), (70, 1)])
-def test_segments_give_what_rows_give(monkeypatch, draw, weighted, activation, solver, width, steps):
+def test_segments_give_what_rows_give(
+    monkeypatch, draw, weighted, activation, solver, width, steps
+):
     x = 3 * draw(2000, 1)
     y = x.sin() + 0.1 * draw(2000, 1)
     weight = draw(2000).abs() if weighted else None
