@@ -112,7 +112,9 @@ def steps_to_goal(losses):
 
 def table(curves):
     """One line a run."""
-    lines = [f"{'method':<22}{'rate':>8}{'steps':>7}{'relative loss':>15}{'‖gradient‖':>13}{'s':>7}"]
+    lines = [
+        f"{'method':<22}{'rate':>8}{'steps':>7}{'relative loss':>15}{'‖gradient‖':>13}{'s':>7}"
+    ]
     for (method, rate), curve in curves.items():
         gradients = [value for value in curve.gradient if not math.isnan(value)]
         lines.append(

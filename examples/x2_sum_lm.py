@@ -11,9 +11,9 @@ share [0, 8], so the least MSE is
 
     ((L + ½)·(5/(L + ½))⁵ + (14½ − L)·(8/(14½ − L))⁵) / (13·h⁴) · MSE*
 
-1.014 for L = 5, 1.094 for L = 6. The hand-set start has L = 6, and Levenberg–Marquardt goes to 1.094.
-So a mirror search follows: change the signs of w and b of one unit at a time, train all 14 copies at
-once, keep the best, as long as that helps.
+1.014 for L = 5, 1.095 for L = 6. The hand-set start has L = 6, and Levenberg–Marquardt goes to
+1.095. So a mirror search follows: change the signs of w and b of one unit at a time, train all 14
+copies at once, keep the best, as long as that helps.
 
 Searches take the first --search-rows rows; the end is trained on all 90 000. Two starts: the
 hand-set one, and the best of 20 random ones. The script fails unless the validation MSE ends within
@@ -106,9 +106,7 @@ def solve(nets, x, y, options):
 
     def record(title, net, rows, loss):
         seconds = time.perf_counter() - began
-        stages.append(
-            Stage(title, rows, loss, validation(net, x, y), facing_left(net), seconds)
-        )
+        stages.append(Stage(title, rows, loss, validation(net, x, y), facing_left(net), seconds))
 
     rows = min(options.search_rows, TRAINING_ROWS)
     losses = fit(nets, x, y, rows, options.steps)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastmlp.functional import check_finite as check_number
+from fastmlp.arguments import check_finite as check_number
 from fastmlp.modules.checks import check_size
 from fastmlp.training.levenberg_marquardt import check_finite
 

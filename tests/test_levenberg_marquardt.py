@@ -111,7 +111,8 @@ def test_same_bits_for_any_number_of_threads_models_and_slices(monkeypatch):
         finally:
             torch.set_num_threads(before)
     assert torch.equal(outcomes[0].parameters, outcomes[1].parameters)
-    assert outcomes[0].stopped == outcomes[1].stopped and outcomes[0].rank == outcomes[1].rank
+    assert outcomes[0].stopped == outcomes[1].stopped
+    assert outcomes[0].rank == outcomes[1].rank
     assert torch.equal(outcomes[0].parameters[:1], outcomes[2].parameters)
 
 
@@ -172,9 +173,7 @@ class Wave(nn.Module):
 def test_any_module(solver):
     x = torch.linspace(-2, 2, 40)
     net = Wave()
-    outcome = train(
-        [net], x, 3 * x.sin() + 1, LevenbergMarquardt(solver=solver), max_steps=30
-    )
+    outcome = train([net], x, 3 * x.sin() + 1, LevenbergMarquardt(solver=solver), max_steps=30)
     assert net.w.tolist() == pytest.approx([1.0, 1.0], abs=1e-6)
     assert net.fixed.item() == 3.0
     assert outcome.rank == [2]
@@ -196,7 +195,8 @@ class TestReasons:
         net = nn.Sequential(nn.Linear(1, 1)).double()
         x = torch.ones(3, 1, dtype=torch.float64)
         outcome = train([net], x, net(x).detach(), LevenbergMarquardt(), max_steps=5)
-        assert outcome.stopped == ["zero"] and outcome.steps == [0]
+        assert outcome.stopped == ["zero"]
+        assert outcome.steps == [0]
 
     def test_gtol_at_a_minimum(self, draw):
         x, y = draw(30, 2), draw(30, 1)
@@ -218,7 +218,8 @@ class TestReasons:
         nets = [fastmlp.SineSum(8) for _ in range(2)]
         assert train(nets, x, y, LevenbergMarquardt(), max_steps=2).stopped == ["max_steps"] * 2
         outcome = train(nets, x, y, LevenbergMarquardt(max_time=1e-9), max_steps=2)
-        assert outcome.stopped == ["max_time"] * 2 and outcome.rank == [None] * 2
+        assert outcome.stopped == ["max_time"] * 2
+        assert outcome.rank == [None] * 2
 
     def test_parameters_that_are_not_finite(self):
         x, y, _ = sine_data(0)
@@ -287,6 +288,8 @@ class TestBadInput:
     def test_active_dropout(self):
         net = nn.Sequential(nn.Linear(1, 2), nn.Dropout(0.5), nn.Linear(2, 1))
         self.refuse("active dropout", models=[net], x=self.x[:, None], y=self.y[:, None])
+        ours = fastmlp.ElementwiseMLP(3, dropout=0.1)
+        self.refuse("active dropout", models=[ours])
         train([net.eval()], self.x[:, None], self.y[:, None], LevenbergMarquardt(), max_steps=1)
 
     def test_settings(self):

@@ -21,7 +21,8 @@ def mean_of_sines(x, w, scale=math.pi):
 @pytest.mark.parametrize("x", [UNIFORM, GAP], ids=["uniform", "gap"])
 def test_separate_frequencies_are_found(x):
     start = frequencies(x, mean_of_sines(x, W), 4)
-    assert start.resolved and start.order == 4
+    assert start.resolved
+    assert start.order == 4
     assert (start.w - W).abs().max() < 1e-6
 
 
@@ -35,7 +36,8 @@ def test_signs_and_repetitions():
     w = torch.tensor([0.5, 0.5, 0.5, -1.3], dtype=torch.float64)
     with pytest.warns(UserWarning, match="does not resolve 4 frequencies: 2 are seen"):
         start = frequencies(UNIFORM, mean_of_sines(UNIFORM, w), 4)
-    assert start.order == 2 and not start.resolved
+    assert start.order == 2
+    assert not start.resolved
     assert (start.w.sort().values - w.sort().values).abs().max() < 0.05
     assert (start.w < 0).sum() == 1
     assert len(start.w.unique()) == 4  # equal ones would stay equal

@@ -3,13 +3,13 @@
 A step solves min ‖J·p + r‖² + λ‖D·p‖², D the running maximum of the columns' norms (Marquardt's
 scaling), either by Cholesky of the scaled JᵀJ + λI or, without squaring the condition number, by
 Householder QR: rows are folded tile by tile into the triangular factor R of J, and a trial folds
-√λ·I into it. λ follows the gain ratio ϱ = actual/predicted reduction (Nielsen 1999, IMM-REP-1999-05;
-Moré 1978, Lecture Notes in Mathematics 630, for scaling and stopping).
+√λ·I into it. λ follows the gain ratio ϱ = actual/predicted reduction (Nielsen 1999, report
+IMM-REP-1999-05); scaling and stopping are those of Moré 1978, Lecture Notes in Mathematics 630.
 
-The solver is a state machine: :func:`advance` takes what it asked for (JᵀJ and Jᵀr, R and Qᵀr, or a
-sum of squares) and says what it needs next. So one code serves a whole run inside one compiled call
-(``lm_run``, one task a model), rows dealt to threads (``lm_piece`` and ``lm_advance``), and Jacobians
-that come from elsewhere. Sums are taken over pieces of rows and added in their order, alike in
+The solver is a state machine: :func:`advance` takes what it asked for (JᵀJ and Jᵀr, R and Qᵀr, or
+a sum of squares) and says what it needs next. So one code serves a whole run inside one compiled
+call (``lm_run``, one task a model), rows dealt to threads (``lm_piece`` and ``lm_advance``), and
+Jacobians that come from elsewhere. Sums are taken over pieces of rows and added in their order, alike in
 all three: the bits do not depend on threads.
 """
 
