@@ -1,4 +1,4 @@
-"""What Levenberg–Marquardt costs and reaches: the figures of experiments 1 and 3, XOR, four functions.
+"""What Levenberg–Marquardt costs and reaches: experiments 1 and 3, XOR, four functions.
 
     python bench/bench_levenberg_marquardt.py             # all questions
     python bench/bench_levenberg_marquardt.py step xor    # some

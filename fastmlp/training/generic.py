@@ -129,28 +129,31 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
     """Train all runs, one after the other; returns their `Outcome`."""
     runs = Runs(starts, settings, max_steps)
     k, per_model = runs.kernels, len(starts) // len(models)
-    for index in range(len(starts)):
-        problem = Linearisation(models[index // per_model])
-        xs, ys = x.to(problem.device), y.to(problem.device)
-        weight = check_weight(sample_weight, len(x), problem.device)
-        kept = torch.zeros(runs.ld**2 + runs.ld, dtype=torch.float64)
-        part, n_parts = kept, 0
-        while True:
-            ask = k.lm_advance(
-                runs.p,
-                *runs.settings_at,
-                *runs.at(index),
-                kept.data_ptr(),
-                part.data_ptr(),
-                n_parts,
-            )
-            late = deadline is not None and time.perf_counter() > deadline
-            if ask == k.DONE or (ask != k.LOSS and late):
-                break
-            state = runs.state[index]
-            theta = state[runs.p : 2 * runs.p] if ask == k.LOSS else state[: runs.p]
-            part, n_parts = problem.part(ask, k, theta, xs, ys, weight), 1
-        runs.factors[index] = kept
-        if progress is not None:
-            progress(index + 1, len(starts))
+    try:
+        for index in range(len(starts)):
+            problem = Linearisation(models[index // per_model])
+            xs, ys = x.to(problem.device), y.to(problem.device)
+            weight = check_weight(sample_weight, len(x), problem.device)
+            kept = torch.zeros(runs.ld**2 + runs.ld, dtype=torch.float64)
+            part, n_parts = kept, 0
+            while True:
+                ask = k.lm_advance(
+                    runs.p,
+                    *runs.settings_at,
+                    *runs.at(index),
+                    kept.data_ptr(),
+                    part.data_ptr(),
+                    n_parts,
+                )
+                late = deadline is not None and time.perf_counter() > deadline
+                if ask == k.DONE or (ask != k.LOSS and late):
+                    break
+                state = runs.state[index]
+                theta = state[runs.p : 2 * runs.p] if ask == k.LOSS else state[: runs.p]
+                part, n_parts = problem.part(ask, k, theta, xs, ys, weight), 1
+            runs.factors[index] = kept
+            if progress is not None:
+                progress(index + 1, len(starts))
+    except KeyboardInterrupt:  # every state is that after the last accepted step
+        runs.unfinished = "interrupted"
     return runs.outcome()
