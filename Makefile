@@ -25,6 +25,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/x2_sum.py
+	$(BIN)/python examples/x2_sum_lm.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --durations 15

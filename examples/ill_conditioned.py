@@ -30,7 +30,6 @@ from torch import nn
 from tqdm import tqdm
 
 import fastmlp
-from fastmlp.training.levenberg_marquardt import train
 
 RATES = {
     "gradient descent": (1e-6, 1e-5, 1e-4, 1e-3),
@@ -93,8 +92,10 @@ def first_order(method, rate, net, x, y, n_steps, bar):
 
 def levenberg_marquardt(net, x, y):
     """Train a copy with the library."""
-    settings = fastmlp.LevenbergMarquardt()
-    outcome = train([copy.deepcopy(net)], x, y, settings, max_steps=MOST_STEPS)
+    optimizer = fastmlp.LevenbergMarquardt()
+    net = copy.deepcopy(net)
+    result = fastmlp.fit(net, x, y, epochs=MOST_STEPS, optimizer=optimizer, progress=False)
+    outcome = result.runs[0]
     size = y.square().sum()
     count = outcome.steps[0] + 1
     curve = Curve(
@@ -112,7 +113,9 @@ def steps_to_goal(losses):
 
 def table(curves):
     """One line a run."""
-    lines = [f"{'method':<22}{'rate':>8}{'steps':>7}{'relative loss':>15}{'‖gradient‖':>13}{'s':>7}"]
+    lines = [
+        f"{'method':<22}{'rate':>8}{'steps':>7}{'relative loss':>15}{'‖gradient‖':>13}{'s':>7}"
+    ]
     for (method, rate), curve in curves.items():
         gradients = [value for value in curve.gradient if not math.isnan(value)]
         lines.append(

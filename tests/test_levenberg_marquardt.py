@@ -111,7 +111,8 @@ def test_same_bits_for_any_number_of_threads_models_and_slices(monkeypatch):
         finally:
             torch.set_num_threads(before)
     assert torch.equal(outcomes[0].parameters, outcomes[1].parameters)
-    assert outcomes[0].stopped == outcomes[1].stopped and outcomes[0].rank == outcomes[1].rank
+    assert outcomes[0].stopped == outcomes[1].stopped
+    assert outcomes[0].rank == outcomes[1].rank
     assert torch.equal(outcomes[0].parameters[:1], outcomes[2].parameters)
 
 
@@ -194,7 +195,8 @@ class TestReasons:
         net = nn.Sequential(nn.Linear(1, 1)).double()
         x = torch.ones(3, 1, dtype=torch.float64)
         outcome = train([net], x, net(x).detach(), LevenbergMarquardt(), max_steps=5)
-        assert outcome.stopped == ["zero"] and outcome.steps == [0]
+        assert outcome.stopped == ["zero"]
+        assert outcome.steps == [0]
 
     def test_gtol_at_a_minimum(self, draw):
         x, y = draw(30, 2), draw(30, 1)
@@ -216,7 +218,8 @@ class TestReasons:
         nets = [fastmlp.SineSum(8) for _ in range(2)]
         assert train(nets, x, y, LevenbergMarquardt(), max_steps=2).stopped == ["max_steps"] * 2
         outcome = train(nets, x, y, LevenbergMarquardt(max_time=1e-9), max_steps=2)
-        assert outcome.stopped == ["max_time"] * 2 and outcome.rank == [None] * 2
+        assert outcome.stopped == ["max_time"] * 2
+        assert outcome.rank == [None] * 2
 
     def test_parameters_that_are_not_finite(self):
         x, y, _ = sine_data(0)
@@ -285,6 +288,8 @@ class TestBadInput:
     def test_active_dropout(self):
         net = nn.Sequential(nn.Linear(1, 2), nn.Dropout(0.5), nn.Linear(2, 1))
         self.refuse("active dropout", models=[net], x=self.x[:, None], y=self.y[:, None])
+        ours = fastmlp.ElementwiseMLP(3, dropout=0.1)
+        self.refuse("active dropout", models=[ours])
         train([net.eval()], self.x[:, None], self.y[:, None], LevenbergMarquardt(), max_steps=1)
 
     def test_settings(self):
@@ -301,3 +306,75 @@ class TestBadInput:
                 LevenbergMarquardt(**{field: value})
         with pytest.raises(TypeError, match="restarts"):
             LevenbergMarquardt(restarts=1.5)
+
+
+class TestFit:
+    x, y, w = sine_data(0)
+
+    def fit(self, models, x=None, y=None, **arguments):
+        arguments = {"epochs": 200, "optimizer": LevenbergMarquardt(), **arguments}
+        x, y = self.x if x is None else x, self.y if y is None else y
+        return fastmlp.fit(models, x, y, progress=False, **arguments)
+
+    def test_result_of_restarts(self):
+        net = fastmlp.SineSum(8, dtype=torch.float64)
+        settings = LevenbergMarquardt(restarts=300)
+        result = self.fit(net, optimizer=settings, validation=(self.x / 5, self.y / 5))
+        assert isinstance(result, fastmlp.FitResult)
+        assert result.best_model is net
+        assert result.train_loss.shape == result.val_loss.shape == (1, 200)
+        assert result.runs[0].final.min() / 60 <= 1e-24
+        assert result.stopped == ["xtol"]
+        assert result.steps == int(result.epochs[0])
+        assert (net.w.detach().sort().values - self.w.sort().values).abs().max() < 1e-8
+
+    def test_models_of_several_structures(self):
+        nets = [fastmlp.SineSum(8), fastmlp.SineSum(3), fastmlp.ElementwiseMLP(5)]
+        before = [(net(self.x) - self.y).square().mean().item() for net in nets]
+        result = self.fit(nets, epochs=7)
+        assert result.train_loss.shape == (3, 7)
+        assert result.train_loss[:, 0].tolist() == pytest.approx(before, rel=1e-5)
+        assert (result.final_loss < result.train_loss[:, 0]).all()
+        assert result.best == int(result.final_loss.argmin())
+        assert result.plot() is not None
+
+    def test_weights_give_the_weighted_mean(self, draw):
+        weight = draw(60).abs()
+        net = fastmlp.SineSum(4, dtype=torch.float64)
+        wanted = ((net(self.x) - self.y).square() * weight).sum().item() / weight.sum().item()
+        result = self.fit(net, epochs=1, sample_weight=weight)
+        assert result.train_loss[0, 0].item() == pytest.approx(wanted, rel=1e-10)
+
+    def test_what_makes_no_sense_is_refused(self):
+        net = fastmlp.SineSum(2)
+        for name, value in (
+            ("batch_size", 10),
+            ("loss", "l1"),
+            ("patience", 3),
+            ("scheduler", fastmlp.StepLR(3)),
+            ("clip_norm", 1.0),
+        ):
+            with pytest.raises(ValueError, match=f"{name} must be .* with LevenbergMarquardt"):
+                self.fit(net, **{name: value})
+        with pytest.raises(ValueError, match="is not saved"):
+            self.fit(net, epochs=1).save("nowhere")
+
+    def test_interrupt_leaves_what_there_is(self, monkeypatch):
+        from fastmlp.training import tiles
+
+        monkeypatch.setattr(tiles, "WORK_OF_A_SLICE", 1)  # one step a slice
+
+        def interrupt(done, total, calls=[]):  # noqa: B006
+            calls.append(done)
+            if len(calls) == 4:
+                raise KeyboardInterrupt
+
+        nets = [fastmlp.SineSum(8, dtype=torch.float64) for _ in range(3)]
+        outcome = train(
+            nets, self.x, self.y, LevenbergMarquardt(), max_steps=50, progress=interrupt
+        )
+        assert outcome.stopped == ["interrupted"] * 3
+        for i, net in enumerate(nets):
+            assert 0 < outcome.steps[i] < 5
+            now = (net(self.x) - self.y).square().sum().item()
+            assert now == pytest.approx(outcome.final[i].item(), rel=1e-9)

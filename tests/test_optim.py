@@ -78,7 +78,7 @@ def test_state_goes_on_after_saving(draw):
 
 def test_bad_input(draw):
     net, x, y = problem(draw)
-    with pytest.raises(TypeError, match="module must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match="module must be a torch"):
         fastmlp.optim.LevenbergMarquardt([torch.ones(2)])
     with pytest.raises(ValueError, match="no parameters to train"):
         fastmlp.optim.LevenbergMarquardt(nn.ReLU())
@@ -125,5 +125,6 @@ def test_ranks_take_the_same_step_on_all_rows(draw, solver, tmp_path):
     for process in processes:
         process.join()
     (_, losses, weights), (_, other_losses, other_weights) = results
-    assert losses == other_losses and weights == other_weights
+    assert losses == other_losses
+    assert weights == other_weights
     assert losses == pytest.approx(wanted, rel=1e-9)

@@ -7,6 +7,7 @@ from torch import nn
 from fastmlp import reference
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
+from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
 
 
@@ -105,17 +106,21 @@ def _sequential(module):
 
 
 def _elementwise_mlp(module):
-    if module.activation not in _CODES or not hasattr(module, "fc2") or hasattr(module, "fc3"):
-        return None
     return _mlp(
         [(module.fc1, module.activation, _SLOPE), (module.fc2, "identity", _SLOPE)],
         elementwise=True,
     )
 
 
+def _fastmlp_mlp(module):
+    layers = list(module.children())
+    names = [module.activation] * (len(layers) - 1) + [module.output_activation or "identity"]
+    return _mlp([(layer, name, _SLOPE) for layer, name in zip(layers, names, strict=True)])
+
+
 def _additive_mlp(module):
-    if module.activation not in _CODES or not getattr(module, "shared", True):
-        return None
+    if not module.shared:
+        return None  # PyTorch differentiates a subnet for every feature
     n_hidden, bias = module.fc1.out_features, int(module.fc1.bias is not None)
     n_in, n_out = module.fc3.in_features, module.fc3.out_features
     return Description(
@@ -147,6 +152,8 @@ _BUILDERS = {
     reference.ElementwiseMLP: _elementwise_mlp,
     AdditiveMLP: _additive_mlp,
     reference.AdditiveMLP: _additive_mlp,
+    MLP: _fastmlp_mlp,
+    reference.MLP: _fastmlp_mlp,
     SineSum: _sine_sum,
     reference.SineSum: _sine_sum,
 }

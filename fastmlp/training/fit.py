@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fastmlp.kernels.runs import FINISHED, NOT_FINITE, RUNNING, STATE
-from fastmlp.training import shards
+from fastmlp.training import least_squares, shards
+from fastmlp.training.levenberg_marquardt import LevenbergMarquardt
 from fastmlp.training.problem import make_problem
 from fastmlp.training.progress import reporter
 from fastmlp.training.result import FitResult
@@ -51,7 +52,10 @@ def fit(
             that of :func:`fastmlp.training.batch_order`. With all rows in one batch no order is
             needed, and they are taken as they come.
         optimizer: :class:`fastmlp.SGD`, :class:`fastmlp.Adam` or :class:`fastmlp.AdamW`; each of
-            its fields may hold one value per model. ``None`` means ``Adam(lr=1e-3)``.
+            its fields may hold one value per model. ``None`` means ``Adam(lr=1e-3)``. Or
+            :class:`fastmlp.LevenbergMarquardt`: an epoch is one accepted step on all rows, the
+            result a :class:`~fastmlp.training.least_squares.LeastSquaresResult`, and any module
+            will do whose rows do not depend on each other.
         scheduler: :class:`fastmlp.StepLR` or :class:`fastmlp.CosineAnnealingLR`, or ``None`` for a
             constant rate.
         loss: ``"mse"``, ``"l1"``, ``"huber"`` (δ = 1) or ``"bce_with_logits"``, averaged over rows
@@ -90,6 +94,16 @@ def fit(
         >>> result.train_loss.shape
         torch.Size([20, 30])
     """
+    if isinstance(optimizer, LevenbergMarquardt):
+        return least_squares.fit(
+            models, x, y, settings=optimizer, epochs=epochs, validation=validation,
+            sample_weight=sample_weight, seed=seed, progress=progress,
+            others={
+                "batch_size": (batch_size, None), "scheduler": (scheduler, None),
+                "loss": (loss, "mse"), "patience": (patience, None),
+                "clip_norm": (clip_norm, None), "resume": (resume, None),
+            },
+        )  # fmt: skip
     problem = make_problem(
         models, x, y, epochs=epochs, batch_size=batch_size, shuffle=shuffle, optimizer=optimizer,
         scheduler=scheduler, loss=loss, validation=validation, sample_weight=sample_weight,

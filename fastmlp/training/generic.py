@@ -12,6 +12,27 @@ JACOBIAN_BYTES = 1 << 26
 """Of one chunk of rows of the Jacobian."""
 
 
+def check_rows_alone(module):
+    """Refuse a module whose residuals are random, or depend on other rows."""
+    for part in module.modules():
+        if not part.training:
+            continue
+        if isinstance(part, torch.nn.modules.dropout._DropoutNd):
+            probability = part.p
+        else:
+            probability = getattr(part, "dropout", 0.0)  # of our modules, one or three
+        several = isinstance(probability, tuple | list)
+        if (isinstance(probability, float) and probability > 0) or (several and any(probability)):
+            raise ValueError(
+                "module has an active dropout, and Levenberg–Marquardt needs the same "
+                "residuals twice: call module.eval() or set the probability to 0"
+            )
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                "module has a batch norm in train mode, which couples the rows: call module.eval()"
+            )
+
+
 class Linearisation:
     """Residuals of a module and their Jacobian, a chunk of rows at a time, float64.
 
@@ -19,18 +40,7 @@ class Linearisation:
     """
 
     def __init__(self, module):
-        dropout = torch.nn.modules.dropout._DropoutNd
-        for part in module.modules():
-            if isinstance(part, dropout) and part.training and part.p > 0:
-                raise ValueError(
-                    "module has an active dropout, and Levenberg–Marquardt needs the same "
-                    "residuals twice: call module.eval() or set p to 0"
-                )
-            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and part.training:
-                raise ValueError(
-                    "module has a batch norm in train mode, which couples the rows: "
-                    "call module.eval()"
-                )
+        check_rows_alone(module)
         self.module = module
         self.names = [n for n, p in module.named_parameters() if p.requires_grad]
         parameters = dict(module.named_parameters())
@@ -119,28 +129,31 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
     """Train all runs, one after the other; returns their `Outcome`."""
     runs = Runs(starts, settings, max_steps)
     k, per_model = runs.kernels, len(starts) // len(models)
-    for index in range(len(starts)):
-        problem = Linearisation(models[index // per_model])
-        xs, ys = x.to(problem.device), y.to(problem.device)
-        weight = check_weight(sample_weight, len(x), problem.device)
-        kept = torch.zeros(runs.ld**2 + runs.ld, dtype=torch.float64)
-        part, n_parts = kept, 0
-        while True:
-            ask = k.lm_advance(
-                runs.p,
-                *runs.settings_at,
-                *runs.at(index),
-                kept.data_ptr(),
-                part.data_ptr(),
-                n_parts,
-            )
-            late = deadline is not None and time.perf_counter() > deadline
-            if ask == k.DONE or (ask != k.LOSS and late):
-                break
-            state = runs.state[index]
-            theta = state[runs.p : 2 * runs.p] if ask == k.LOSS else state[: runs.p]
-            part, n_parts = problem.part(ask, k, theta, xs, ys, weight), 1
-        runs.factors[index] = kept
-        if progress is not None:
-            progress(index + 1, len(starts))
+    try:
+        for index in range(len(starts)):
+            problem = Linearisation(models[index // per_model])
+            xs, ys = x.to(problem.device), y.to(problem.device)
+            weight = check_weight(sample_weight, len(x), problem.device)
+            kept = torch.zeros(runs.ld**2 + runs.ld, dtype=torch.float64)
+            part, n_parts = kept, 0
+            while True:
+                ask = k.lm_advance(
+                    runs.p,
+                    *runs.settings_at,
+                    *runs.at(index),
+                    kept.data_ptr(),
+                    part.data_ptr(),
+                    n_parts,
+                )
+                late = deadline is not None and time.perf_counter() > deadline
+                if ask == k.DONE or (ask != k.LOSS and late):
+                    break
+                state = runs.state[index]
+                theta = state[runs.p : 2 * runs.p] if ask == k.LOSS else state[: runs.p]
+                part, n_parts = problem.part(ask, k, theta, xs, ys, weight), 1
+            runs.factors[index] = kept
+            if progress is not None:
+                progress(index + 1, len(starts))
+    except KeyboardInterrupt:  # every state is that after the last accepted step
+        runs.unfinished = "interrupted"
     return runs.outcome()

@@ -19,9 +19,9 @@ MAX_PARAMETERS = 8192
 class LevenbergMarquardt:
     """Settings: damped Gauss–Newton steps on the full batch, for the sum of squares.
 
-    A step solves :math:`\\min_p \\|Jp + r\\|^2 + \\lambda \\|Dp\\|^2` and is taken if the loss falls;
-    λ follows the ratio of the actual to the predicted fall. D is the running maximum of the norms
-    of J's columns. All in float64, whatever the models' dtype.
+    A step solves :math:`\\min_p \\|Jp + r\\|^2 + \\lambda \\|Dp\\|^2` and is taken if the loss
+    falls; λ follows the ratio of the actual to the predicted fall. D is the running maximum of the
+    norms of J's columns. All in float64, whatever the models' dtype.
 
     Args:
         solver: ``"qr"``: Householder QR of the augmented Jacobian, memory O(P²). ``"cholesky"``:
@@ -109,7 +109,8 @@ class Outcome:
         steps: Accepted steps, a list.
         stopped: Why each run ended: ``"ftol"``, ``"xtol"``, ``"gtol"`` (see
             :class:`LevenbergMarquardt`), ``"zero"`` (no error is left), ``"max_steps"``,
-            ``"max_time"``, ``"no_descent"`` (no trial lowered the loss), ``"not_finite"``.
+            ``"max_time"``, ``"no_descent"`` (no trial lowered the loss), ``"not_finite"``,
+            ``"interrupted"`` (Ctrl-C).
         rank: Numerical rank of each last scaled Jacobian, to the precision of the solver that
             was in use; ``None`` where unknown. Less than P means gauge freedom or dead units.
         solver: The one in use at the end, a list.
@@ -163,6 +164,8 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
         raise ValueError("models must hold at least one module, got an empty list")
     if not isinstance(max_steps, int) or isinstance(max_steps, bool) or max_steps < 1:
         raise ValueError(f"max_steps must be an int of at least 1, got {max_steps!r}")
+    for model in models:
+        generic.check_rows_alone(model)
     descriptions = [describe(model) for model in models]
     shapes = [[(p.shape, p.requires_grad) for p in model.parameters()] for model in models]
     different = any(d != descriptions[0] for d in descriptions) or any(

@@ -41,6 +41,7 @@ class Runs:
         self.limits, self.choices = settings.limits, settings.choices(max_steps)
         self.ld = (self.p + 3) // 4 * 4
         self.factors = {}
+        self.unfinished = "max_time"  # why a run without a reason of its own stopped
 
     @property
     def settings_at(self):
@@ -62,7 +63,7 @@ class Runs:
             gradient_norm=self.history[:, :, 1].clone(),
             parameters=self.state[:, : self.p].clone(),
             steps=counters[:, k.STEPS].tolist(),
-            stopped=[k.REASONS[i] or "max_time" for i in counters[:, k.REASON].tolist()],
+            stopped=[k.REASONS[i] or self.unfinished for i in counters[:, k.REASON].tolist()],
             rank=[self._rank(run, solver) for run, solver in enumerate(solvers)],
             solver=[SOLVERS[i] for i in solvers],
             jacobians=counters[:, k.N_JACOBIANS].tolist(),
@@ -136,8 +137,6 @@ def _prefix_sums(x, y, weight):
 
 def run(models, description, starts, x, y, settings, max_steps, sample_weight, deadline, progress):
     """Train all runs; returns their :class:`Outcome`."""
-    from fastmlp.kernels.cpu import pool
-
     inputs, targets, weight = _prepare(description, x, y, sample_weight)
     runs = Runs(starts, settings, max_steps)
     n_runs, n_rows = len(starts), inputs.shape[0]
@@ -167,16 +166,27 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
     rows = int(-(-rows // 128) * 128)
     work = n_rows * work_of_a_row + runs.p**3 + 100 * n_rows * runs.p
     alone = work >= WORK_TO_SHARE and n_runs < 2 * torch.get_num_threads()
-    if alone:
-        for index in range(n_runs):
-            _run_alone(runs, index, model_at, n_rows, rows, deadline)
-            if progress is not None:
-                progress(index + 1, n_runs)
-        return runs.outcome()
+    try:
+        if alone:
+            for index in range(n_runs):
+                _run_alone(runs, index, model_at, n_rows, rows, deadline)
+                if progress is not None:
+                    progress(index + 1, n_runs)
+        else:
+            budget = int(max(1, WORK_OF_A_SLICE // work))
+            _run_many(runs, model_at, n_rows, rows, budget, deadline, progress)
+    except KeyboardInterrupt:  # every state is that after the last accepted step
+        runs.unfinished = "interrupted"
+    return runs.outcome()
+
+
+def _run_many(runs, model_at, n_rows, rows, budget, deadline, progress):
+    from fastmlp.kernels.cpu import pool
+
+    n_runs = len(runs.state)
     keep = n_runs * runs.ld**2 <= MAX_KEPT_FACTORS
     if keep:
         runs.factors = dict(enumerate(torch.zeros(n_runs, runs.ld**2, dtype=torch.float64)))
-    budget = int(max(1, WORK_OF_A_SLICE // work))
     active = list(range(n_runs))
     while active and (deadline is None or time.perf_counter() < deadline):
 
@@ -198,7 +208,6 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
         active = [index for index in active if not runs.is_over(index)]
         if progress is not None:
             progress(n_runs - len(active), n_runs)
-    return runs.outcome()
 
 
 def _run_alone(runs, index, model_at, n_rows, rows, deadline):

@@ -52,7 +52,7 @@ def _activate(code, slope, z, s):
     if code == _IDENTITY:
         for e in range(z.size):
             s[e] = 1.0
-    elif code == _RELU or code == _LEAKY_RELU:
+    elif code in (_RELU, _LEAKY_RELU):
         below = slope if code == _LEAKY_RELU else 0.0
         for e in range(z.size):
             s[e] = 1.0 if z[e] > 0 else below

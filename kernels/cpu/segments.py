@@ -77,7 +77,9 @@ def _segment_rows(net, reals, theta, x, sums, centre, first, last, rows, at, res
 
 
 @inner
-def evaluate_segments(ask, normal, loss, net, reals, theta, p, ld, x, sums, centre, factor, rotated):
+def evaluate_segments(
+    ask, normal, loss, net, reals, theta, p, ld, x, sums, centre, factor, rotated
+):
     """The sum of squares of all rows; adds JᵀJ and Jᵀr, or folds the rows into R and Qᵀr.
 
     ``sums`` [N_SUMS, N + 1]: prefix sums of what is centred at ``centre``.

@@ -9,8 +9,12 @@ from torch.func import functional_call, jacrev, vmap
 
 pytest.importorskip("numba")
 
+import itertools
+
+from fastmlp.kernels.cpu import jacobian
+from fastmlp.kernels.cpu import levenberg_marquardt as kernels
+
 import fastmlp
-from fastmlp.kernels.cpu import jacobian, levenberg_marquardt as kernels
 from fastmlp.training import tiles
 from fastmlp.training.describe import _CODES, describe
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, train
@@ -20,7 +24,7 @@ TOLERANCE = 1e-10  # of issue 6, for entries of order 1
 
 def mlp(*sizes, activation=nn.Tanh, bias=True, last=None):
     layers = []
-    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for n_in, n_out in itertools.pairwise(sizes):
         layers += [nn.Linear(n_in, n_out, bias=bias), activation()]
     return nn.Sequential(*layers[:-1], *([] if last is None else [last()])).double()
 
@@ -42,6 +46,9 @@ MODELS = {
     "mixed_biases": lambda: nn.Sequential(
         nn.Linear(2, 3, bias=False), nn.Sigmoid(), nn.Sequential(nn.Linear(3, 2))
     ).double(),
+    "fastmlp_mlp": lambda: fastmlp.MLP(
+        2, [5, 4], 2, activation="sin", output_activation="tanh", dtype=torch.float64
+    ),
     "elementwise": lambda: fastmlp.ElementwiseMLP(10, dtype=torch.float64),
     "additive": lambda: fastmlp.AdditiveMLP(11, 6, dtype=torch.float64),
     "additive_two_outputs": lambda: additive("relu", n_in=3, n_out=2),

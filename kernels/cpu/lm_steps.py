@@ -1,0 +1,241 @@
+"""The solver of Levenberg–Marquardt as a state machine, see `levenberg_marquardt.py`."""
+
+import math
+
+import numpy as np
+
+from .jit import inner
+from .linalg import cholesky, dot, fold, solve_lower, solve_lower_transposed, solve_upper
+
+NORMAL, QR, LOSS, DONE, START = 0, 1, 2, 3, 4
+"""What :func:`advance` asks for: JᵀJ, R, a loss, nothing more; and where it begins."""
+
+SOLVERS = ("cholesky", "qr", "auto")
+"""Choices of the solver; the code is the position."""
+
+REASONS = ("", "zero", "ftol", "xtol", "gtol", "max_steps", "no_descent", "not_finite")
+"""Why a run stopped; the code is the position."""
+_ZERO, _FTOL, _XTOL, _GTOL, _MAX_STEPS, _NO_DESCENT, _NOT_FINITE = range(1, 8)
+
+# the state of a run: θ, trial, scale [P each], then these numbers; and the counters
+DELIVERED, SSE, DAMPING, GROWTH, PREDICTED, STEP_NORM, GRADIENT = range(7)
+N_NUMBERS = 8
+PHASE, STEPS, ATTEMPTS, SOLVER, REASON, N_JACOBIANS, N_LOSSES = range(7)
+N_COUNTERS = 8
+
+MIN_DAMPING = (1e-14, 1e-20)
+"""Of Cholesky and of QR: below it rounding has the say in directions that J does not see."""
+MIN_GAIN = 1e-4
+FASTEST_DECREASE = 1 / 3
+
+
+@inner
+def padded(p):
+    """P rounded up to a multiple of four."""
+    return (p + 3) // 4 * 4
+
+
+@inner
+def _column_norms_and_gradient(ask, p, factor, rotated, norms, gradient):
+    """‖J_j‖ and Jᵀr."""
+    ld = padded(p)
+    for j in range(p):
+        norms[j] = 0.0
+        gradient[j] = 0.0
+    if ask == NORMAL:
+        for j in range(p):
+            norms[j] = math.sqrt(factor[j * ld + j])
+            gradient[j] = rotated[j]
+    else:
+        for i in range(p):
+            row, z = factor[i * ld :][:p], rotated[i]
+            for j in range(i, p):
+                norms[j] += row[j] * row[j]
+                gradient[j] += row[j] * z
+        for j in range(p):
+            norms[j] = math.sqrt(norms[j])
+
+
+@inner
+def _solve(solver, p, damping, scale, factor, rotated, damped, step):
+    """The step at one damping.
+
+    Returns the predicted reduction of the sum of squares and ‖D·p‖; −1 twice where Cholesky fails.
+    """
+    ld = padded(p)
+    if solver == NORMAL:
+        for i in range(p):
+            row, out = factor[i * ld :][:p], damped[i * ld :][:p]
+            for j in range(i + 1):
+                out[j] = row[j] / (scale[i] * scale[j])
+            out[i] += damping
+            step[i] = -rotated[i] / scale[i]
+        if not cholesky(damped, p, ld):
+            return -1.0, -1.0
+        solve_lower(damped, p, ld, step)
+        inside = dot(step[:p], step[:p])
+        solve_lower_transposed(damped, p, ld, step)
+    else:
+        rows, below = np.zeros(ld * ld), np.zeros(p)
+        for i in range(p):
+            row, out = factor[i * ld :][:p], damped[i * ld :][:p]
+            for j in range(i, p):
+                out[j] = row[j] / scale[j]
+            rows[i * ld + i] = math.sqrt(damping)
+            step[i] = -rotated[i]
+        fold(rows, ld, p, p, ld, below, damped, step, True)
+        inside = dot(step[:p], step[:p])
+        solve_upper(damped, p, ld, step)
+    norm = dot(step[:p], step[:p])
+    for i in range(p):
+        step[i] /= scale[i]
+    return inside + damping * norm, math.sqrt(norm)
+
+
+@inner
+def _stop(counters, reason):
+    counters[REASON] = reason
+    counters[PHASE] = DONE
+    return DONE
+
+
+@inner
+def _ask(counters, phase):
+    counters[PHASE] = phase
+    counters[N_LOSSES if phase == LOSS else N_JACOBIANS] += 1
+    return phase
+
+
+@inner
+def _damp_more(numbers):
+    numbers[DAMPING] *= numbers[GROWTH]
+    numbers[GROWTH] *= 2.0
+
+
+@inner
+def _propose(p, limits, choices, state, counters, factor, rotated, damped):
+    """Try the next step: ask for its loss, or for QR, or give up."""
+    numbers = state[3 * p :]
+    theta, trial, scale = state[:p], state[p : 2 * p], state[2 * p : 3 * p]
+    step = np.empty(p)
+    auto = choices[0] == 2 and counters[SOLVER] == NORMAL
+    while True:
+        predicted, norm = _solve(
+            counters[SOLVER], p, numbers[DAMPING], scale, factor, rotated, damped, step
+        )
+        if norm >= 0:
+            break
+        if auto:
+            counters[SOLVER] = QR
+            return _ask(counters, QR)
+        _damp_more(numbers)
+        counters[ATTEMPTS] += 1
+        if counters[ATTEMPTS] >= choices[2]:
+            return _stop(counters, _NO_DESCENT)
+    moved = False
+    for i in range(p):
+        trial[i] = theta[i] + step[i]
+        moved = moved or trial[i] != theta[i]
+    if not moved:
+        if auto:
+            counters[SOLVER] = QR
+            return _ask(counters, QR)
+        return _stop(counters, _XTOL)
+    numbers[PREDICTED], numbers[STEP_NORM] = predicted, norm
+    return _ask(counters, LOSS)
+
+
+@inner
+def _take_jacobian(p, limits, choices, state, counters, history, factor, rotated, damped):
+    numbers, scale = state[3 * p :], state[2 * p : 3 * p]
+    sse = numbers[DELIVERED]
+    numbers[SSE] = sse
+    norms, gradient = np.empty(p), np.empty(p)
+    _column_norms_and_gradient(counters[PHASE], p, factor, rotated, norms, gradient)
+    slope = size = largest = 0.0
+    for j in range(p):
+        largest = max(largest, scale[j], norms[j])
+    for j in range(p):
+        # the floor holds where they are those θ_j that have next to no influence
+        scale[j] = max(scale[j], norms[j], limits[4] * largest)
+        if norms[j] > 0:
+            slope = max(slope, abs(gradient[j]) / norms[j])
+        size += gradient[j] * gradient[j]
+    numbers[GRADIENT] = 2.0 * math.sqrt(size)
+    history[2 * counters[STEPS]] = sse
+    history[2 * counters[STEPS] + 1] = numbers[GRADIENT]
+    if not (sse + size < math.inf):
+        return _stop(counters, _NOT_FINITE)
+    if sse == 0:
+        return _stop(counters, _ZERO)
+    if slope <= limits[2] * math.sqrt(sse):
+        return _stop(counters, _GTOL)
+    if counters[STEPS] >= choices[1]:
+        return _stop(counters, _MAX_STEPS)
+    counters[ATTEMPTS] = 0
+    return _propose(p, limits, choices, state, counters, factor, rotated, damped)
+
+
+@inner
+def _take_loss(p, limits, choices, state, counters, history, factor, rotated, damped):
+    numbers = state[3 * p :]
+    theta, trial, scale = state[:p], state[p : 2 * p], state[2 * p : 3 * p]
+    sse, new = numbers[SSE], numbers[DELIVERED]
+    predicted = numbers[PREDICTED]
+    gain = (sse - new) / predicted if predicted > 0 else 0.0
+    accepted = gain > MIN_GAIN  # false for NaN
+    size = 0.0
+    for i in range(p):
+        size += (scale[i] * theta[i]) ** 2
+    reason = 0
+    if abs(sse - new) <= limits[0] * sse and predicted <= limits[0] * sse and gain <= 2:
+        reason = _FTOL
+    elif numbers[STEP_NORM] <= limits[1] * math.sqrt(size):
+        reason = _XTOL
+    if accepted:
+        theta[:] = trial
+        counters[STEPS] += 1
+        numbers[SSE] = new
+        history[2 * counters[STEPS]] = new
+        history[2 * counters[STEPS] + 1] = math.nan
+        decrease = 1.0 - (2.0 * min(gain, 1.0) - 1.0) ** 3
+        numbers[DAMPING] *= max(FASTEST_DECREASE, decrease)
+        numbers[DAMPING] = max(numbers[DAMPING], MIN_DAMPING[counters[SOLVER]])
+        numbers[GROWTH] = 2.0
+    else:
+        _damp_more(numbers)
+        counters[ATTEMPTS] += 1
+        if reason == 0 and counters[ATTEMPTS] >= choices[2]:
+            reason = _NO_DESCENT
+    if reason != 0:
+        if choices[0] == 2 and counters[SOLVER] == NORMAL:
+            # what JᵀJ says of the end, QR has to confirm
+            counters[SOLVER] = QR
+            if not accepted:
+                numbers[DAMPING] *= 0.5 ** (counters[ATTEMPTS] * (counters[ATTEMPTS] + 1) // 2)
+                numbers[GROWTH] = 2.0
+        else:
+            return _stop(counters, reason)
+    elif not accepted:
+        return _propose(p, limits, choices, state, counters, factor, rotated, damped)
+    return _ask(counters, counters[SOLVER])
+
+
+@inner
+def advance(p, limits, choices, state, counters, history, factor, rotated, damped):
+    """Take what was asked for and say what is needed next: NORMAL, QR, LOSS or DONE.
+
+    ``limits``: ftol, xtol, gtol, first damping, floor of the scale. ``choices``: solver, max_steps,
+    max_attempts.
+    ``history`` [max_steps + 1, 2]: sum of squares and ‖∇‖ before every step.
+    """
+    if counters[PHASE] == START:
+        numbers = state[3 * p :]
+        numbers[DAMPING], numbers[GROWTH] = limits[3], 2.0
+        counters[SOLVER] = QR if choices[0] == 1 else NORMAL
+        return _ask(counters, counters[SOLVER])
+    if counters[PHASE] == DONE:
+        return DONE
+    if counters[PHASE] == LOSS:
+        return _take_loss(p, limits, choices, state, counters, history, factor, rotated, damped)
+    return _take_jacobian(p, limits, choices, state, counters, history, factor, rotated, damped)
