@@ -9,7 +9,7 @@ arithmetic: so breakpoints that coincide stay one, and what is built on them see
 
 import numpy as np
 
-from .layers import Affine
+from fastmlp.piecewise.layers import Affine
 
 # a pre-activation this close to 0, in ulps of its terms, is 0: float64 cannot tell
 _ZERO_ULPS = 8
