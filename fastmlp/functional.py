@@ -10,14 +10,20 @@ import torch
 
 from fastmlp import reference
 from fastmlp.arguments import (
-    DTYPES,
     check_choice,
-    check_dropout,
     check_finite,
     check_parameter,
     check_probability,
     check_tensor,
     check_x,
+)
+from fastmlp.op_arguments import (
+    check_additive,
+    check_mlp,
+    check_subnet,
+    dropout_arguments,
+    is_plainly_additive,
+    is_plainly_mlp,
 )
 from fastmlp.ops.additive_mlp import additive_mlp as _additive_mlp
 from fastmlp.ops.elementwise_mlp import elementwise_mlp as _elementwise_mlp
@@ -28,64 +34,15 @@ from fastmlp.reference import ACTIVATIONS, REDUCTIONS
 
 __all__ = ["additive_mlp", "elementwise_mlp", "mlp", "piecewise_linear", "sine_sum"]
 
-MAX_HIDDEN = 1024
-MAX_WIDTH = 128
-"""Widest layer of :func:`mlp`, input and output included."""
 _NO_DROPOUT = (0.0, 0.0, 0.0)
-
-
-def _dropout_arguments(dropout, seed, x):
-    """The seed, a new one where none is given, and the three probabilities."""
-    places = check_dropout(dropout)
-    if not any(places):
-        return None, places
-    if seed is None:
-        # from the generator of the device: torch.manual_seed, torch.get_rng_state, CUDA graphs,
-        # activation checkpointing and torch.func.vmap's randomness hold for it
-        seed = torch.randint(2**63 - 1, (1,), device=x.device)
-    elif not isinstance(seed, torch.Tensor) or seed.dtype != torch.int64:
-        got = seed.dtype if isinstance(seed, torch.Tensor) else type(seed).__name__
-        raise TypeError(f"seed must be an int64 Tensor, got {got}")
-    elif seed.shape != (1,) or seed.device != x.device:
-        raise ValueError(
-            f"seed must have shape [1] and be on the device of x, {x.device}, "
-            f"got shape {list(seed.shape)} on {seed.device}"
-        )
-    return seed, places
-
-
-def _check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=()):
-    """``stacked`` is the first dimension that all parameters have besides those of a subnet."""
-    check_tensor("fc1_weight", fc1_weight, device)
-    shape = tuple(fc1_weight.shape)
-    if len(shape) != 2 + len(stacked) or shape[-1] != 1 or shape[:-2] != stacked:
-        raise ValueError(
-            f"fc1_weight must have shape {_named(*stacked, 'hidden_features', 1)}, "
-            f"the weight of Linear(1, hidden_features){' a feature' * bool(stacked)}, "
-            f"got {list(shape)}"
-        )
-    n_hidden = shape[-2]
-    if not 1 <= n_hidden <= MAX_HIDDEN:
-        raise ValueError(
-            f"fc1_weight must have between 1 and {MAX_HIDDEN} hidden features, got {n_hidden}"
-        )
-    check_parameter("fc2_weight", fc2_weight, (*stacked, 1, n_hidden), device)
-    if fc1_bias is not None:
-        check_parameter("fc1_bias", fc1_bias, (*stacked, n_hidden), device)
-    if fc2_bias is not None:
-        check_parameter("fc2_bias", fc2_bias, (*stacked, 1), device)
 
 
 def _as_autocast(y):
     """The output in the dtype that autocast asks of a linear layer; float64 is left alone."""
     device = y.device.type
-    if not torch.is_autocast_enabled(device) or y.dtype is torch.float64:
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return y
-    return y.to(torch.get_autocast_dtype(device))
-
-
-def _named(*sizes):
-    return f"[{', '.join(map(str, sizes))}]"
+    return y if y.dtype is torch.float64 else y.to(torch.get_autocast_dtype(device))
 
 
 def elementwise_mlp(
@@ -130,9 +87,9 @@ def elementwise_mlp(
         tensor([0., 3.])
     """
     check_x(x)
-    _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check_choice("activation", activation, ACTIVATIONS)
-    seed, places = _dropout_arguments(dropout, seed, x)
+    seed, places = dropout_arguments(dropout, seed, x)
     y = _elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, seed, activation, *places)
     return _as_autocast(y)
 
@@ -190,71 +147,16 @@ def additive_mlp(
         tensor([[6.]])
     """
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
-    if not _plainly_additive(*tensors):
-        _check_additive(*tensors)
+    if not is_plainly_additive(*tensors):
+        check_additive(*tensors)
     check_choice("activation", activation, ACTIVATIONS)
-    seed, places = (None, _NO_DROPOUT) if dropout == 0 else _dropout_arguments(dropout, seed, x)
+    seed, places = (None, _NO_DROPOUT) if dropout == 0 else dropout_arguments(dropout, seed, x)
     if x.dim() == 2:
         return _as_autocast(_additive_mlp(*tensors, seed, activation, *places))
     n_out, n_in = fc3_weight.shape
     rows = x.reshape(math.prod(x.shape[:-1]), n_in)
     y = _as_autocast(_additive_mlp(rows, *tensors[1:], seed, activation, *places))
     return y.reshape(*x.shape[:-1], n_out)
-
-
-def _plainly_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
-    """Whether all is there, of one dtype, on one device and of the right shape.
-
-    The usual case, at a third of the cost of the checks that tell what is wrong; those decide
-    whenever this says no.
-    """
-    try:
-        dtype, device = x.dtype, x.device
-        n_hidden = fc1_weight.shape[0]
-        n_out, n_in = fc3_weight.shape
-        return (
-            dtype in DTYPES
-            and isinstance(x, torch.Tensor)
-            and x.shape[-1] == n_in
-            and n_out * n_in > 0
-            and 1 <= n_hidden <= MAX_HIDDEN
-            and fc1_weight.shape == (n_hidden, 1)
-            and fc1_bias.shape == (n_hidden,)
-            and fc2_weight.shape == (1, n_hidden)
-            and fc2_bias.shape == (1,)
-            and fc3_bias.shape == (n_out,)
-            and fc1_weight.dtype is dtype
-            and fc1_bias.dtype is dtype
-            and fc2_weight.dtype is dtype
-            and fc2_bias.dtype is dtype
-            and fc3_weight.dtype is dtype
-            and fc3_bias.dtype is dtype
-            and fc1_weight.device == device
-            and fc1_bias.device == device
-            and fc2_weight.device == device
-            and fc2_bias.device == device
-            and fc3_weight.device == device
-            and fc3_bias.device == device
-        )
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return False
-
-
-def _check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
-    check_x(x)
-    check_tensor("fc3_weight", fc3_weight, x.device)
-    if len(fc3_weight.shape) != 2 or 0 in fc3_weight.shape:
-        raise ValueError(
-            "fc3_weight must have shape [out_features, in_features], neither of them 0, "
-            f"got {list(fc3_weight.shape)}"
-        )
-    n_out, n_in = fc3_weight.shape
-    stacked = (n_in,) if isinstance(fc1_weight, torch.Tensor) and fc1_weight.dim() == 3 else ()
-    _check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked)
-    if x.dim() == 0 or x.shape[-1] != n_in:
-        raise ValueError(f"x must have shape [*, {n_in}] to match fc3_weight, got {list(x.shape)}")
-    if fc3_bias is not None:
-        check_parameter("fc3_bias", fc3_bias, (n_out,), x.device)
 
 
 def mlp(x, weights, biases=None, activation="relu", output_activation="identity", dropout=0.0):
@@ -294,8 +196,8 @@ def mlp(x, weights, biases=None, activation="relu", output_activation="identity"
     """
     if biases is None and isinstance(weights, (list, tuple)):
         biases = [None] * len(weights)
-    if not _plainly_mlp(x, weights, biases):
-        _check_mlp(x, weights, biases)
+    if not is_plainly_mlp(x, weights, biases):
+        check_mlp(x, weights, biases)
     check_choice("activation", activation, ACTIVATIONS)
     check_choice("output_activation", output_activation, ACTIVATIONS)
     check_probability("dropout", dropout)
@@ -307,61 +209,6 @@ def mlp(x, weights, biases=None, activation="relu", output_activation="identity"
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     y = _mlp(flat, *parameters, activation, output_activation)
     return y.reshape(*x.shape[:-1], y.shape[-1])
-
-
-def _plainly_mlp(x, weights, biases):
-    """As :func:`_plainly_additive`: the usual case, quickly."""
-    try:
-        dtype, device, width = x.dtype, x.device, x.shape[-1]
-        if dtype not in DTYPES or not len(weights) == len(biases) > 0 or width > MAX_WIDTH:
-            return False
-        for weight, bias in zip(weights, biases, strict=True):
-            n_out = weight.shape[0]
-            if not (
-                weight.shape == (n_out, width)
-                and 1 <= n_out <= MAX_WIDTH
-                and weight.dtype is dtype
-                and weight.device == device
-                and bias.shape == (n_out,)
-                and bias.dtype is dtype
-                and bias.device == device
-            ):
-                return False
-            width = n_out
-        return width > 0 and x.shape[-1] > 0 and isinstance(x, torch.Tensor)
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return False
-
-
-def _check_mlp(x, weights, biases):
-    check_x(x)
-    for name, values in (("weights", weights), ("biases", biases)):
-        if not isinstance(values, (list, tuple)):
-            raise TypeError(f"{name} must be a list or tuple, got {type(values).__name__}")
-    if len(weights) == 0 or len(biases) != len(weights):
-        raise ValueError(
-            "weights and biases must have one entry a layer, at least one, "
-            f"got {len(weights)} and {len(biases)}"
-        )
-    if x.dim() == 0:
-        raise ValueError("x must have shape [*, in_features], got []")
-    width = x.shape[-1]
-    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        name = f"weights[{i}]"
-        check_tensor(name, weight, x.device)
-        if weight.dim() != 2 or weight.shape[1] != width:
-            raise ValueError(
-                f"{name} must have shape [out_features, {width}] to match "
-                f"{f'weights[{i - 1}]' if i else 'x'}, got {list(weight.shape)}"
-            )
-        for size in weight.shape:
-            if not 1 <= size <= MAX_WIDTH:
-                raise ValueError(
-                    f"{name} must have sizes between 1 and {MAX_WIDTH}, got {list(weight.shape)}"
-                )
-        width = weight.shape[0]
-        if bias is not None:
-            check_parameter(f"biases[{i}]", bias, (width,), x.device)
 
 
 def piecewise_linear(x, breakpoints, anchors, values, slopes):

@@ -1,7 +1,7 @@
 """What several modules share: checks of constructor arguments, and quick access to parameters."""
 
 from fastmlp.arguments import check_choice, check_dropout
-from fastmlp.functional import MAX_HIDDEN
+from fastmlp.op_arguments import MAX_HIDDEN
 from fastmlp.reference import ACTIVATIONS
 
 

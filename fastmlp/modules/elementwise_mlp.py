@@ -1,8 +1,8 @@
 """The module ElementwiseMLP."""
 
 from fastmlp import functional, reference
-from fastmlp.functional import MAX_WIDTH
 from fastmlp.modules.checks import check_hidden, check_subnet, weight_and_bias
+from fastmlp.op_arguments import MAX_WIDTH
 
 
 class ElementwiseMLP(reference.ElementwiseMLP):

@@ -2,8 +2,8 @@
 
 from fastmlp import functional, reference
 from fastmlp.arguments import check_choice, check_probability
-from fastmlp.functional import MAX_WIDTH
 from fastmlp.modules.checks import check_hidden, check_size, weight_and_bias
+from fastmlp.op_arguments import MAX_WIDTH
 from fastmlp.reference import ACTIVATIONS
 
 

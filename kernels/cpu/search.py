@@ -2,8 +2,8 @@
 
 The line is cut into cells, found from a number's own bits: cell = ±bits(|x| + c) >> shift. They
 are even near 0 and logarithmic far out, so that a few far breakpoints do not crowd the others
-together; and the cell never falls as x grows, rounding included, so that all breakpoints in lower cells lie
-below x and all in higher cells above. Only those in its own cell are searched, halving: with 16
+together; and the cell never falls as x grows, rounding included, so that all breakpoints in lower
+cells lie below x and all in higher cells above. Only those in its own cell are searched, halving: with 16
 cells a breakpoint mostly at most three, two steps. From 1 023 breakpoints on [90000, 64] this takes
 a third of the time of a search among all (2.8 GHz Ice Lake Xeon, 2026-11).
 

@@ -1,0 +1,172 @@
+"""Checks of the tensors of one op together: shapes that fit one another, dropout and its seed."""
+
+import torch
+
+from fastmlp.arguments import (
+    DTYPES,
+    check_dropout,
+    check_parameter,
+    check_tensor,
+    check_x,
+)
+
+MAX_HIDDEN = 1024
+"""Most hidden units of a scalar subnet."""
+MAX_WIDTH = 128
+"""Widest layer of a dense network, input and output included."""
+
+
+def dropout_arguments(dropout, seed, x):
+    """The seed, a new one where none is given, and the three probabilities."""
+    places = check_dropout(dropout)
+    if not any(places):
+        return None, places
+    if seed is None:
+        # from the generator of the device: torch.manual_seed, torch.get_rng_state, CUDA graphs,
+        # activation checkpointing and torch.func.vmap's randomness hold for it
+        seed = torch.randint(2**63 - 1, (1,), device=x.device)
+    elif not isinstance(seed, torch.Tensor) or seed.dtype != torch.int64:
+        got = seed.dtype if isinstance(seed, torch.Tensor) else type(seed).__name__
+        raise TypeError(f"seed must be an int64 Tensor, got {got}")
+    elif seed.shape != (1,) or seed.device != x.device:
+        raise ValueError(
+            f"seed must have shape [1] and be on the device of x, {x.device}, "
+            f"got shape {list(seed.shape)} on {seed.device}"
+        )
+    return seed, places
+
+
+def check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=()):
+    """``stacked`` is the first dimension that all parameters have besides those of a subnet."""
+    check_tensor("fc1_weight", fc1_weight, device)
+    shape = tuple(fc1_weight.shape)
+    if len(shape) != 2 + len(stacked) or shape[-1] != 1 or shape[:-2] != stacked:
+        raise ValueError(
+            f"fc1_weight must have shape {_named(*stacked, 'hidden_features', 1)}, "
+            f"the weight of Linear(1, hidden_features){' a feature' * bool(stacked)}, "
+            f"got {list(shape)}"
+        )
+    n_hidden = shape[-2]
+    if not 1 <= n_hidden <= MAX_HIDDEN:
+        raise ValueError(
+            f"fc1_weight must have between 1 and {MAX_HIDDEN} hidden features, got {n_hidden}"
+        )
+    check_parameter("fc2_weight", fc2_weight, (*stacked, 1, n_hidden), device)
+    if fc1_bias is not None:
+        check_parameter("fc1_bias", fc1_bias, (*stacked, n_hidden), device)
+    if fc2_bias is not None:
+        check_parameter("fc2_bias", fc2_bias, (*stacked, 1), device)
+
+
+def _named(*sizes):
+    return f"[{', '.join(map(str, sizes))}]"
+
+
+def is_plainly_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
+    """Whether all is there, of one dtype, on one device and of the right shape.
+
+    The usual case, at a third of the cost of the checks that tell what is wrong; those decide
+    whenever this says no.
+    """
+    try:
+        dtype, device = x.dtype, x.device
+        n_hidden = fc1_weight.shape[0]
+        n_out, n_in = fc3_weight.shape
+        return (
+            dtype in DTYPES
+            and isinstance(x, torch.Tensor)
+            and x.shape[-1] == n_in
+            and n_out * n_in > 0
+            and 1 <= n_hidden <= MAX_HIDDEN
+            and fc1_weight.shape == (n_hidden, 1)
+            and fc1_bias.shape == (n_hidden,)
+            and fc2_weight.shape == (1, n_hidden)
+            and fc2_bias.shape == (1,)
+            and fc3_bias.shape == (n_out,)
+            and fc1_weight.dtype is dtype
+            and fc1_bias.dtype is dtype
+            and fc2_weight.dtype is dtype
+            and fc2_bias.dtype is dtype
+            and fc3_weight.dtype is dtype
+            and fc3_bias.dtype is dtype
+            and fc1_weight.device == device
+            and fc1_bias.device == device
+            and fc2_weight.device == device
+            and fc2_bias.device == device
+            and fc3_weight.device == device
+            and fc3_bias.device == device
+        )
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False
+
+
+def check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
+    check_x(x)
+    check_tensor("fc3_weight", fc3_weight, x.device)
+    if len(fc3_weight.shape) != 2 or 0 in fc3_weight.shape:
+        raise ValueError(
+            "fc3_weight must have shape [out_features, in_features], neither of them 0, "
+            f"got {list(fc3_weight.shape)}"
+        )
+    n_out, n_in = fc3_weight.shape
+    stacked = (n_in,) if isinstance(fc1_weight, torch.Tensor) and fc1_weight.dim() == 3 else ()
+    check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked)
+    if x.dim() == 0 or x.shape[-1] != n_in:
+        raise ValueError(f"x must have shape [*, {n_in}] to match fc3_weight, got {list(x.shape)}")
+    if fc3_bias is not None:
+        check_parameter("fc3_bias", fc3_bias, (n_out,), x.device)
+
+
+def is_plainly_mlp(x, weights, biases):
+    """As :func:`_plainly_additive`: the usual case, quickly."""
+    try:
+        dtype, device, width = x.dtype, x.device, x.shape[-1]
+        if dtype not in DTYPES or not len(weights) == len(biases) > 0 or width > MAX_WIDTH:
+            return False
+        for weight, bias in zip(weights, biases, strict=True):
+            n_out = weight.shape[0]
+            if not (
+                weight.shape == (n_out, width)
+                and 1 <= n_out <= MAX_WIDTH
+                and weight.dtype is dtype
+                and weight.device == device
+                and bias.shape == (n_out,)
+                and bias.dtype is dtype
+                and bias.device == device
+            ):
+                return False
+            width = n_out
+        return width > 0 and x.shape[-1] > 0 and isinstance(x, torch.Tensor)
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False
+
+
+def check_mlp(x, weights, biases):
+    check_x(x)
+    for name, values in (("weights", weights), ("biases", biases)):
+        if not isinstance(values, (list, tuple)):
+            raise TypeError(f"{name} must be a list or tuple, got {type(values).__name__}")
+    if len(weights) == 0 or len(biases) != len(weights):
+        raise ValueError(
+            "weights and biases must have one entry a layer, at least one, "
+            f"got {len(weights)} and {len(biases)}"
+        )
+    if x.dim() == 0:
+        raise ValueError("x must have shape [*, in_features], got []")
+    width = x.shape[-1]
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        name = f"weights[{i}]"
+        check_tensor(name, weight, x.device)
+        if weight.dim() != 2 or weight.shape[1] != width:
+            raise ValueError(
+                f"{name} must have shape [out_features, {width}] to match "
+                f"{f'weights[{i - 1}]' if i else 'x'}, got {list(weight.shape)}"
+            )
+        for size in weight.shape:
+            if not 1 <= size <= MAX_WIDTH:
+                raise ValueError(
+                    f"{name} must have sizes between 1 and {MAX_WIDTH}, got {list(weight.shape)}"
+                )
+        width = weight.shape[0]
+        if bias is not None:
+            check_parameter(f"biases[{i}]", bias, (width,), x.device)
