@@ -358,7 +358,7 @@ def check_interval(interval, finite=False):
 
 def _numbers(name, values):
     try:
-        tensor = torch.as_tensor(values).detach().to("cpu", torch.float64).clone()
+        tensor = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError, OverflowError) as err:
         raise TypeError(f"{name} must be a tensor or a list of numbers: {err}") from err
     if not tensor.isfinite().all():
