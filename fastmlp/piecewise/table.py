@@ -20,7 +20,11 @@ _STRAIGHT = 8 * torch.finfo(torch.float64).eps
 class Segment(NamedTuple):
     """One line of a table: y = intercept + slope·x from ``lo`` to ``hi``.
 
-    ``slope`` and ``intercept`` are floats for one output, tuples of floats for several.
+    Args:
+        lo: Where it begins.
+        hi: Where it ends.
+        slope: A float for one output, a tuple of floats for several.
+        intercept: Likewise.
     """
 
     lo: float

@@ -60,7 +60,7 @@ def test_stacked_nets_take_the_steps_of_single_ones(example):
 
 def test_poles_are_missed_and_floors_are_finite(example):
     for target in example.TARGETS:
-        x, y = target.data()
+        _, y = target.data()
         assert y.isfinite().all(), target.name
         floor = target.rms_floor(20)
         assert math.isfinite(floor)

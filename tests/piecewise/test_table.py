@@ -214,7 +214,7 @@ def test_bad_intervals_are_refused(ends):
         lambda: piecewise.from_module(net).segments_in(*ends),
         lambda: piecewise.error_floor(torch.sin, *ends, 3),
     ):
-        with pytest.raises(ValueError, match="lo|hi"):
+        with pytest.raises(ValueError, match=r"\blo\b"):
             call()
 
 
