@@ -40,7 +40,7 @@ def error_floor(f, lo, hi, pieces):
 
     Example:
         >>> round(error_floor(torch.square, -5.0, 8.0, 15) ** 2 / 13, 7)  # h⁴/180, h = 13/15
-        0.0031342
+        0.0031343
     """
     lo, hi = check_interval((lo, hi), finite=True)
     if isinstance(pieces, bool) or not isinstance(pieces, int):

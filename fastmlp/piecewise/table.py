@@ -20,7 +20,11 @@ _STRAIGHT = 8 * torch.finfo(torch.float64).eps
 class Segment(NamedTuple):
     """One line of a table: y = intercept + slope·x from ``lo`` to ``hi``.
 
-    ``slope`` and ``intercept`` are floats for one output, tuples of floats for several.
+    Args:
+        lo: Where it begins.
+        hi: Where it ends.
+        slope: A float for one output, a tuple of floats for several.
+        intercept: Likewise.
     """
 
     lo: float
@@ -358,7 +362,7 @@ def check_interval(interval, finite=False):
 
 def _numbers(name, values):
     try:
-        tensor = torch.as_tensor(values).detach().to("cpu", torch.float64).clone()
+        tensor = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
     except (TypeError, ValueError, RuntimeError, OverflowError) as err:
         raise TypeError(f"{name} must be a tensor or a list of numbers: {err}") from err
     if not tensor.isfinite().all():
