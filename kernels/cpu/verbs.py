@@ -8,10 +8,18 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from . import additive_mlp, dense, elementwise_mlp, mlp, sine_sum
+from . import additive_mlp, elementwise_mlp, sine_sum
 from .jit import fma, inner, rint, wide_vectors
+from .layer_verbs import (
+    DTYPES,
+    add,
+    address,
+    dense_backward,
+    dense_forward,
+    mlp_backward,
+    mlp_forward,
+)
 from .sine import COS, SIN
 from .sine_sum import TURNS_PER_RADIAN
 from .subnet import plain_gradients, plain_value
@@ -28,8 +36,6 @@ FEW = 8
 
 NARROW = 16
 """Sines of a model, below which loops over many numbers are the faster ones."""
-
-_DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
 
 
 class Verbs(NamedTuple):
@@ -49,18 +55,6 @@ class Verbs(NamedTuple):
 
 
 @inner
-def _address(a):
-    """Where an array begins; 0 for an empty one."""
-    return np.int64(a.ctypes.data) if a.size > 0 else np.int64(0)
-
-
-@inner
-def _add(sums, grad, real):
-    for i in range(grad.size):
-        grad[i] += real(sums[i])
-
-
-@inner
 def _over_units(width, n):
     return n < FEW or width >= NARROW
 
@@ -74,7 +68,7 @@ def _sine_parts(theta, sizes):
 
 
 def _sine_forward(real):
-    sin_turns, cos_turns, op = SIN[real], COS[real], sine_sum._fwd[_DTYPES[real]]
+    sin_turns, cos_turns, op = SIN[real], COS[real], sine_sum._fwd[DTYPES[real]]
 
     @inner
     def sine_sum_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
@@ -83,8 +77,8 @@ def _sine_forward(real):
         w, amplitude, phase = _sine_parts(theta, sizes)
         n = x.size
         if not _over_units(width, n):
-            addresses = _address(x), _address(w), _address(amplitude), _address(phase)
-            op(*addresses, width, turns, factor, _address(y), 0, n)
+            addresses = address(x), address(w), address(amplitude), address(phase)
+            op(*addresses, width, turns, factor, address(y), 0, n)
             return
         half = real(0.5)
         for r in range(n):
@@ -125,7 +119,7 @@ def _sine_forward(real):
 
 
 def _sine_backward(real):
-    op = sine_sum._bwd[_DTYPES[real]]
+    op = sine_sum._bwd[DTYPES[real]]
 
     @inner
     def sine_sum_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
@@ -135,9 +129,9 @@ def _sine_backward(real):
         n = x.size
         if not _over_units(width, n):
             sums = np.empty(grad.size, np.float64)
-            addresses = _address(x), _address(w), _address(amplitude), _address(phase)
-            op(_address(dy), *addresses, width, turns, factor, 0, _address(sums), 0, 0, 0, 0, n)
-            _add(sums, grad, real)
+            addresses = address(x), address(w), address(amplitude), address(phase)
+            op(address(dy), *addresses, width, turns, factor, 0, address(sums), 0, 0, 0, 0, n)
+            add(sums, grad, real)
             return
         dw, damplitude, dphase = _sine_parts(grad, sizes)
         radians = turns / TURNS_PER_RADIAN
@@ -183,27 +177,27 @@ def _subnet_parts(theta, n_hidden, bias):
 
 
 def _subnet_forward(real):
-    op = elementwise_mlp._fwd[_DTYPES[real]]
+    op = elementwise_mlp._fwd[DTYPES[real]]
 
     @inner
-    def elementwise_mlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
+    def elementwisemlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
         n_hidden, bias = sizes[0], sizes[1]
         w, b, v, d, _ = _subnet_parts(theta, n_hidden, bias)
         if x.size < FEW and bias:
             for e in range(x.size):
                 y[e] = plain_value(x[e], w, b, v, d[0], real)
             return
-        addresses = _address(x), _address(w), _address(b), _address(v), _address(d)
-        op(*addresses, n_hidden, _address(y), 0, x.size)
+        addresses = address(x), address(w), address(b), address(v), address(d)
+        op(*addresses, n_hidden, address(y), 0, x.size)
 
-    return elementwise_mlp_forward
+    return elementwisemlp_forward
 
 
 def _subnet_backward(real):
-    op = elementwise_mlp._bwd[_DTYPES[real]]
+    op = elementwise_mlp._bwd[DTYPES[real]]
 
     @inner
-    def elementwise_mlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
+    def elementwisemlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
         n_hidden, bias = sizes[0], sizes[1]
         w, b, v, _, _ = _subnet_parts(theta, n_hidden, bias)
         sums = np.zeros(3 * n_hidden + 1, np.float64)
@@ -211,197 +205,53 @@ def _subnet_backward(real):
             for e in range(x.size):
                 plain_gradients(x[e], dy[e], w, b, v, sums, real)
         else:
-            addresses = _address(x), _address(w), _address(b), _address(v)
-            op(_address(dy), *addresses, n_hidden, 0, _address(sums), 0, 0, 0, 0, 0, x.size)
+            addresses = address(x), address(w), address(b), address(v)
+            op(address(dy), *addresses, n_hidden, 0, address(sums), 0, 0, 0, 0, 0, x.size)
         if bias:
-            _add(sums, grad, real)
+            add(sums, grad, real)
         else:
-            _add(sums[:n_hidden], grad[:n_hidden], real)
-            _add(sums[2 * n_hidden : 3 * n_hidden], grad[n_hidden:], real)
+            add(sums[:n_hidden], grad[:n_hidden], real)
+            add(sums[2 * n_hidden : 3 * n_hidden], grad[n_hidden:], real)
 
-    return elementwise_mlp_backward
+    return elementwisemlp_backward
 
 
 def _additive_forward(real):
-    op = additive_mlp._fwd[_DTYPES[real]]
+    op = additive_mlp._fwd[DTYPES[real]]
 
     @inner
-    def additive_mlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
+    def additivemlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
         n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
         w, b, v, d, rest = _subnet_parts(theta, n_hidden, bias)
-        addresses = _address(x), _address(w), _address(b), _address(v), _address(d)
-        readout, c = _address(rest), _address(rest[n_in * n_out :])
-        op(*addresses, readout, c, n_hidden, n_in, n_out, _address(y), 0, n_rows)
+        addresses = address(x), address(w), address(b), address(v), address(d)
+        readout, c = address(rest), address(rest[n_in * n_out :])
+        op(*addresses, readout, c, n_hidden, n_in, n_out, address(y), 0, n_rows)
 
-    return additive_mlp_forward
+    return additivemlp_forward
 
 
 def _additive_backward(real):
-    op = additive_mlp._bwd[_DTYPES[real]]
+    op = additive_mlp._bwd[DTYPES[real]]
 
     @inner
-    def additive_mlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
+    def additivemlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
         n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
         w, b, v, d, rest = _subnet_parts(theta, n_hidden, bias)
         at_readout = 3 * n_hidden + 1
         sums = np.empty(at_readout + n_in * n_out + n_out, np.float64)
-        addresses = _address(x), _address(w), _address(b), _address(v), _address(d)
+        addresses = address(x), address(w), address(b), address(v), address(d)
         op(
-            _address(dy), *addresses, _address(rest), n_hidden, n_in, n_out,
-            0, _address(sums), 0, 0, 0, 0, 0, 0, 0, n_rows,
+            address(dy), *addresses, address(rest), n_hidden, n_in, n_out,
+            0, address(sums), 0, 0, 0, 0, 0, 0, 0, n_rows,
         )  # fmt: skip
         if bias:
-            _add(sums, grad, real)
+            add(sums, grad, real)
         else:
-            _add(sums[:n_hidden], grad[:n_hidden], real)
-            _add(sums[2 * n_hidden : 3 * n_hidden], grad[n_hidden : 2 * n_hidden], real)
-            _add(sums[at_readout:], grad[2 * n_hidden :], real)
+            add(sums[:n_hidden], grad[:n_hidden], real)
+            add(sums[2 * n_hidden : 3 * n_hidden], grad[n_hidden : 2 * n_hidden], real)
+            add(sums[at_readout:], grad[2 * n_hidden :], real)
 
-    return additive_mlp_backward
-
-
-@inner
-def _dense_parts(theta, sizes):
-    """As _subnet_parts, for subnets that may be stacked: one for each feature."""
-    n_hidden, bias, n_in, stacked = sizes[0], sizes[1], sizes[2], sizes[5]
-    n_nets = n_in if stacked != 0 else 1
-    w, rest = theta[: n_nets * n_hidden], theta[n_nets * n_hidden :]
-    b, rest = rest[: n_nets * n_hidden * bias], rest[n_nets * n_hidden * bias :]
-    v, rest = rest[: n_nets * n_hidden], rest[n_nets * n_hidden :]
-    return w, b, v, rest[: n_nets * bias], rest[n_nets * bias :]
-
-
-@inner
-def _dense_place(x, n_rows, n_in, place, constants):
-    """The index of the block's first row, as the masks have it; 0 where there are no masks."""
-    drops = place >= 0 and constants[0] + constants[1] + constants[2] > 0
-    return (place * (x.size // n_in // n_rows) if drops else 0), drops
-
-
-def _dense_forward(real):
-    op = dense._fwd[_DTYPES[real]]
-
-    @inner
-    def dense_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
-        n_hidden, n_in, n_out = sizes[0], sizes[2], sizes[3]
-        w, b, v, d, rest = _dense_parts(theta, sizes)
-        first, drops = _dense_place(x, n_rows, n_in, place, constants)
-        on = 1.0 if drops else 0.0
-        key = np.empty(1, np.int64)
-        key[0] = seed
-        readout = rest if sizes[6] != 0 else rest[:0]
-        c = rest[n_in * n_out :] if sizes[6] != 0 else rest[:0]
-        op(
-            _address(x) - first * n_in * x.itemsize, _address(w), _address(b), _address(v),
-            _address(d), _address(readout), _address(c), _address(key) if drops else np.int64(0),
-            sizes[4], sizes[5] != 0, on * constants[0], on * constants[1], on * constants[2],
-            n_hidden, n_in, n_out, sizes[7], _address(y) - first * n_out * x.itemsize,
-            first, first + x.size // n_in,
-        )  # fmt: skip
-        key[0] = 0  # keeps it until here
-
-    return dense_forward
-
-
-def _dense_backward(real):
-    op = dense._bwd[_DTYPES[real]]
-
-    @inner
-    def dense_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
-        n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
-        w, b, v, d, rest = _dense_parts(theta, sizes)
-        first, drops = _dense_place(x, n_rows, n_in, place, constants)
-        on = 1.0 if drops else 0.0
-        key = np.empty(1, np.int64)
-        key[0] = seed
-        readout = rest if sizes[6] != 0 else rest[:0]
-        n_nets = n_in if sizes[5] != 0 else 1
-        at_readout = n_nets * (3 * n_hidden + 1)
-        sums = np.empty(at_readout + (n_in + 1) * n_out * sizes[6], np.float64)
-        op(
-            _address(dy) - first * n_out * x.itemsize, _address(x) - first * n_in * x.itemsize,
-            _address(w), _address(b), _address(v), _address(d), _address(readout),
-            _address(key) if drops else np.int64(0), sizes[4], sizes[5] != 0,
-            on * constants[0], on * constants[1], on * constants[2], n_hidden, n_in, n_out,
-            sizes[7], 0, _address(sums), 0, 0, 0, 0, 0, 0, first, first + x.size // n_in,
-        )  # fmt: skip
-        key[0] = 0  # keeps it until here
-        if bias:
-            _add(sums, grad, real)
-        else:
-            n = w.size
-            _add(sums[:n], grad[:n], real)
-            _add(sums[2 * n : 3 * n], grad[n : 2 * n], real)
-            _add(sums[at_readout:], grad[2 * n :], real)
-
-    return dense_backward
-
-
-@inner
-def _fill_net(theta, sizes, net):
-    """The integer vector of the op `mlp`: layers, widths, addresses of weights and of biases."""
-    n_layers, bias = sizes[0], sizes[1]
-    at = _address(theta)
-    net[0] = n_layers
-    for layer in range(n_layers + 1):
-        net[1 + layer] = sizes[4 + layer]
-    for layer in range(n_layers):
-        wide, width = sizes[4 + layer], sizes[5 + layer]
-        net[2 + n_layers + layer] = at
-        at += wide * width * theta.itemsize
-        net[2 + 2 * n_layers + layer] = at if bias else 0
-        at += width * bias * theta.itemsize
-
-
-def _mlp_forward(real):
-    op = mlp._fwd[_DTYPES[real]]
-
-    @inner
-    def mlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
-        net = np.empty(2 + 3 * sizes[0], np.int64)
-        _fill_net(theta, sizes, net)
-        op(
-            _address(net),
-            net.size,
-            sizes[2],
-            sizes[3],
-            _address(x),
-            _address(y),
-            0,
-            x.size // net[1],
-        )
-        net[0] = 0  # keeps it until here
-
-    return mlp_forward
-
-
-def _mlp_backward(real):
-    op = mlp._bwd[_DTYPES[real]]
-
-    @inner
-    def mlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
-        n_layers, bias = sizes[0], sizes[1]
-        net = np.empty(2 + 3 * n_layers, np.int64)
-        _fill_net(theta, sizes, net)
-        n_sums = 0
-        for layer in range(n_layers):
-            n_sums += (sizes[4 + layer] + 1) * sizes[5 + layer]
-        sums = np.empty(n_sums, np.float64)
-        nowhere = np.zeros(2 * n_layers, np.int64)
-        op(
-            _address(net), net.size, sizes[2], sizes[3], _address(dy), _address(x), 0,
-            _address(sums), _address(nowhere), 0, x.size // net[1],
-        )  # fmt: skip
-        at = to = 0
-        for layer in range(n_layers):
-            size = sizes[4 + layer] * sizes[5 + layer]
-            size_kept = size + sizes[5 + layer] * bias
-            _add(sums[at:], grad[to : to + size_kept], real)
-            at += size + sizes[5 + layer]
-            to += size_kept
-        net[0] = nowhere[0] = 0  # keeps them until here
-
-    return mlp_backward
+    return additivemlp_backward
 
 
 def _many_rows(sizes, n_in):
@@ -416,8 +266,8 @@ VERBS = {
     "sine_sum": Verbs(_sine_forward, _sine_backward, _sine_block_rows, _sine_n_kept),
     "elementwise_mlp": Verbs(_subnet_forward, _subnet_backward, _many_rows, _none_kept),
     "additive_mlp": Verbs(_additive_forward, _additive_backward, _many_rows, _none_kept),
-    "dense": Verbs(_dense_forward, _dense_backward, _many_rows, _none_kept),
-    "mlp": Verbs(_mlp_forward, _mlp_backward, _many_rows, _none_kept),
+    "dense": Verbs(dense_forward, dense_backward, _many_rows, _none_kept),
+    "mlp": Verbs(mlp_forward, mlp_backward, _many_rows, _none_kept),
 }
 """Every model by the name of its op. ``sizes`` and ``constants``, in the order of the verbs:
 
