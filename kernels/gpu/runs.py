@@ -107,6 +107,8 @@ class Runs:
 
 
 def warps_for(sizes):
-    """Warps of a program: one for narrow models, up to eight where a row fills the tile."""
+    """Warps of a program: one where a tile is small, up to eight where a row fills it."""
     rows = sizes[-1]
+    if rows == 64 and sizes[-2] == 1:
+        return 1
     return 4 if rows > 1 else min(8, max(4, MAX_TILE // TILE))
