@@ -94,7 +94,8 @@ def sines():
     train([warm], x, x.sin(), SETTINGS(), max_steps=1)
     solved, spectral, seconds, errors = 0, 0, [], []
     for seed in range(50):
-        generator = torch.Generator().manual_seed(seed)
+        # a seed that no start has: the same numbers would be drawn
+        generator = torch.Generator().manual_seed(1000 + seed)
         w = 2 * torch.rand(8, generator=generator, dtype=torch.float64)
         y = torch.sin(math.pi * x[:, None] * w).mean(1)
         net = fastmlp.SineSum(8, dtype=torch.float64)

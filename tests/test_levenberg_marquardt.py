@@ -36,7 +36,8 @@ def two_layers(generator):
 
 
 def sine_data(seed, width=8):
-    generator = torch.Generator().manual_seed(seed)
+    # a seed that no start has: the same numbers would be drawn
+    generator = torch.Generator().manual_seed(1000 + seed)
     w = 2 * torch.rand(width, generator=generator, dtype=torch.float64)
     x = torch.cat([torch.arange(-40, -10), torch.arange(10, 40)]).double() * 0.1
     return x, torch.sin(math.pi * x[:, None] * w).mean(1), w
@@ -369,6 +370,7 @@ class TestFit:
             if len(calls) == 4:
                 raise KeyboardInterrupt
 
+        torch.manual_seed(100)
         nets = [fastmlp.SineSum(8, dtype=torch.float64) for _ in range(3)]
         outcome = train(
             nets, self.x, self.y, LevenbergMarquardt(), max_steps=50, progress=interrupt
