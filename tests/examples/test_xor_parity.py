@@ -17,7 +17,7 @@ def xor_parity():
     return module
 
 
-def test_three_programs_give_one_curve(xor_parity, tmp_path, capsys):
+def test_all_programs_give_one_curve(xor_parity, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     largest = xor_parity.main(["--epochs", "40", "--out", str(tmp_path)])
     for (dtype, _), difference in largest.items():

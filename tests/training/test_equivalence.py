@@ -119,6 +119,19 @@ def test_fit_follows_torch_optim(backend, optimizer, loss, dtype):
             assert_close(ours, theirs, TOLERANCES[dtype])
 
 
+def test_rows_of_an_mlp_may_have_any_shape():
+    pytest.importorskip("numba")
+    x = torch.randn(10, 4, 3, dtype=torch.float64)
+    y = torch.randn(10, 4, 2, dtype=torch.float64)
+    model = fastmlp.MLP(3, 5, 2).double()
+    plain = copy.deepcopy(model)
+    for net, backend in ((model, "numba"), (plain, "torch")):
+        with fastmlp.backend(backend):
+            fastmlp.fit(net, x, y, epochs=20, batch_size=3, progress=False)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert_close(ours, theirs, 1e-10)
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_triton_follows_the_torch_loop(optimizer, loss):
