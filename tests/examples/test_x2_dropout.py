@@ -15,14 +15,16 @@ def x2_dropout(monkeypatch):
     monkeypatch.syspath_prepend(str(FOLDER))
     names = ("x2_dropout", "x2_sum")
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    yield importlib.import_module("x2_dropout")
+    module = importlib.import_module("x2_dropout")
+    monkeypatch.setattr(module, "MEASURED_ROWS", 300)
+    yield module
     for name in names:
         del sys.modules[name]
     sys.modules.update(before)
 
 
 def arguments(folder, *more):
-    return ["--steps", "100", "--batch-size", "300", "--passes", "10", "--out", str(folder), *more]
+    return ["--steps", "30", "--batch-size", "300", "--passes", "10", "--out", str(folder), *more]
 
 
 def test_loss_falls_and_predictions_get_worse(x2_dropout, tmp_path, capsys):
@@ -31,18 +33,18 @@ def test_loss_falls_and_predictions_get_worse(x2_dropout, tmp_path, capsys):
     text = capsys.readouterr().out
     everywhere, hidden, control = runs
     for run in runs:
-        assert [line.step for line in run.lines] == [0, 1, 3, 10, 30, 100]
+        assert [line.step for line in run.lines] == [0, 1, 3, 10, 30]
         assert all(line.agrees for line in run.lines)
         assert run.title in text
         assert run.lines[-1].measured < run.lines[0].measured
-        assert run.lines[0].eval_mse == pytest.approx(208, rel=0.05)
+        assert run.lines[0].eval_mse == pytest.approx(208, rel=0.3)
     assert everywhere.lines[-1].eval_mse > 10 * everywhere.lines[0].eval_mse
     assert control.lines[-1].eval_mse < 0.5 * control.lines[0].eval_mse
     for line in hidden.lines:
         assert abs(line.shift) < 1e-6 * line.variance
         assert line.variance > 0.5 * line.total
     assert all(line.variance == line.shift == line.measured_error == 0 for line in control.lines)
-    assert "Without dropout there is nothing to trade" in text
+    assert "without dropout there is nothing to sell" in " ".join(text.split())
     assert [path.name for path in tmp_path.iterdir()] == ["dropout.png"]
 
 
