@@ -110,8 +110,8 @@ def dropout_report(model, x, y, *, samples=64, batch_size=1024, seed=0):
     Raises:
         TypeError: ``model`` is no ``nn.Module`` or returns no Tensor; ``x`` or ``y`` is no Tensor;
             ``samples``, ``batch_size`` or ``seed`` is no int.
-        ValueError: ``y`` has another shape than ``model(x)`` or another device; ``x`` is empty;
-            ``samples`` or ``batch_size`` out of range.
+        ValueError: ``y`` has another shape than ``model(x)`` or another device; ``x`` is empty or
+            does not fit the model; ``samples`` or ``batch_size`` out of range.
 
     Precision: the closed form takes each p as it is; the kernels round it to a multiple of 2⁻¹⁶.
     Source: the variance term, Wager, Wang and Liang 2013, arXiv:1307.1493, section 2; the
@@ -171,6 +171,9 @@ def _has_closed_form(model):
 
 
 def _exact(model, x, y):
+    device = model.fc1.weight.device
+    if x.device != device:
+        raise ValueError(f"x must be on the device of model, {device}, got {x.device}")
     additive = isinstance(model, reference.AdditiveMLP)
     if additive:
         if x.dim() == 0 or x.shape[-1] != model.in_features:

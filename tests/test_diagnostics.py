@@ -241,6 +241,7 @@ X, Y = torch.zeros(4, 3), torch.zeros(4, 1)
         ({"x": [1.0]}, TypeError, "x must be a Tensor, got list"),
         ({"x": torch.zeros(0, 3)}, ValueError, r"x must hold at least one value, got .*\[0, 3\]"),
         ({"x": torch.zeros(4, 2)}, ValueError, r"x must have shape \[\*, 3\]"),
+        ({"x": X.to("meta")}, ValueError, "x must be on the device of model, cpu, got meta"),
         ({"y": None}, TypeError, "y must be a Tensor, got NoneType"),
         ({"y": Y.long()}, TypeError, "y must be floating point, got int64"),
         ({"y": Y[:, 0]}, ValueError, r"y must have the shape of model\(x\), \[4, 1\], got \[4\]"),
