@@ -86,8 +86,8 @@ def dropout_report(model, x, y, *, samples=64, batch_size=1024, seed=0):
     units and outputs leave the mean of the prediction alone, so the shift is 0; dropout before a
     nonlinearity moves it.
 
-    For :class:`fastmlp.AdditiveMLP`, :class:`fastmlp.ElementwiseMLP` and their namesakes in
-    :mod:`fastmlp.reference` all three are exact, in float64, without a mask drawn. With
+    For :class:`fastmlp.AdditiveMLP`, :class:`fastmlp.ElementwiseMLP` with one hidden layer and
+    their namesakes in :mod:`fastmlp.reference` all three are exact, in float64, without a mask drawn. With
     ``r = p/(1 − p)``, the variance of a subnet's output given its input u is
     ``r_hidden · Σ_k (w2_k σ(w1_k u + b1_k))²``; u is 0 with probability p_input and
     x/(1 − p_input) otherwise; the mask of the output adds ``r_output · E[f²]``; the features'
@@ -166,8 +166,9 @@ def _check_target(y, shape, device):
 
 
 def _has_closed_form(model):
-    hooked = model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model)
-    return type(model) in _CLOSED_FORM and not hooked
+    if type(model) not in _CLOSED_FORM or not isinstance(model.hidden_features, int):
+        return False  # a second hidden layer is not linear in the masks of the first
+    return not (model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model))
 
 
 def _exact(model, x, y):

@@ -214,6 +214,13 @@ def test_models_that_do_more_than_ours_get_drawn_masks(draw):
         assert report.eval_mse == pytest.approx(F.mse_loss(net(x), y).item(), rel=1e-5)
 
 
+def test_a_second_hidden_layer_gets_drawn_masks(draw):
+    net, x = fastmlp.ElementwiseMLP((4, 5), dropout=(0.0, 0.2, 0.0)), draw(6).float()
+    report = fastmlp.dropout_report(net, x, x, samples=3)
+    assert report.samples == 3
+    assert report.variance > 0
+
+
 def test_text():
     large = str(DropoutReport(84.0, 4.0, -1.0, 81.0, 2.0, 0.5, 1.5, 64))
     assert large.splitlines() == [
