@@ -87,8 +87,8 @@ def dropout_report(model, x, y, *, samples=64, batch_size=1024, seed=0):
     nonlinearity moves it.
 
     For :class:`fastmlp.AdditiveMLP`, :class:`fastmlp.ElementwiseMLP` with one hidden layer and
-    their namesakes in :mod:`fastmlp.reference` all three are exact, in float64, without a mask drawn. With
-    ``r = p/(1 − p)``, the variance of a subnet's output given its input u is
+    their namesakes in :mod:`fastmlp.reference` all three are exact, in float64, without a mask
+    drawn. With ``r = p/(1 − p)``, the variance of a subnet's output given its input u is
     ``r_hidden · Σ_k (w2_k σ(w1_k u + b1_k))²``; u is 0 with probability p_input and
     x/(1 − p_input) otherwise; the mask of the output adds ``r_output · E[f²]``; the features'
     masks are independent, so their variances add, weighted by V². Other models run ``samples``
