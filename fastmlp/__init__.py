@@ -10,6 +10,7 @@ except ModuleNotFoundError as err:
 from fastmlp import convert, functional, optim, piecewise, reference, spectral, training
 from fastmlp.backends import backend
 from fastmlp.convert import fuse, unfuse
+from fastmlp.diagnostics import dropout_report
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
@@ -39,6 +40,7 @@ __all__ = [
     "StepLR",
     "backend",
     "convert",
+    "dropout_report",
     "fit",
     "functional",
     "fuse",

@@ -32,6 +32,7 @@ ALLOWED = {
     "optim": {"training"},
     "piecewise": {"piecewise", "functional", "reference", "arguments"},
     "spectral": {"training", "modules.checks", "arguments"},
+    "diagnostics": {"modules", "reference"},
     # the two ends of the package: what users import, and the report about it
     "__init__": {
         "kernels",
@@ -44,6 +45,7 @@ ALLOWED = {
         "optim",
         "spectral",
         "piecewise",
+        "diagnostics",
     },
     "__main__": {"", "functional", "reference", "backends"},
 }
