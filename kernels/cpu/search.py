@@ -3,9 +3,9 @@
 The line is cut into cells, found from a number's own bits: cell = ±bits(|x| + c) >> shift. They
 are even near 0 and logarithmic far out, so that a few far breakpoints do not crowd the others
 together; and the cell never falls as x grows, rounding included, so that all breakpoints in lower
-cells lie below x and all in higher cells above. Only those in its own cell are searched, halving: with 16
-cells a breakpoint mostly at most three, two steps. From 1 023 breakpoints on [90000, 64] this takes
-a third of the time of a search among all (2.8 GHz Ice Lake Xeon, 2026-11).
+cells lie below x and all in higher cells above. Only those in its own cell are searched, halving:
+with 16 cells a breakpoint mostly at most three, two steps. From 1 023 breakpoints on [90000, 64]
+this takes a third of the time of a search among all (2.8 GHz Ice Lake Xeon, 2026-11).
 
 Written so that LLVM vectorises it: pass by pass over a block, each pass without a branch. LLVM must
 know that what is stored does not change the tables, so loads and stores here are `table_at`,
