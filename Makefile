@@ -25,7 +25,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/x2_sum.py
-	$(BIN)/python examples/x2_sum_lm.py
+	$(BIN)/python examples/x2_sum_lm.py --restarts 0
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --durations 15

@@ -147,11 +147,11 @@ def parse(argv):
     add("--steps", type=int, default=100, help="steps of every search run (default 100)")
     add("--final-steps", type=int, default=30, help="steps on all rows (default 30)")
     add("--search-rows", type=int, default=6000, help="rows of the searches (default 6000)")
-    add("--restarts", type=int, default=20, help="random starts (default 20)")
+    add("--restarts", type=int, default=20, help="random starts (default 20; 0: hinge alone)")
     add("--seed", type=int, default=0, help="of the data and of the random starts (default 0)")
     options = parser.parse_args(argv)
-    if min(options.steps, options.final_steps, options.search_rows, options.restarts) < 1:
-        parser.error("all numbers must be at least 1")
+    if min(options.steps, options.final_steps, options.search_rows, options.restarts + 1) < 1:
+        parser.error("steps and rows must be at least 1, restarts at least 0")
     return options
 
 
@@ -159,10 +159,9 @@ def main(argv=None):
     options = parse(argv)
     x, y = make_data(options.seed, "cpu")
     torch.manual_seed(options.seed)
-    starts = {
-        "hinge": [hinge_start()],
-        "random": [fastmlp.AdditiveMLP(FEATURES, HIDDEN) for _ in range(options.restarts)],
-    }
+    starts = {"hinge": [hinge_start()]}
+    if options.restarts > 0:
+        starts["random"] = [fastmlp.AdditiveMLP(FEATURES, HIDDEN) for _ in range(options.restarts)]
     fit([hinge_start()], x, y, TRAINING_ROWS, 1)  # compiles, or loads what was compiled
     results = {name: solve(nets, x, y, options)[1] for name, nets in starts.items()}
     print(table(results))
