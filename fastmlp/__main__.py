@@ -16,6 +16,8 @@ compare values and gradients with float64. The exit status is 1 if one is wrong.
 
 # the rule of the project's tests: twice plain PyTorch's own error, plus a few ulps
 SLACK, FLOOR = 2.0, 4.0
+CONSTANTS = ("breakpoints", "anchors")
+"""Arguments without a gradient."""
 
 
 def _inputs(op):
@@ -28,6 +30,12 @@ def _inputs(op):
     if op == "sine_sum":
         # all angles lie in the first quadrant, so every term and every derivative is positive
         return {"x": draw(40, 8).sigmoid(), "w": draw(16).sigmoid(), "scale": 1.5}
+    if op == "mlp":
+        weights, biases = [draw(14, 8), draw(2, 14)], [draw(14), draw(2)]
+        return {"x": draw(40, 8), "weights": weights, "biases": biases}
+    if op == "piecewise_linear":
+        table = {"anchors": torch.zeros(6), "values": draw(6).abs(), "slopes": draw(6).abs()}
+        return {"x": draw(40, 8).abs(), "breakpoints": draw(5).abs().sort().values, **table}
     subnet = {
         "x": draw(40, 8),
         "fc1_weight": draw(14, 1),
@@ -42,13 +50,18 @@ def _inputs(op):
 
 def _evaluate(module, op, inputs, convert):
     """Value and gradients of one call on converted inputs, in float64 on the CPU."""
-    arguments = {
-        name: convert(value).requires_grad_() if torch.is_tensor(value) else value
-        for name, value in inputs.items()
-    }
-    y = getattr(module, op)(**arguments)
+    leaves = []
+
+    def leaf(name, value):
+        if isinstance(value, list):
+            return [leaf(name, item) for item in value]
+        if not torch.is_tensor(value) or name in CONSTANTS:
+            return convert(value) if torch.is_tensor(value) else value
+        leaves.append(convert(value).requires_grad_())
+        return leaves[-1]
+
+    y = getattr(module, op)(**{name: leaf(name, value) for name, value in inputs.items()})
     dy = torch.linspace(0.5, 1.5, y.numel()).reshape(y.shape).to(y)
-    leaves = [value for value in arguments.values() if torch.is_tensor(value)]
     gradients = torch.autograd.grad(y, leaves, dy)
     return [t.detach().double().cpu() for t in (y, *gradients)]
 

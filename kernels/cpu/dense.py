@@ -18,6 +18,7 @@ import torch
 
 from .dense_loops import (
     CODES,
+    RELU,
     TILE,
     add_columns,
     add_from_lanes,
@@ -253,11 +254,12 @@ def _bwd(real):
                             draw_words(seed, start, mask // MASKS_PER_BLOCK, n, words)
                         draw_factors(words, mask, p_hidden, n, factors, real)
                         multiply(h, factors, n)
-                        multiply(slope, factors, n)
                     # loops over few arrays: LLVM does not vectorise others
                     add_scaled_lanes(h, v_lanes[k], f)
                     add_product_columns(g, h, dv_lanes[k])
-                    chain_lanes(g, v_lanes[k], slope)
+                    chain_lanes(g, v_lanes[k], slope, activation == RELU, real)
+                    if p_hidden > 0:
+                        multiply(slope, factors, n)
                     add_columns(slope, db_lanes[k])
                     add_product_columns(slope, xs, dw_lanes[k])
                     add_scaled_lanes(slope, w_lanes[k], dxs)

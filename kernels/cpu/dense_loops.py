@@ -7,14 +7,24 @@ subnets, with a parameter a lane, and few arrays each.
 import numpy as np
 
 from .activations import ACTIVATIONS
-from .jit import array_at, inner
+from .jit import array_at, inner, inner_in_order
 
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 """Numbers of the activations, chosen at run time: one loop an activation, one kernel for all."""
 
 
+RELU = CODES["relu"]
+
 TILE = 1024
 """Numbers in a tile: half a dozen arrays of them fit into a level-1 cache."""
+
+
+@inner_in_order
+def _gradient(above, slope, cuts, real):
+    """above·slope; not to be reassociated with what it multiplies, which may be infinite."""
+    if cuts and slope == 0:
+        return real(0)
+    return above * slope
 
 
 def chosen_unit(real):
@@ -24,10 +34,14 @@ def chosen_unit(real):
     constant distances LLVM vectorises the loop over all of them without asking where they lie.
     """
 
-    def link(code, function, others):
+    def link(name, code, others):
+        function = ACTIVATIONS[name][real]
         value, pair = function.value, function.value_and_derivative
         other_unit, other_gradients = others
         f_at, m_at, g_at, dx_at = (np.uintp(i * TILE) for i in (1, 2, 3, 4))
+
+        # PyTorch's ReLU has no gradient where it is inactive, whatever comes from above, NaN too
+        cuts = name == "relu"
 
         @inner
         def add_unit(chosen, scratch, n, w, b, v, drop):
@@ -53,7 +67,7 @@ def chosen_unit(real):
                     x, g, m = scratch[e], scratch[e + g_at], scratch[e + m_at]
                     h, slope = pair(w * x + b)
                     h *= m
-                    dz = g * v * (slope * m)
+                    dz = _gradient(g * v * m, slope, cuts, real)
                     scratch[e + f_at] += v * h
                     dv += g * h
                     db += dz
@@ -64,7 +78,7 @@ def chosen_unit(real):
                     e = np.uintp(i)
                     x, g = scratch[e], scratch[e + g_at]
                     h, slope = pair(w * x + b)
-                    dz = g * v * slope
+                    dz = _gradient(g * v, slope, cuts, real)
                     scratch[e + f_at] += v * h
                     dv += g * h
                     db += dz
@@ -84,7 +98,7 @@ def chosen_unit(real):
 
     functions = nothing, no_gradients
     for name, code in CODES.items():
-        functions = link(code, ACTIVATIONS[name][real], functions)
+        functions = link(name, code, functions)
     return functions
 
 
@@ -199,10 +213,10 @@ def add_product_columns(a, b, total):
 
 
 @inner
-def chain_lanes(g, v, slope):
-    """slope[r, l] *= g[r, l]·v[l]: the gradient at the pre-activation."""
+def chain_lanes(g, v, slope, cuts, real):
+    """slope[r, l] becomes g[r, l]·v[l]·slope[r, l], the gradient at the pre-activation."""
     for first in range(0, g.size, v.size):
         for l in range(min(v.size, g.size - first)):
             i = np.uintp(l)
             e = np.uintp(first) + i
-            slope[e] *= g[e] * v[i]
+            slope[e] = _gradient(g[e] * v[i], slope[e], cuts, real)

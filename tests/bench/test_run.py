@@ -22,7 +22,7 @@ def bench(monkeypatch):
     # append to a copy: bench/common.py adds tests/ to the path
     monkeypatch.setattr(sys, "path", sys.path.copy())
     module = importlib.import_module("run")
-    tiny = {"additive_mlp": (6, 64), "elementwise_mlp": (50,), "sine_sum": (50,)}
+    tiny = {"additive_mlp": (6, 64), "elementwise_mlp": (50,), "sine_sum": (50,), "mlp": (20, 1)}
     common = module.common
     suites = {}
     for op, suite in module.SUITES.items():

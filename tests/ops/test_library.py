@@ -6,21 +6,31 @@ import torch
 import fastmlp
 from fastmlp import functional, reference
 
+SEED = "seed"
 SHAPES = {
-    "elementwise_mlp": [(3, 5), (14, 1), (14,), (1, 14), (1,)],
-    "additive_mlp": [(3, 5), (14, 1), (14,), (1, 14), (1,), (2, 5), (2,)],
+    "elementwise_mlp": [(3, 5), (14, 1), (14,), (1, 14), (1,), SEED],
+    "additive_mlp": [(3, 5), (14, 1), (14,), (1, 14), (1,), (2, 5), (2,), SEED],
     "sine_sum": [(3, 5), (8,), (8,), (8,)],
 }
-OPTIONS = {"elementwise_mlp": (), "additive_mlp": (), "sine_sum": (3.0, True)}
+OPTIONS = {
+    "elementwise_mlp": ("tanh", 0.2, 0.1, 0.3),
+    "additive_mlp": ("tanh", 0.2, 0.1, 0.3),
+    "sine_sum": (3.0, True),
+}
+WITHOUT_SEED = ("relu", 0.0, 0.0, 0.0)
 
 
 def arguments(op, draw, device, *, optional=True):
     """Tensors and options of one registered op; without its optional ones where asked."""
-    tensors = [draw(*shape).float().to(device) for shape in SHAPES[op]]
-    if not optional:
-        biases = {"elementwise_mlp": (2, 4), "additive_mlp": (2, 4, 6), "sine_sum": (2, 3)}[op]
-        tensors = [None if i in biases else t for i, t in enumerate(tensors)]
-    return (*tensors, *OPTIONS[op])
+    tensors = [
+        torch.tensor([7], device=device) if shape is SEED else draw(*shape).float().to(device)
+        for shape in SHAPES[op]
+    ]
+    if optional:
+        return (*tensors, *OPTIONS[op])
+    absent = {"elementwise_mlp": (2, 4, 5), "additive_mlp": (2, 4, 6, 7), "sine_sum": (2, 3)}[op]
+    tensors = [None if i in absent else t for i, t in enumerate(tensors)]
+    return (*tensors, *(WITHOUT_SEED if SEED in SHAPES[op] else OPTIONS[op]))
 
 
 @pytest.fixture
@@ -37,7 +47,10 @@ def test_opcheck_of_forward(op, optional, fast_backend, draw):
     call = getattr(torch.ops.fastmlp, op + "_fwd").default
     for requires_grad in (False, True):
         args = arguments(op, draw, fast_backend.device, optional=optional)
-        args = [a.requires_grad_(requires_grad) if torch.is_tensor(a) else a for a in args]
+        args = [
+            a.requires_grad_(requires_grad) if torch.is_tensor(a) and a.is_floating_point() else a
+            for a in args
+        ]
         torch.library.opcheck(call, args)
 
 
