@@ -65,7 +65,7 @@ class TestRun:
         assert report["metadata"].keys() >= METADATA
         assert report["metadata"]["bandwidth_gb_per_s"] == {"read": 5.0, "copy": 6.0}
         results = report["results"]
-        assert {r["op"] for r in results} == {"additive_mlp", "elementwise_mlp", "sine_sum"}
+        assert {r["op"] for r in results} == {"additive_mlp", "elementwise_mlp", "mlp", "sine_sum"}
         assert {r["provider"] for r in results} == {"torch", "fastmlp"}
         assert {r["mode"] for r in results} == set(bench.common.MODES)
         for record in results:

@@ -150,7 +150,11 @@ def test_export(module, draw):
 
 @pytest.mark.parametrize("op", SHAPES)
 def test_function_transforms(op, backend, draw):
-    x, *rest = (t.detach() for t in arguments(op, draw, backend.device) if torch.is_tensor(t))
+    x, *rest = (
+        t.detach()
+        for t in arguments(op, draw, backend.device)
+        if torch.is_tensor(t) and t.is_floating_point()
+    )
     options = {"scale": 3.0} if op == "sine_sum" else {}
 
     def total(module):
