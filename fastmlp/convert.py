@@ -64,9 +64,10 @@ def find(module):
 def fuse(module, *, verbose=False):
     """Swap every pattern we know inside a model for the fused module, in place.
 
-    The patterns are ``Sequential(Linear(1, H), activation, Linear(H, 1))``, and a ``Sequential`` of
-    two or more ``Linear`` up to 128 wide with one activation between them and perhaps another at
-    the end, also with ``Identity`` and ``Dropout(p=0)`` in them; the classes of
+    The patterns are ``Sequential(Linear(1, H), activation, Linear(H, 1))``, also with ``Dropout``
+    before it, after the activation and at the end; a ``Sequential`` of two or more ``Linear`` up to
+    128 wide with one activation between them and perhaps another at the end; ``Identity`` and
+    ``Dropout(p=0)`` anywhere in them; the classes of
     :mod:`fastmlp.reference`; and modules of any class with layers ``fc1 = Linear(1, H)``,
     ``fc2 = Linear(H, 1)``, ``fc3 = Linear(F, M)`` that compute what :class:`fastmlp.AdditiveMLP`
     computes. For those a copy with random parameters is run in float64: outputs and gradients must

@@ -109,6 +109,7 @@ def _sequential_pattern(module):
         return None
     (name1, first), (_, middle), (name2, _) = core[starts[0] : starts[0] + 3]
     activation = _activation_name(middle)
+    options = {"hidden_features": first.out_features, "activation": activation}
     if type(module) is not nn.Sequential:
         reason = f"its class {type(module).__name__} is a subclass of Sequential"
     elif len(core) != 3:
@@ -116,8 +117,8 @@ def _sequential_pattern(module):
     elif activation is None:
         reason = f"activation {type(middle).__name__} has no kernel"
     else:
-        reason = _silent_reason(module)
-    options = {"hidden_features": first.out_features, "activation": activation}
+        dropout, reason = _dropout_of_a_subnet(module)
+        options["dropout"] = dropout
     return Pattern(ElementwiseMLP, options, {"fc1": name1, "fc2": name2}, reason)
 
 
@@ -181,11 +182,28 @@ def _additive_pattern(module):
     return Pattern(AdditiveMLP, options, {name: name for name in names}, reason, foreign=True)
 
 
-def _silent_reason(module):
+def _dropout_of_a_subnet(module):
+    """Dropout probabilities (input, hidden, output) of Linear, activation, Linear; or a reason."""
+    places, stage = [0.0] * 4, 0  # before the first layer, before and after σ, at the end
+    for name, layer in module._modules.items():
+        if not isinstance(layer, _SILENT):
+            stage += 1
+        elif isinstance(layer, nn.Dropout) and layer.p > 0:
+            if stage == 1:
+                return None, f"Dropout(p={layer.p}) before the activation has no kernel"
+            if places[stage] > 0:
+                return None, "two Dropout in one place have no kernel"
+            if layer.training != module.training:
+                return None, f"layer {name} is in another mode than the whole"
+            places[stage] = layer.p
+    return (places[0], places[2], places[3]), _silent_reason(module, dropout=True)
+
+
+def _silent_reason(module, dropout=False):
     for layer in module.children():
         if isinstance(layer, _SILENT) and type(layer) not in _SILENT:
             return f"{type(layer).__name__} has no kernel"
-        if isinstance(layer, nn.Dropout) and layer.p > 0:
+        if isinstance(layer, nn.Dropout) and layer.p > 0 and not dropout:
             return f"Dropout(p={layer.p}) has no kernel"
     return None
 

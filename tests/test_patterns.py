@@ -49,7 +49,18 @@ SEQUENTIAL = {
     "activation": (lambda: net(nn.Softplus()), "activation Softplus has no kernel"),
     "activation_of_a_subclass": (lambda: net(Leaky()), "activation Leaky has no kernel"),
     "normalisation": (lambda: net(nn.BatchNorm1d(8)), "BatchNorm1d has no kernel"),
-    "dropout": (lambda: net(nn.ReLU(), nn.Dropout(0.2)).eval(), r"Dropout\(p=0.2\) has no kernel"),
+    "dropout_before_the_activation": (
+        lambda: net(nn.Dropout(0.2), nn.ReLU()),
+        r"Dropout\(p=0.2\) before the activation has no kernel",
+    ),
+    "two_dropouts": (
+        lambda: net(nn.ReLU(), nn.Dropout(0.2), nn.Dropout(0.1)),
+        "two Dropout in one place have no kernel",
+    ),
+    "dropout_in_another_mode": (
+        lambda: net(nn.ReLU(), nn.Dropout(0.2).eval()),
+        "layer 2 is in another mode than the whole",
+    ),
     "subclass_of_identity": (lambda: net(nn.ReLU(), Quiet()), "Quiet has no kernel"),
     "subclass": (lambda: net(container=Block), "Block is a subclass of Sequential"),
     "longer": (
@@ -354,3 +365,23 @@ def test_a_probe_under_inference_mode_and_a_default_device():
         assert convert.find(Net())[0].reason is None
     with torch.device("meta"):
         assert convert.find(Net())[0].reason is None
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_dropout_of_a_scalar_subnet_is_fused(training, draw):
+    fc1, act, fc2 = nn.Linear(1, 14), nn.ReLU(), nn.Linear(14, 1)
+    plain = nn.Sequential(
+        nn.Dropout(0.1), fc1, act, nn.Dropout(0.2), nn.Identity(), fc2, nn.Dropout(0.3)
+    ).train(training)
+    fused = fastmlp.fuse(plain)
+    assert type(fused) is fastmlp.ElementwiseMLP
+    assert fused.dropout == (0.1, 0.2, 0.3)
+    assert fused.training is training
+    x = draw(2000, 1).float()
+    if training:  # other masks, the same distribution
+        moments = [[m(x).detach() for _ in range(20)] for m in (fused, plain)]
+        ours, theirs = (torch.stack(m).std(0).mean() for m in moments)
+        assert abs(ours / theirs - 1) < 0.1
+    else:
+        torch.testing.assert_close(fused(x), plain(x))
+    assert fastmlp.unfuse(fused) is plain
