@@ -105,7 +105,9 @@ def test_examples_of_the_readme_run():
     names = {}
     for block in blocks:
         exec(block, names)
-    assert names["x"].shape == names["y"].shape
+    assert names["y"].shape == (100_000,)
+    assert names["result"].train_loss.shape[0] == 100
+    assert names["table"].breakpoints.dim() == 1
 
 
 def test_the_checks_can_fail():
