@@ -7,7 +7,6 @@ after its losses have agreed with the plain loop's, over the part's first epoch,
 import argparse
 import copy
 import importlib.util
-import json
 import math
 import statistics
 import sys
@@ -207,9 +206,7 @@ def main(argv=None):
             records.append(measure(name, options.rounds))
             print(table(records[-1:]), flush=True)
     report = {"metadata": about, "results": records}
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    common.write_report(options.json, report)
     return report
 
 

@@ -7,6 +7,7 @@ import copy
 import ctypes
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import statistics
@@ -296,6 +297,13 @@ def metadata(device):
         except importlib.metadata.PackageNotFoundError:
             about[package] = None
     return about
+
+
+def write_report(path, report):
+    """Write a report as JSON, with the folders it needs; nothing where ``path`` is ``None``."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _cpu_model():

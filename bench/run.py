@@ -12,7 +12,6 @@ kernels allocate. The floor is the bytes that must move over the bandwidth measu
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -208,9 +207,7 @@ def main(argv=None):
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     print(table(report["results"]))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    common.write_report(options.json, report)
     return report
 
 

@@ -28,7 +28,15 @@ ALLOWED = {
     "patterns": {"modules", "reference", "backends"},
     "convert": {"patterns", "reference"},
     # whole runs drive kernels themselves: an op for each step would cost more than the step
-    "training": {"training", "modules", "reference", "backends", "arguments", "kernels"},
+    "training": {
+        "training",
+        "modules",
+        "patterns",
+        "reference",
+        "backends",
+        "arguments",
+        "kernels",
+    },
     "optim": {"training"},
     "piecewise": {"piecewise", "functional", "reference", "arguments"},
     "spectral": {"training", "modules.checks", "arguments"},

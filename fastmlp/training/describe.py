@@ -9,6 +9,7 @@ from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
+from fastmlp.patterns import ACTIVATION_NAMES
 
 
 class Description(NamedTuple):
@@ -27,21 +28,8 @@ class Description(NamedTuple):
 
 # positions in fastmlp.kernels.cpu.jacobian, which must not be imported before it is needed
 _MLP, _ADDITIVE, _SINE = 0, 1, 2
-_CODES = {
-    name: code
-    for code, name in enumerate(
-        ("identity", "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin")
-    )
-}
-_MODULES = {
-    nn.Identity: "identity",
-    nn.ReLU: "relu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
-    nn.SiLU: "silu",
-    nn.GELU: "gelu",
-}
+_CODES = {name: code for code, name in enumerate(reference.ACTIVATIONS)}
+_MODULES = {nn.Identity: "identity", **ACTIVATION_NAMES}
 _SLOPE = 0.01
 """Of leaky ReLU, PyTorch's default."""
 
@@ -62,6 +50,13 @@ def describe(module):
     if sum(p.numel() for p in module.parameters()) != description.n_parameters:
         return None
     return description
+
+
+def is_hinge_net(description):
+    """Whether this is a net 1 → H → 1 with ReLU or leaky ReLU: linear between breakpoints."""
+    net = description.net
+    hinges, linear = (_CODES["relu"], _CODES["leaky_relu"]), _CODES["identity"]
+    return net[:3] == (_MLP, 2, 1) and net[4] == 1 and net[7] in hinges and net[8] == linear
 
 
 def _mlp(layers, elementwise=False):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from fastmlp.kernels.lanes import lanes_of
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
@@ -49,11 +50,8 @@ def _subnet(module, plain_kind, n_in, n_out, has_readout):
     if module.activation == "relu" and shared and not any(dropout):
         sizes = (n_hidden, bias, n_in, n_out) if has_readout else (n_hidden, bias)
         return plain_kind, sizes, (), features, False
-    # whole rows, and a whole number of vectors where rows are short
-    row = math.lcm(n_in, 16) if n_in < 64 else n_in
-    lanes = row * -(-512 // row)
-    code = list(ACTIVATIONS).index(module.activation)
-    sizes = n_hidden, bias, n_in, n_out, code, int(not shared), int(has_readout), lanes
+    code, stacked = list(ACTIVATIONS).index(module.activation), int(not shared)
+    sizes = n_hidden, bias, n_in, n_out, code, stacked, int(has_readout), lanes_of(n_in)
     return "dense", sizes, dropout, features, any(dropout)
 
 

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import torch
 
+from fastmlp.training.describe import is_hinge_net
 from fastmlp.training.levenberg_marquardt import SOLVERS, Outcome
 
 WORK_OF_A_PIECE = 2e7
@@ -115,11 +116,6 @@ def _prepare(description, x, y, sample_weight):
     return inputs, targets, weight
 
 
-def _is_piecewise_linear(description):
-    net = description.net
-    return net[:3] == (0, 2, 1) and net[4] == 1 and net[7] in (1, 2) and net[8] == 0
-
-
 def _prefix_sums(x, y, weight):
     """Sorted x, prefix sums of w, w·x, w·y, w·x², w·x·y, w·y² of centred numbers, the centre."""
     order = x[:, 0].double().argsort(stable=True)
@@ -145,7 +141,7 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
         reals[0] /= 2 * math.pi  # sines count in turns
     net = torch.tensor(description.net)
     reals = torch.tensor(reals, dtype=torch.float64)
-    piecewise = _is_piecewise_linear(description) and n_rows > ROWS_TO_SUM_UP * description.net[3]
+    piecewise = is_hinge_net(description) and n_rows > ROWS_TO_SUM_UP * description.net[3]
     if piecewise:
         inputs, targets, centre = _prefix_sums(inputs, targets, weight)
         n_rows = 1  # all in one piece

@@ -11,33 +11,27 @@ that loops over them load vectors, however few the features. Backward computes f
 hidden activations nor masks exist beyond a tile and unit. Reads x (and dy), writes y (dx), once.
 """
 
-import math
-
 import numpy as np
 import torch
 
+from ..lanes import lanes_of
+from .block_activations import CODES, passes
 from .dense_loops import (
-    CODES,
-    RELU,
     TILE,
     add_columns,
     add_from_lanes,
     add_product_columns,
     add_scaled_lanes,
     affine_of_lanes,
-    chain_lanes,
-    chosen_activation,
     chosen_unit,
     multiply,
     over_lanes,
+    scale_lanes,
 )
 from .jit import array_at, entry, vector_at, wide_vectors
 from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors, draw_words
 from .readout import add_readout_gradient, gradient_at_f, read_out
-
-MIN_LANES = 512
-"""A loop over fewer numbers costs more than their arithmetic."""
 
 UNITS_OF_WORK = 8
 """What a unit costs here, in canonical units: see :data:`launch.PIECE`."""
@@ -50,7 +44,7 @@ def is_canonical(fc1_weight, seed, activation):
 
 @entry
 def _fwd(real):
-    values, _ = chosen_activation(real)
+    activate, _, _ = passes(real)
     add_unit, _ = chosen_unit(real)
 
     def dense_fwd(
@@ -120,7 +114,7 @@ def _fwd(real):
                 add_scaled_lanes(ones[:n], d_lanes[0], f)
                 for k in range(n_hidden):
                     affine_of_lanes(xs, w_lanes[k], b_lanes[k], z)
-                    values(activation, z)
+                    activate(activation, z)
                     if p_hidden > 0:
                         mask = UNIT_MASK + k
                         if mask % MASKS_PER_BLOCK == 0:
@@ -140,7 +134,7 @@ def _fwd(real):
 
 @entry
 def _bwd(real):
-    _, pairs = chosen_activation(real)
+    _, activate_and_keep, chain = passes(real)
     _, add_unit_gradients = chosen_unit(real)
 
     def dense_bwd(
@@ -198,12 +192,14 @@ def _bwd(real):
         words = np.empty((4, max(tile, TILE)), np.uint32)
         scratch = np.empty(5 * TILE, real)
         xt, ft, gt = np.empty(tile, real), np.empty(tile, real), np.empty(tile, real)
-        ht, st, dxt = np.empty(tile, real), np.empty(tile, real), np.empty(tile, real)
+        ht, st = np.empty(tile, real), np.empty(tile, real)
+        dxt, dzt = np.empty(tile, real), np.empty(tile, real)
         factors, output_factors = np.empty(tile, real), np.empty(tile, real)
         input_factors, ones = np.empty(tile, real), np.ones(tile, real)
         for start in range(first * n_in, last * n_in, tile):
             n = min(tile, last * n_in - start)
-            xs, f, g, h, slope, dxs = xt[:n], ft[:n], gt[:n], ht[:n], st[:n], dxt[:n]
+            xs, f, g, dxs = xt[:n], ft[:n], gt[:n], dxt[:n]
+            h, slope, dz = ht[:n], st[:n], dzt[:n]
             row, n_rows = start // n_in, n // n_in
             xs[:] = x[start : start + n]
             if seed_at != 0:
@@ -247,22 +243,22 @@ def _bwd(real):
                 add_columns(g, dd_lanes[0])
                 for k in range(n_hidden):
                     affine_of_lanes(xs, w_lanes[k], b_lanes[k], h)
-                    pairs(activation, h, slope)
+                    activate_and_keep(activation, h, slope)
+                    scale_lanes(g, v_lanes[k], dz)
+                    chain(activation, h, slope, dz)
                     if p_hidden > 0:
                         mask = UNIT_MASK + k
                         if mask % MASKS_PER_BLOCK == 0:
                             draw_words(seed, start, mask // MASKS_PER_BLOCK, n, words)
                         draw_factors(words, mask, p_hidden, n, factors, real)
                         multiply(h, factors, n)
+                        multiply(dz, factors, n)
                     # loops over few arrays: LLVM does not vectorise others
                     add_scaled_lanes(h, v_lanes[k], f)
                     add_product_columns(g, h, dv_lanes[k])
-                    chain_lanes(g, v_lanes[k], slope, activation == RELU, real)
-                    if p_hidden > 0:
-                        multiply(slope, factors, n)
-                    add_columns(slope, db_lanes[k])
-                    add_product_columns(slope, xs, dw_lanes[k])
-                    add_scaled_lanes(slope, w_lanes[k], dxs)
+                    add_columns(dz, db_lanes[k])
+                    add_product_columns(dz, xs, dw_lanes[k])
+                    add_scaled_lanes(dz, w_lanes[k], dxs)
             if dx_at != 0:
                 if p_input > 0:
                     multiply(dxs, input_factors, n)
@@ -288,12 +284,6 @@ def _bwd(real):
     return dense_bwd
 
 
-def _lanes(n_in):
-    """Columns of a tile: whole rows, and a whole number of vectors where rows are short."""
-    rows = math.lcm(n_in, 16) if n_in < 64 else n_in
-    return rows * -(-MIN_LANES // rows)
-
-
 def _sizes(x, fc1_weight, fc3_weight):
     """Rows, units, features and outputs: for an elementwise subnet each number is a row."""
     n_hidden = fc1_weight.shape[-2]
@@ -316,7 +306,7 @@ def dense_fwd(x, fc1_weight, *arguments):
     n_rows, n_hidden, n_in, n_out = _sizes(x, fc1_weight, fc3_weight)
     shape = x.shape if fc3_weight is None else (n_rows, n_out)
     y = torch.empty(shape, dtype=compute)
-    lanes = _lanes(n_in)
+    lanes = lanes_of(n_in)
     run(
         _fwd[compute],
         n_rows,
@@ -344,7 +334,7 @@ def dense_bwd(dy, x, fc1_weight, *arguments, needs):
         sizes = (*sizes[:4], 0, 0)
     need_dx, *needs = needs
     dx = torch.empty_like(tensors[1]) if need_dx else None
-    lanes = _lanes(n_in)
+    lanes = lanes_of(n_in)
     gradients = run_summed(
         _bwd[compute],
         n_rows,

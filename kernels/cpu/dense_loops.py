@@ -7,13 +7,8 @@ subnets, with a parameter a lane, and few arrays each.
 import numpy as np
 
 from .activations import ACTIVATIONS
+from .block_activations import CODES
 from .jit import array_at, inner, inner_in_order
-
-CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
-"""Numbers of the activations, chosen at run time: one loop an activation, one kernel for all."""
-
-
-RELU = CODES["relu"]
 
 TILE = 1024
 """Numbers in a tile: half a dozen arrays of them fit into a level-1 cache."""
@@ -102,48 +97,6 @@ def chosen_unit(real):
     return functions
 
 
-def chosen_activation(real):
-    """Functions ``(code, z)`` and ``(code, z, slope)``: z becomes σ(z), slope σ'(z), by code.
-
-    In place: LLVM vectorises a loop only where its arrays do not overlap.
-    """
-
-    def link(code, function, others):
-        value, pair = function.value, function.value_and_derivative
-        other_values, other_pairs = others
-
-        @inner
-        def values(chosen, z):
-            if chosen == code:
-                for e in range(z.size):
-                    z[e] = value(z[e])
-            else:
-                other_values(chosen, z)
-
-        @inner
-        def pairs(chosen, z, slope):
-            if chosen == code:
-                for e in range(z.size):
-                    z[e], slope[e] = pair(z[e])
-            else:
-                other_pairs(chosen, z, slope)
-
-        return values, pairs
-
-    @inner
-    def no_values(chosen, z):
-        pass
-
-    @inner
-    def no_pairs(chosen, z, slope):
-        pass
-
-    functions = no_values, no_pairs
-    for name, code in CODES.items():
-        functions = link(code, ACTIVATIONS[name][real], functions)
-    return functions
-
-
 @inner
 def over_lanes(at, n_units, lanes, n_in, real):
     """Stacked parameters [features, units] at an address as [units, lanes]; 0 where it is 0."""
@@ -213,10 +166,10 @@ def add_product_columns(a, b, total):
 
 
 @inner
-def chain_lanes(g, v, slope, cuts, real):
-    """slope[r, l] becomes g[r, l]·v[l]·slope[r, l], the gradient at the pre-activation."""
+def scale_lanes(g, v, out):
+    """out[r, l] = v[l]·g[r, l]."""
     for first in range(0, g.size, v.size):
         for l in range(min(v.size, g.size - first)):
             i = np.uintp(l)
             e = np.uintp(first) + i
-            slope[e] = _gradient(g[e] * v[i], slope[e], cuts, real)
+            out[e] = v[i] * g[e]

@@ -23,6 +23,7 @@ import math
 import numpy as np
 
 from .activations import ACTIVATIONS
+from .block_activations import CODES, IDENTITY, LEAKY_RELU, RELU
 from .jit import inner, wide_vectors
 from .sine import COS, SIN, frequencies, reduced
 
@@ -31,10 +32,7 @@ TILE = 128
 
 MLP, ADDITIVE, SINE = 0, 1, 2
 
-CODES = ("identity", "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin")
-"""Codes of σ are positions in this tuple."""
-
-_IDENTITY, _RELU, _LEAKY_RELU, _SIGMOID, _TANH, _SILU, _GELU, _SIN = range(8)
+_SIGMOID, _TANH, _SILU, _GELU = (CODES[name] for name in ("sigmoid", "tanh", "silu", "gelu"))
 
 _TURNS_PER_RADIAN = 1 / (2 * math.pi)
 _sin_turns, _cos_turns = SIN[np.float64], COS[np.float64]
@@ -49,11 +47,11 @@ _sigmoid, _tanh, _silu, _gelu, _sin = (
 @inner
 def _activate(code, slope, z, s):
     """z, s = σ(z), σ'(z) on a row of a tile, in place; ReLU's derivative at 0 is 0."""
-    if code == _IDENTITY:
+    if code == IDENTITY:
         for e in range(z.size):
             s[e] = 1.0
-    elif code in (_RELU, _LEAKY_RELU):
-        below = slope if code == _LEAKY_RELU else 0.0
+    elif code in (RELU, LEAKY_RELU):
+        below = slope if code == LEAKY_RELU else 0.0
         for e in range(z.size):
             s[e] = 1.0 if z[e] > 0 else below
             z[e] = below * z[e] if z[e] <= 0 else z[e]
@@ -168,7 +166,7 @@ def _additive_forward(net, reals, theta, x, n, work, f):
             fj[e] = d
         for k in range(n_hidden):
             w, b, v = theta[k], theta[at_b + k] if bias else 0.0, theta[at_v + k]
-            if code == _RELU:
+            if code == RELU:
                 for e in range(n):
                     a = w * xj[e] + b
                     fj[e] += v * (0.0 if a <= 0 else a)
@@ -220,10 +218,10 @@ def _additive_jacobian(net, reals, theta, x, n, work, m, jacobian):
             b_sum[e] = 0.0
             values[e] = 0.0
         j = 0
-        while code == _RELU and j + 4 <= n_in:
+        while code == RELU and j + 4 <= n_in:
             _add_active(x, weights, j, n, w, b, a_sum, b_sum)
             j += 4
-        if code == _RELU:
+        if code == RELU:
             # relu(z) = z·[z > 0]
             for e in range(n):
                 values[e] = w * b_sum[e] + b * a_sum[e]

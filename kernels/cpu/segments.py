@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from .block_activations import LEAKY_RELU
 from .jacobian import TILE
 from .jit import inner
 from .linalg import add_gram, add_products, dot, fold
@@ -38,7 +39,7 @@ def _first_active_row(x, w, b):
 def _segment_rows(net, reals, theta, x, sums, centre, first, last, rows, at, residual):
     """Write the two rows of the segment [first, last) at column ``at``; return what is left."""
     n_hidden, bias1, bias2 = net[3], net[5], net[6]
-    below = reals[0] if net[7] == 2 else 0.0
+    below = reals[0] if net[7] == LEAKY_RELU else 0.0
     at_v = n_hidden * (1 + bias1)
     stride = x.size + 1
     weight = sums[last] - sums[first]

@@ -110,7 +110,7 @@ def case(request, draw):
 
 
 def test_codes_of_activations_are_those_of_the_kernels():
-    assert tuple(_CODES) == jacobian.CODES
+    assert _CODES == jacobian.CODES
     assert kernels.SOLVERS == tiles.SOLVERS
 
 
