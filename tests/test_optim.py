@@ -2,11 +2,12 @@
 
 import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 pytest.importorskip("numba")
@@ -95,36 +96,40 @@ def test_bad_input(draw):
         fastmlp.optim.LevenbergMarquardt(nn.Sequential(net, nn.Dropout(0.1))).step(x, y)
 
 
-def _rank(rank, address, net, x, y, solver, queue):
-    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    try:
-        optimizer = fastmlp.optim.LevenbergMarquardt(net, solver=solver)
-        rows = slice(0, 25) if rank == 0 else slice(25, None)
-        losses = [optimizer.step(x[rows], y[rows]) for _ in range(4)]
-        queue.put((rank, losses, net[0].weight.detach().tolist()))
-    finally:
-        dist.destroy_process_group()
+RANK = """
+import sys, torch, fastmlp
+import torch.distributed as dist
+from torch import nn
+store, rank, solver, problem, out = sys.argv[1:]
+dist.init_process_group("gloo", init_method="file://" + store, rank=int(rank), world_size=2)
+state, x, y = torch.load(problem, weights_only=True)
+net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+net.load_state_dict(state)
+optimizer = fastmlp.optim.LevenbergMarquardt(net, solver=solver)
+rows = slice(0, 25) if rank == "0" else slice(25, None)
+losses = [optimizer.step(x[rows], y[rows]) for _ in range(4)]
+torch.save([losses, net[0].weight.detach()], out)
+dist.destroy_process_group()
+"""
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="torch is built without distributed")
 @pytest.mark.parametrize("solver", ["cholesky", "qr"])
 def test_ranks_take_the_same_step_on_all_rows(draw, solver, tmp_path):
     net, x, y = problem(draw)
-    alone = fastmlp.optim.LevenbergMarquardt(copy.deepcopy(net), solver=solver)
+    torch.save([net.state_dict(), x, y], tmp_path / "problem")
+    alone = fastmlp.optim.LevenbergMarquardt(net, solver=solver)
     wanted = [alone.step(x, y) for _ in range(4)]
-    context = mp.get_context("spawn")
-    queue = context.SimpleQueue()
-    address = f"file://{tmp_path}/store"
+    files = ["meet", "problem", "0", "1"]
+    store, given, *out = (str(tmp_path / name) for name in files)
     processes = [
-        context.Process(target=_rank, args=(rank, address, net, x, y, solver, queue))
+        subprocess.Popen([sys.executable, "-c", RANK, store, str(rank), solver, given, out[rank]])
         for rank in range(2)
     ]
-    for process in processes:
-        process.start()
-    results = sorted(queue.get() for _ in processes)
-    for process in processes:
-        process.join()
-    (_, losses, weights), (_, other_losses, other_weights) = results
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    (losses, weights), (other_losses, other_weights) = (
+        torch.load(path, weights_only=True) for path in out
+    )
     assert losses == other_losses
-    assert weights == other_weights
+    assert torch.equal(weights, other_weights)
     assert losses == pytest.approx(wanted, rel=1e-9)
