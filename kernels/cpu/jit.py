@@ -15,8 +15,9 @@ from pathlib import Path
 import numba
 import numpy as np
 import torch
-from numba.core import types
+from numba.core import sigutils, types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.ccallback import CFunc
 from numba.core.runtime import rtsys
 from numba.extending import intrinsic
 
@@ -144,6 +145,16 @@ def _compile(build, real, variant):
     with contextlib.suppress(RuntimeError):  # no place to keep it: each process compiles
         dispatcher._cache = _UserCache(function, (real.__name__, *variant))
     return dispatcher
+
+
+def callback(function, signature, *variant):
+    """Compile a function that other programs call by its address; cached as :func:`entry` is."""
+    arguments, returned = sigutils.normalize_signature(signature)
+    compiled = CFunc(function, (arguments, returned), {}, dict(_OPTIONS, nopython=True))
+    with contextlib.suppress(RuntimeError):
+        compiled._cache = _UserCache(function, variant)
+    compiled.compile()
+    return compiled
 
 
 @intrinsic

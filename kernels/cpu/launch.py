@@ -1,11 +1,12 @@
 """What every launcher of this wing needs: dtypes, contiguous tensors, sizes of pieces."""
 
+from array import array
 from functools import reduce
 
 import numpy as np
 import torch
 
-from . import pool
+from . import pool, team
 from .jit import array_at, entry, inner
 
 PIECE = 1 << 20
@@ -70,24 +71,35 @@ def cut(n_rows, work_per_row, multiple):
 
 
 def run(kernel, n_rows, rows_per_piece, n_pieces, *arguments):
-    """Call ``kernel(*arguments, first_row, last_row)`` for every piece of rows."""
+    """Call ``kernel(*arguments, first_row, last_row)`` for every piece of rows.
+
+    An argument that is a :class:`.team.Strided` has a value of its own for each piece.
+    """
     if n_pieces == 1:
         kernel(*arguments, 0, n_rows)
-        return
-    pool.run_pieces(
-        lambda piece: kernel(
-            *arguments, piece * rows_per_piece, min(n_rows, (piece + 1) * rows_per_piece)
-        ),
-        n_pieces,
-    )
+    elif not team.run(kernel, arguments, n_rows, rows_per_piece, n_pieces):
+        pool.run_pieces(
+            lambda piece: kernel(
+                *(
+                    a.first + piece * a.stride if isinstance(a, team.Strided) else a
+                    for a in arguments
+                ),
+                piece * rows_per_piece,
+                min(n_rows, (piece + 1) * rows_per_piece),
+            ),
+            n_pieces,
+        )
 
 
-def run_summed(kernel, n_rows, rows_per_piece, n_pieces, parameters, needs, dtype, *arguments):
+def run_summed(
+    kernel, n_rows, rows_per_piece, n_pieces, parameters, needs, dtype, *arguments, packed=False
+):
     """Call ``kernel(*arguments, sums, *gradients, first_row, last_row)`` for every piece, add up.
 
     Each piece writes its sums for all parameters, float64, one parameter after the other, at the
     address ``sums``; they are added in the order of the pieces. A single piece writes them at the
-    addresses ``gradients`` instead, one for each parameter, 0 where nobody needs it.
+    addresses ``gradients`` instead, one for each parameter, 0 where nobody needs it. ``packed``:
+    the kernel takes the address of a vector of these.
 
     ``parameters`` are in the compute dtype, a size in place of one that is missing; ``needs`` tells
     whose gradients are needed. Returns a gradient a parameter, shaped like it and of ``dtype``;
@@ -98,25 +110,19 @@ def run_summed(kernel, n_rows, rows_per_piece, n_pieces, parameters, needs, dtyp
         for parameter, need in zip(parameters, needs, strict=True)
     ]
     addresses = [0 if gradient is None else gradient.data_ptr() for gradient in gradients]
-    if n_pieces == 1:
-        kernel(*arguments, 0, *addresses, 0, n_rows)
-    elif not any(needs):
-        run(kernel, n_rows, rows_per_piece, n_pieces, *arguments, 0, *addresses)
+    in_pieces = n_pieces > 1 and any(needs)
+    places = [0] * len(addresses) if in_pieces else addresses
+    if packed:
+        vector = array("q", places)
+        places = [vector.buffer_info()[0]]
+    if not in_pieces:
+        run(kernel, n_rows, rows_per_piece, n_pieces, *arguments, 0, *places)
     else:
         sizes = [p if isinstance(p, int) else p.numel() for p in parameters]
         partial = torch.empty((n_pieces, sum(sizes)), dtype=torch.float64)
         start, row_bytes = partial.data_ptr(), sum(sizes) * partial.element_size()
-        nowhere = [0] * len(sizes)
-        pool.run_pieces(
-            lambda piece: kernel(
-                *arguments,
-                start + piece * row_bytes,
-                *nowhere,
-                piece * rows_per_piece,
-                min(n_rows, (piece + 1) * rows_per_piece),
-            ),
-            n_pieces,
-        )
+        sums = team.Strided(start, row_bytes)
+        run(kernel, n_rows, rows_per_piece, n_pieces, *arguments, sums, *places)
         first = 0
         for gradient, address, size in zip(gradients, addresses, sizes, strict=True):
             if gradient is not None:

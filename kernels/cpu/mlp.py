@@ -312,14 +312,8 @@ def mlp_bwd(dy, x, *arguments, needs):
     sized = [
         tensors[2 + i // 2 * 2].shape[0] if p is None else p for i, p in enumerate(tensors[2:])
     ]
-
-    def kernel(*arguments):
-        *fixed, first, last = arguments
-        gradients = array("q", fixed[8:])
-        _bwd[compute](*fixed[:8], gradients.buffer_info()[0], first, last)
-
     gradients = run_summed(
-        kernel,
+        _bwd[compute],
         x.shape[0],
         *_cut(x.shape[0], parameters),
         sized,
@@ -332,5 +326,6 @@ def mlp_bwd(dy, x, *arguments, needs):
         addresses[0],
         addresses[1],
         dx.data_ptr() if needs[0] else 0,
+        packed=True,
     )
     return [cast_back(dx, x.dtype), *gradients]
