@@ -39,6 +39,8 @@ _NO_DROPOUT = (0.0, 0.0, 0.0)
 
 def _as_autocast(y):
     """The output in the dtype that autocast asks of a linear layer; float64 is left alone."""
+    if not torch._C._is_any_autocast_enabled():
+        return y
     device = y.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return y

@@ -55,7 +55,8 @@ class FusedOp:
         if torch.is_grad_enabled():
             for t in (x, *self._parameters(arguments)):
                 if t is not None and t.requires_grad:
-                    return self._apply(kernels, x, *arguments)
+                    n_tensors = len(arguments) - self.n_options
+                    return self._apply(kernels, arguments[n_tensors:], x, *arguments[:n_tensors])
         return self.launch_fwd(kernels, x, *arguments)
 
     def launch_fwd(self, kernels, *arguments):
@@ -173,32 +174,22 @@ def _setup_context(ctx, inputs, output):
 
 
 def _autograd_function(op):
-    def forward(ctx, kernels, x, *arguments):
-        ctx.kernels = kernels
-        n_tensors = len(arguments) - op.n_options
-        ctx.options = arguments[n_tensors:]
-        ctx.save_for_backward(x, *arguments[:n_tensors])
-        return op.launch_fwd(kernels, x, *arguments)
+    def forward(ctx, kernels, options, x, *tensors):
+        ctx.kernels, ctx.options = kernels, options
+        ctx.save_for_backward(x, *tensors)
+        return op.launch_fwd(kernels, x, *tensors, *options)
 
     def backward(ctx, dy):
         tensors, options = ctx.saved_tensors, ctx.options
-        needs = ctx.needs_input_grad[1 : len(tensors) - op.n_constants + 1]
+        n_constants = op.n_constants
+        needs = ctx.needs_input_grad[2 : len(tensors) - n_constants + 2]
         if torch.is_grad_enabled():
             # create_graph=True: differentiate the reference, to any order
             gradients = _differentiable_gradients(op, dy, tensors, options, needs)
         else:
-            gradients = [
-                gradient
-                if gradient is None or gradient.dtype is tensor.dtype
-                # a parameter of another dtype than the output
-                else gradient.to(tensor.dtype)
-                for gradient, tensor in zip(
-                    op.launch_bwd(ctx.kernels, dy, *tensors, *options, needs=needs),
-                    tensors[: len(needs)],
-                    strict=True,
-                )
-            ]
-        return None, *gradients, *[None] * (len(tensors) - len(needs) + len(options))
+            # PyTorch casts them where a parameter has another dtype than the output
+            gradients = op.launch_bwd(ctx.kernels, dy, *tensors, *options, needs=needs)
+        return None, None, *gradients, *[None] * n_constants
 
     rules = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(op.name, (torch.autograd.Function,), rules)

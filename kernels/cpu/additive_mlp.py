@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .dense import dense_bwd, dense_fwd, is_canonical
-from .jit import array_at, entry, inner, vector_at
+from .jit import array_at, entry, inner, narrow_vectors, vector_at
 from .launch import (
     any_needed,
     cast_back,
@@ -52,13 +52,14 @@ def _fwd(real):
     def additive_mlp_fwd(
         x_at, w_at, b_at, v_at, d_at, readout_at, c_at, n_hidden, n_in, n_out, y_at, first, last
     ):
+        narrow_vectors()
         w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
         v, d = vector_at(v_at, n_hidden, real), vector_at(d_at, 1, real)[0]
         readout, c = array_at(readout_at, n_out * n_in, real), vector_at(c_at, n_out, real)
         x, y = array_at(x_at, last * n_in, real), array_at(y_at, last * n_out, real)
         t, slopes, s, c0, fits = canonical_form(w, b, v, d, real)
         block_rows = max(4, BLOCK // n_in // 4 * 4)
-        f = np.zeros(block_rows * n_in, real)
+        f = np.empty(min(block_rows, last - first) * n_in, real)
         for start in range(first, last, block_rows):
             n_rows = min(block_rows, last - start)
             xb, fb = x[start * n_in : (start + n_rows) * n_in], f[: n_rows * n_in]
@@ -136,6 +137,7 @@ def _bwd(real):
         first,
         last,
     ):
+        narrow_vectors()
         gradients_at = (dw_at, db_at, dv_at, dd_at, dreadout_at, dc_at)
         sizes = (n_hidden, n_hidden, n_hidden, 1, n_out * n_in, n_out)
         w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
@@ -145,7 +147,8 @@ def _bwd(real):
         dx = array_at(dx_at, last * n_in, real)
         need_dx, need_dparams = dx_at != 0, any_needed(sums_at, gradients_at)
         order, _, n_rising, t = sort_units(w, b, real)
-        ts, cs, s, c0, canonical = canonical_form(w, b, v, d, real)
+        used = n_hidden if n_out > 1 else 0  # f itself is evaluated for several outputs only
+        ts, cs, s, c0, canonical = canonical_form(w[:used], b[:used], v[:used], d, real)
         fits = all_finite(w, real) and all_finite(b, real) and all_finite(v, real)
         fits = fits and is_finite(d) and all_finite(readout, real)
 
@@ -154,11 +157,16 @@ def _bwd(real):
         n_chunks = (n_in + LANES - 1) // LANES
         direct = LANES % n_in == 0  # a full block of rows lies in memory as a tile does
         block = block_rows * n_in
-        g, f, slopes = np.empty(block, real), np.empty(block, real), np.empty(block, real)
-        tame_x, tame_dy = np.empty(block, real), np.empty(block_rows * n_out, real)
-        tile_x, tile_g = np.zeros(BLOCK, real), np.zeros(BLOCK, real)
-        hinge_a = np.zeros((n_chunks, n_hidden, LANES), real)
-        hinge_b = np.zeros((n_chunks, n_hidden, LANES), real)
+        # one allocation: at a hundred rows each costs as much as the arithmetic of ten
+        scratch = np.empty(4 * block + 2 * BLOCK + block_rows * n_out, real)
+        g, f = scratch[:block], scratch[block : 2 * block]
+        slopes, tame_x = scratch[2 * block : 3 * block], scratch[3 * block : 4 * block]
+        tiles = scratch[4 * block : 4 * block + 2 * BLOCK]
+        tile_x, tile_g = tiles[:BLOCK], tiles[BLOCK:]
+        tame_dy = scratch[4 * block + 2 * BLOCK :]
+        tile_x[:] = 0
+        hinges = np.zeros((2, n_chunks, n_hidden, LANES), real)
+        hinge_a, hinge_b = hinges[0], hinges[1]
         dv_fast = np.zeros(n_out * n_in, real)
         at_dd, at_dv = 3 * n_hidden, 3 * n_hidden + 1
         at_dc = at_dv + n_out * n_in

@@ -184,11 +184,10 @@ def address_of(typingctx, array):
 
 @inner
 def vector_at(address, size, real):
-    """A copy of the numbers at an address; zeros where the address is 0."""
-    vector = np.zeros(size, real)
-    if address != 0:
-        vector[:] = array_at(address, size, real)
-    return vector
+    """The numbers at an address, not to be written to; zeros where the address is 0."""
+    if address == 0:
+        return np.zeros(size, real)
+    return array_at(address, size, real)
 
 
 @intrinsic
@@ -231,16 +230,30 @@ def bitcast(typingctx, a):
     return _SAME_SIZE[a](a), codegen
 
 
-@intrinsic
-def wide_vectors(typingctx):
-    """Ask LLVM for 512-bit vectors in the function that calls this, if the processor has them.
+def _vector_width(preferred, legal):
+    @intrinsic
+    def choose(typingctx):
+        def codegen(context, builder, signature, args):
+            attributes = builder.function.attributes
+            set.add(attributes, f'"prefer-vector-width"="{preferred}"')
+            set.add(attributes, f'"min-legal-vector-width"="{legal}"')
+            return context.get_dummy_value()
 
-    LLVM prefers 256 bits. Loops of multiplications and additions alone gain: sines 2.2 x; those
-    that compare or take a maximum do not (2.8 GHz Ice Lake Xeon, 2026-11).
-    """
+        return types.none(), codegen
 
-    def codegen(context, builder, signature, args):
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
-        return context.get_dummy_value()
+    return choose
 
-    return types.none(), codegen
+
+wide_vectors = _vector_width(512, 512)
+"""Ask LLVM for 512-bit vectors in the function that calls this, if the processor has them.
+
+LLVM prefers 256 bits. Loops of multiplications and additions alone gain: sines 2.2 x; those that
+compare or take a maximum do not (2.8 GHz Ice Lake Xeon, 2026-11).
+"""
+
+narrow_vectors = _vector_width(256, 0)
+"""Keep 512-bit instructions out of the function that calls this.
+
+LLVM computes indices of 256-bit loops in 512 bits. A handful of them, once a call, slows all that
+runs in the 50 µs after by a fifth (2.8 GHz Ice Lake Xeon, 2026-11).
+"""

@@ -2,12 +2,13 @@
 
 import numpy as np
 
-from .jit import inner
+from .jit import inner, narrow_vectors
 
 
 @inner
 def read_out(f, readout, c, n_rows, n_in, n_out, y, start, real):
     """y[start + i, m] = Σ_j V[m, j]·f[i, j] + c[m] on a block of rows; returns a sum of 0·y."""
+    narrow_vectors()
     zero = real(0)
     not_finite = zero
     width = np.uintp(n_in)

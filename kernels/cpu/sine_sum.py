@@ -30,9 +30,7 @@ def _fwd(real):
     def sine_sum_fwd(x_at, w_at, a_at, phase_at, width, turns, factor, y_at, first, last):
         wide_vectors()
         w, phase = vector_at(w_at, width, real), vector_at(phase_at, width, real)
-        a = vector_at(a_at, width, real)
-        if a_at == 0:
-            a[:] = 1
+        a = np.ones(width, real) if a_at == 0 else array_at(a_at, width, real)
         hi, lo = frequencies(w, turns, real)
         plain = phase_at == 0 and largest(lo) == 0
         x, y = array_at(x_at, last, real), array_at(y_at, last, real)
@@ -80,9 +78,7 @@ def _bwd(real):
         sizes = (width, width if a_at != 0 else 0, width if phase_at != 0 else 0)
         wide_vectors()
         w, phase = vector_at(w_at, width, real), vector_at(phase_at, width, real)
-        a = vector_at(a_at, width, real)
-        if a_at == 0:
-            a[:] = 1
+        a = np.ones(width, real) if a_at == 0 else array_at(a_at, width, real)
         hi, lo = frequencies(w, turns, real)
         need_dx, need_dparams = dx_at != 0, any_needed(sums_at, gradients_at)
         only_w = a_at == 0 and phase_at == 0

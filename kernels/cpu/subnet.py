@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from .jit import fma, inner
+from .jit import fma, inner, narrow_vectors
 
 LANES = 64
 """Width of a tile of :func:`add_hinge_sums`: a constant, so that addresses are immediate."""
@@ -87,7 +87,7 @@ def canonical_form(w, b, v, d, real):
     """t, c, S and C of the formula above, and whether this net can be computed that way."""
     order, n_flat, _, breakpoints = sort_units(w, b, real)
     n = w.size - n_flat
-    t = breakpoints[n_flat:].copy()
+    t = breakpoints[n_flat:]
     c = np.empty(n, real)
     slope = 0.0
     constant = np.float64(d)
@@ -184,6 +184,7 @@ def values(x, t, c, s, c0, fits, w, b, v, d, f, real):
 @inner
 def add_slopes(x, order, n_rising, t, w, v, s):
     """s += f'(x) = Σ_k v_k·w_k·[active] on a block."""
+    narrow_vectors()
     zero = s[0] * 0
     k = 0
     while k + 4 <= n_rising:
