@@ -1,7 +1,7 @@
 """AdditiveMLP against plain PyTorch: the main job, its batches, wider and narrower ones."""
 
 import torch
-from common import MODES, Case, Suite, closeness
+from common import BACKWARD, MODES, Case, Suite, closeness
 
 import fastmlp
 
@@ -24,7 +24,7 @@ def bytes_moved(case, mode):
     """x once a direction; y is written, dy is read."""
     n_rows, n_in = case.shape
     once = 4 * n_rows * (n_in + 1)
-    return 2 * once if mode == "forward_backward" else once
+    return 2 * once if mode in BACKWARD else once
 
 
 def terms(dy, x, net):

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +26,8 @@ sys.path.append(str(ROOT / "tests"))
 
 import closeness  # noqa: E402
 
-MODES = ("inference", "forward", "forward_backward")
+MODES = ("inference", "forward", "forward_backward", "training_step")
+BACKWARD = MODES[2:]
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,14 @@ class Suite:
     """One op's bench: its cases, its two modules, its input and what it must move.
 
     Args:
-        op: Name of the op, and of the suite on the command line.
+        op: Name of the op.
         cases: Real uses first.
         reference: Function of a case: the plain PyTorch module, with realistic weights.
         fused: Function of a case: fastmlp's module.
         draw: Function of a case: the input, on the CPU.
         bytes_moved: Function of (case, mode): bytes that no implementation can avoid moving.
         terms: Function of ``(dy, x, module)``: sizes of the summed terms by name, for the gate.
+        name: Name of the suite on the command line; the op's if it has none of its own.
     """
 
     op: str
@@ -61,43 +64,30 @@ class Suite:
     draw: Callable
     bytes_moved: Callable
     terms: Callable
-
-
-PROVIDERS = {}
-BASELINE = "torch"
-
-
-def provider(name):
-    """Register a function of (suite, case, plain module) that returns the module to time."""
-
-    def register(function):
-        PROVIDERS[name] = function
-        return function
-
-    return register
-
-
-@provider(BASELINE)
-def _torch(suite, case, plain):
-    return plain
-
-
-@provider("torch_compile")
-def _torch_compile(suite, case, plain):
-    torch._dynamo.reset()
-    return torch.compile(plain)
-
-
-@provider("fastmlp")
-def _fastmlp(suite, case, plain):
-    module = suite.fused(case).to(next(plain.parameters()).device)
-    module.load_state_dict(plain.state_dict())
-    return module
+    name: str = ""
 
 
 def make_step(module, x, dy, mode):
-    """The function to time: no arguments, returns the output and the gradients by name."""
-    if mode == "inference":
+    """The function to time: no arguments, returns the output and the gradients by name.
+
+    A program of another framework brings its own ``make_step``.
+
+    ``"training_step"`` is what a user's loop does: mean squared error to ``dy``, backward, Adam; it
+    changes the module, so its values are not to be compared.
+    """
+    if not isinstance(module, torch.nn.Module):
+        return module.make_step(x, dy, mode)
+    if mode == "training_step":
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-4)
+
+        def step():
+            loss = torch.nn.functional.mse_loss(module(x), dy)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return {"loss": loss.detach()}
+
+    elif mode == "inference":
 
         def step():
             with torch.no_grad():
@@ -150,12 +140,16 @@ class Gate:
         """Raise AssertionError unless all values are as good as plain PyTorch's."""
         for name, value in values.items():
             closeness.assert_as_good_as_torch(
-                value.detach(),
+                _as_tensor(value),
                 self.torchs[name].detach(),
                 self.exact[name],
                 terms=self.terms[name].reshape(self.exact[name].shape),
                 name=name,
             )
+
+
+def _as_tensor(value):
+    return value.detach() if isinstance(value, torch.Tensor) else torch.tensor(np.asarray(value))
 
 
 def _term_name(name, sizes):
@@ -181,7 +175,7 @@ def summary(samples):
     }
 
 
-def time_interleaved(steps, *, seconds, min_rounds=5, max_rounds=100, block=0.01):
+def time_interleaved(steps, *, seconds, min_rounds=5, max_rounds=100, block=0.02):
     """Time functions in turn, so that a slow spell of the machine meets them all.
 
     A sample is the mean over a block of calls that lasts ``block`` seconds, or over one call.

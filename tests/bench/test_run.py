@@ -25,7 +25,10 @@ def bench(monkeypatch):
     tiny = {"additive_mlp": (6, 64), "elementwise_mlp": (50,), "sine_sum": (50,), "mlp": (20, 1)}
     common = module.common
     suites = {}
-    for op, suite in module.SUITES.items():
+    for name, suite in module.SUITES.items():
+        if name != suite.op:
+            continue
+        op = suite.op
         case = common.Case(
             "tiny",
             tiny[op],
@@ -81,7 +84,8 @@ class TestRun:
         assert "sine_sum tiny, forward_backward" in text
         assert "forward;" not in text
         assert "additive_mlp" not in text
-        assert text.count("1.00×") == 2
+        assert "sine_sum tiny, training_step" in text
+        assert text.count("1.00×") == 3
 
     def test_a_wrong_provider_is_listed_with_its_message_and_not_timed(
         self, bench, monkeypatch, capsys
@@ -95,10 +99,10 @@ class TestRun:
         options = ["--providers", "torch,wrong", "additive_mlp"]
         report = bench.main(options)
         wrong = [r for r in report["results"] if r["provider"] == "wrong"]
-        assert len(wrong) == 3
+        assert len(wrong) == 4
         assert all("not as good as PyTorch's" in r["error"] for r in wrong)
         assert not any("median_us" in r for r in wrong)
-        assert "note 3: additive_mlp tiny" in capsys.readouterr().out
+        assert "note 4: additive_mlp tiny" in capsys.readouterr().out
 
     def test_a_provider_that_raises_does_not_stop_the_others(self, bench, monkeypatch):
         def absent(suite, case, plain):
@@ -108,6 +112,46 @@ class TestRun:
         report = bench.main(["--quick", "--providers", "absent,torch", "sine_sum"])
         errors = {r["provider"]: r["error"] for r in report["results"]}
         assert errors == {"absent": "ImportError: no such library", "torch": None}
+
+    def test_compares_with_an_earlier_run(self, bench, tmp_path, capsys):
+        file = tmp_path / "earlier.json"
+        options = ["--quick", "--providers", "torch,fastmlp", "sine_sum"]
+        earlier = bench.main([*options, "--json", str(file)])
+        for factor, worse in ((1e-3, False), (1e3, True)):
+            for record in earlier["results"]:
+                if record["provider"] == "torch":
+                    record["median_us"] *= factor
+            file.write_text(json.dumps(earlier))
+            if worse:
+                with pytest.raises(SystemExit, match="1"):
+                    bench.main([*options, "--compare", str(file)])
+            else:
+                bench.main([*options, "--compare", str(file)])
+            assert ("WORSE" in capsys.readouterr().out) == worse
+
+    @pytest.mark.parametrize("op", ["additive_mlp", "elementwise_mlp", "mlp", "sine_sum"])
+    def test_the_jax_programs_compute_the_same(self, bench, op):
+        pytest.importorskip("jax")
+        suite = bench.SUITES[op]
+        for mode in ("inference", "forward_backward", "training_step"):
+            prepared = bench.set_up(suite, suite.cases[0], torch.device("cpu"))
+            steps, errors = bench.admit(suite, suite.cases[0], mode, ["torch", "jax"], *prepared)
+            assert errors == {}
+            losses = [step().get("loss") for step in steps.values()]
+        assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-4)
+
+    def test_training_steps_train(self, bench):
+        suite = bench.SUITES["additive_mlp"]
+        x, dy, plain, gate = bench.set_up(suite, suite.cases[0], torch.device("cpu"))
+        names = ["torch", "fastmlp"]
+        steps, errors = bench.admit(
+            suite, suite.cases[0], "training_step", names, x, dy, plain, gate
+        )
+        assert errors == {}
+        for _ in range(3):
+            losses = [steps[name]()["loss"].item() for name in names]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+        assert losses[0] < torch.nn.functional.mse_loss(plain(x), dy).item()
 
 
 def test_gate_sums_chunks_to_the_whole(bench, monkeypatch):

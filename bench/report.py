@@ -1,0 +1,115 @@
+"""Write the README's table of measured speed from a results file.
+
+    python bench/report.py bench/results/FILE.json [--readme README.md]
+
+The table lies between two marks; what is around them stays.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from providers import BASELINE
+
+BEGIN, END = (
+    "<!-- measured speed: bench/report.py writes this -->",
+    "<!-- end of measured speed -->",
+)
+PEERS = {BASELINE: "PyTorch", "torch_compile": "torch.compile", "jax": "JAX"}
+TITLES = {
+    "additive_mlp": "AdditiveMLP",
+    "elementwise_mlp": "ElementwiseMLP",
+    "mlp": "MLP",
+    "sine_sum": "SineSum",
+}
+MODES = {
+    "inference": "inference",
+    "forward": "forward",
+    "forward_backward": "forward + backward",
+    "training_step": "training step with Adam",
+}
+
+
+def times_by_case(results):
+    """Median time by provider of each (op, case, mode, graph), in the order of the file."""
+    times = {}
+    for record in results:
+        key = record["op"], record["case"], record["mode"], record["graph"]
+        by_provider = times.setdefault(key, {})
+        if not record["error"]:
+            by_provider[record["provider"]] = record
+    return times
+
+
+def _cell(times, provider):
+    if provider not in times:
+        return "–"
+    ratio = times[provider]["median_us"] / times["fastmlp"]["median_us"]
+    text = f"{ratio:.2g}×" if ratio < 10 else f"{ratio:.0f}×"
+    return text if ratio >= 1 else f"**{text}**"
+
+
+def section(report, source):
+    """The text between the marks.
+
+    Args:
+        report: What `run.py` wrote.
+        source: Path of the file, for the reader.
+    """
+    about = report["metadata"]
+    times = {
+        key: by
+        for key, by in times_by_case(report["results"]).items()
+        if {BASELINE, "fastmlp"} <= by.keys() and key[2] != "forward"
+    }
+    peers = [name for name in PEERS if any(name in by for by in times.values())]
+    device = about["cpu"] if about["device"] == "cpu" else about["device"]
+    where = f"{device}, {about['threads']} threads" if about["device"] == "cpu" else device
+    lines = [
+        f"Each peer's time over fastmlp's, float32, medians of interleaved runs ({where}; "
+        f"torch {about['torch']}, {about['date'][:10]}; `{source}`). Bold: the peer is faster. "
+        "The floor is the bytes that must move over the bandwidth measured in the same run.",
+        "",
+        f"| case | fastmlp | × floor | {' | '.join(PEERS[name] for name in peers)} |",
+        f"|---|---:|---:|{'---:|' * len(peers)}",
+    ]
+    for (op, case, mode, graph), by in times.items():
+        ours = by["fastmlp"]
+        name = f"{TITLES[op]} {case}, {MODES[mode]}{', CUDA graph' if graph else ''}"
+        cells = [_duration(ours["median_us"]), f"{ours['median_us'] / ours['floor_us']:.1f}"]
+        cells += [_cell(by, peer) for peer in peers]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _duration(us):
+    for unit, size in (("s", 1e6), ("ms", 1e3)):
+        if us >= size:
+            return f"{us / size:.3g} {unit}"
+    return f"{us:.3g} µs"
+
+
+def rewrite(text, new):
+    """The README's text with a new section between the marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"the file has no lines {BEGIN!r} and {END!r}")
+    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
+
+
+def main(argv=None):
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("results", type=Path, help="what run.py --json wrote")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file to rewrite")
+    options = parser.parse_args(argv)
+    report = json.loads(options.results.read_text("utf-8"))
+    new = section(report, options.results.as_posix())
+    options.readme.write_text(rewrite(options.readme.read_text("utf-8"), new), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The README's table and the figures come from the results file alone."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results" / "intel-xeon-2.8ghz-2-cores.json"
+
+
+@pytest.fixture
+def report(monkeypatch):
+    """The module bench/report.py."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    return importlib.import_module("report")
+
+
+def test_the_readme_shows_the_committed_results(report):
+    text = (ROOT / "README.md").read_text("utf-8")
+    section = report.section(json.loads(RESULTS.read_text("utf-8")), str(RESULTS.relative_to(ROOT)))
+    assert report.rewrite(text, section) == text
+
+
+def test_a_peer_that_is_faster_is_shown_in_bold(report):
+    results = json.loads(RESULTS.read_text("utf-8"))
+    for record in results["results"]:
+        if record["provider"] == "torch":
+            record["median_us"] *= 1e-6
+    assert "| **" in report.section(results, "file")
+
+
+def test_text_around_the_marks_stays(report):
+    text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    new = report.rewrite(text, "new")
+    assert new == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
+    with pytest.raises(ValueError, match="no lines"):
+        report.rewrite("nothing", "new")
+
+
+def test_figures_are_drawn_from_json(report, tmp_path):
+    pytest.importorskip("matplotlib")
+    plot = importlib.import_module("plot")
+    paths = plot.draw(json.loads(RESULTS.read_text("utf-8")), tmp_path)
+    assert all(path.stat().st_size > 10_000 for path in paths)
