@@ -1,0 +1,32 @@
+"""Predictions from counted instructions and bytes."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+
+@pytest.fixture
+def roofline(monkeypatch):
+    """The module bench/roofline.py."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    return importlib.import_module("roofline")
+
+
+def test_the_larger_bound_decides(roofline):
+    gpu = roofline.Gpu(bandwidth=1000, sms=10, clock=2.0, target="sm_90")
+    # 10 SMs · 128 a clock · 2 GHz = 2560e9 instructions a second
+    assert roofline.predict(10, 8, gpu) == (125, "bytes")
+    assert roofline.predict(256, 8, gpu) == (10, "instructions")
+
+
+def test_every_kernel_with_known_bytes_is_predicted_for_every_gpu(roofline):
+    figures = json.loads(roofline.FIGURES.read_text("utf-8"))
+    lines = roofline.table(figures).splitlines()
+    assert len(lines) == 1 + len(roofline.BYTES)
+    assert not any("-" in line for line in lines)
