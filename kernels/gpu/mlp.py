@@ -25,6 +25,9 @@ from .launch import (
 from .pieces import cut, split, sum_pieces
 from .subnet import append, tile_size
 
+# terms of a product at a time: a thread holds all terms of the values that it computes
+MAX_TERMS = tl.constexpr(32)
+
 
 @triton.constexpr_function
 def padded(width):
@@ -50,26 +53,66 @@ def load_rows(ptr, rows, last_row, row_stride, WIDTH: tl.constexpr, COMPUTE: tl.
 @triton.jit
 def load_weight(
     params_ptr, WIDTHS: tl.constexpr, LAYER: tl.constexpr, BIAS: tl.constexpr,
-    TRANSPOSED: tl.constexpr,
+    TRANSPOSED: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """W [out, in] of a layer, or its transpose [in, out], padded with 0."""
+    """BLOCK rows of W [out, in] of a layer, or of its transpose [in, out], padded with 0."""
     N_IN: tl.constexpr = WIDTHS[LAYER]
     N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
-    i = tl.arange(0, padded(N_IN))
-    o = tl.arange(0, padded(N_OUT))
     weight_ptr = params_ptr + offset_of(WIDTHS, LAYER, BIAS)
+    block = FIRST + tl.arange(0, BLOCK)
     if TRANSPOSED:
-        inside = (i < N_IN)[:, None] & (o < N_OUT)[None, :]
-        return tl.load(weight_ptr + o[None, :] * N_IN + i[:, None], mask=inside, other=0.0)
+        o = tl.arange(0, padded(N_OUT))
+        inside = (block < N_IN)[:, None] & (o < N_OUT)[None, :]
+        return tl.load(weight_ptr + o[None, :] * N_IN + block[:, None], mask=inside, other=0.0)
     else:
-        inside = (o < N_OUT)[:, None] & (i < N_IN)[None, :]
-        return tl.load(weight_ptr + o[:, None] * N_IN + i[None, :], mask=inside, other=0.0)
+        i = tl.arange(0, padded(N_IN))
+        inside = (block < N_OUT)[:, None] & (i < N_IN)[None, :]
+        return tl.load(weight_ptr + block[:, None] * N_IN + i[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
 def product(a, b, COMPUTE: tl.constexpr):
     """A matrix product in the full precision of its type."""
     return tl.dot(a, b, input_precision="ieee", out_dtype=COMPUTE)
+
+
+@triton.jit
+def halve_blocks(blocks, N: tl.constexpr):
+    """The left and the right half of each of N tiles."""
+    halves = ()
+    for i in tl.static_range(N):
+        a = blocks[i]
+        pairs = tl.reshape(a, (a.shape[0], 2, a.shape[1] // 2))
+        left, right = tl.split(tl.permute(pairs, (0, 2, 1)))
+        halves = append(append(halves, left), right)
+    return halves
+
+
+@triton.jit
+def column_blocks(a):
+    """A tile in blocks of up to MAX_TERMS columns; of up to four of them, for 128 columns."""
+    blocks = (a,)
+    if a.shape[1] > MAX_TERMS:
+        blocks = halve_blocks(blocks, 1)
+    if a.shape[1] > 2 * MAX_TERMS:
+        blocks = halve_blocks(blocks, 2)
+    return blocks
+
+
+@triton.jit
+def times_weight(
+    a, params_ptr, WIDTHS: tl.constexpr, LAYER: tl.constexpr, BIAS: tl.constexpr,
+    TRANSPOSED: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """a W, or a W^T if TRANSPOSED."""
+    BLOCK: tl.constexpr = a.shape[1] if a.shape[1] < MAX_TERMS else MAX_TERMS
+    blocks = column_blocks(a)
+    weight = load_weight(params_ptr, WIDTHS, LAYER, BIAS, TRANSPOSED, 0, BLOCK)
+    total = product(blocks[0], weight, COMPUTE)
+    for i in tl.static_range(1, a.shape[1] // BLOCK):
+        weight = load_weight(params_ptr, WIDTHS, LAYER, BIAS, TRANSPOSED, i * BLOCK, BLOCK)
+        total += product(blocks[i], weight, COMPUTE)
+    return total
 
 
 @triton.jit
@@ -80,7 +123,7 @@ def layer_value(
     """σ(W h + b) and σ' there, 0 beyond the layer's width."""
     N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
     o = tl.arange(0, padded(N_OUT))
-    z = product(h, load_weight(params_ptr, WIDTHS, LAYER, BIAS, True), COMPUTE)
+    z = times_weight(h, params_ptr, WIDTHS, LAYER, BIAS, True, COMPUTE)
     if BIAS:
         bias_ptr = params_ptr + offset_of(WIDTHS, LAYER, BIAS) + WIDTHS[LAYER] * N_OUT
         z += tl.load(bias_ptr + o, mask=o < N_OUT, other=0.0)[None, :]
@@ -133,13 +176,17 @@ def add_layer_gradient(
     """Add g^T h and Σ g of a tile to the sums; ``first`` where there are none yet."""
     N_IN: tl.constexpr = WIDTHS[LAYER]
     N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
+    BLOCK: tl.constexpr = g.shape[1] if g.shape[1] < MAX_TERMS else MAX_TERMS
     i = tl.arange(0, padded(N_IN))
-    o = tl.arange(0, padded(N_OUT))
-    weight_ptrs = grad_ptr + offset_of(WIDTHS, LAYER, BIAS) + o[:, None] * N_IN + i[None, :]
-    inside = (o < N_OUT)[:, None] & (i < N_IN)[None, :]
-    old = tl.load(weight_ptrs, mask=inside & (first == 0), other=0.0)
-    tl.store(weight_ptrs, old + product(tl.trans(g), h, COMPUTE), mask=inside)
+    blocks = column_blocks(g)
+    for k in tl.static_range(g.shape[1] // BLOCK):
+        o = k * BLOCK + tl.arange(0, BLOCK)
+        ptrs = grad_ptr + offset_of(WIDTHS, LAYER, BIAS) + o[:, None] * N_IN + i[None, :]
+        inside = (o < N_OUT)[:, None] & (i < N_IN)[None, :]
+        old = tl.load(ptrs, mask=inside & (first == 0), other=0.0)
+        tl.store(ptrs, old + product(tl.trans(blocks[k]), h, COMPUTE), mask=inside)
     if BIAS:
+        o = tl.arange(0, padded(N_OUT))
         bias_ptrs = grad_ptr + offset_of(WIDTHS, LAYER, BIAS) + N_IN * N_OUT + o
         old = tl.load(bias_ptrs, mask=(o < N_OUT) & (first == 0), other=0.0)
         tl.store(bias_ptrs, old + tl.sum(g, axis=0), mask=o < N_OUT)
@@ -157,7 +204,7 @@ def back_through(
         if grad_ptr is not None:
             add_layer_gradient(grad_ptr, g, values[layer], first, WIDTHS, layer, BIAS, COMPUTE)
         if layer > 0 or DX:
-            g = product(g, load_weight(params_ptr, WIDTHS, layer, BIAS, False), COMPUTE)
+            g = times_weight(g, params_ptr, WIDTHS, layer, BIAS, False, COMPUTE)
             # an infinite g makes NaN of the padding's zeros
             cols = tl.arange(0, padded(WIDTHS[layer]))
             g = tl.where((cols < WIDTHS[layer])[None, :], g, 0.0)

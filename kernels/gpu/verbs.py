@@ -31,7 +31,8 @@ TILE = 2048
 MAX_TILE = 8192
 """Elements of one item in a tile: units times features, each rounded up to a power of two."""
 
-ELEMENTS_PER_THREAD = 16
+ELEMENTS_PER_THREAD = {"sine_sum": 16, "subnet": 8}
+"""A subnet keeps three sums an element."""
 
 NO_DROPOUT = tl.constexpr(dropout_constants(0.0, 0.0, 0.0))
 
@@ -303,21 +304,21 @@ class Verb(NamedTuple):
     warps: int
 
 
-def _items(elements, n_items, compute):
+def _items(elements, n_items, compute, per_thread):
     """Items in a tile of ``elements`` each, and warps; no more than a batch has."""
     if elements > MAX_TILE:
         raise ValueError(
-            f"units times features, each rounded up to a power of two, are {elements}, above "
-            f"the {MAX_TILE} of a tile"
+            f"its units times features, each rounded up to a power of two, take {elements} places "
+            f"in a tile, which has {MAX_TILE}"
         )
     size = TILE // 2 if compute == tl.float64 else TILE
     items = max(1, min(size // elements, triton.next_power_of_2(n_items)))
-    return items, max(1, min(16, items * elements // (32 * ELEMENTS_PER_THREAD)))
+    return items, max(1, min(16, items * elements // (32 * per_thread)))
 
 
 def _sine_sum(sizes, constants, n_in, batch_rows, compute):
     block = triton.next_power_of_2(sizes[0])
-    items, warps = _items(block, n_in * batch_rows, compute)
+    items, warps = _items(block, n_in * batch_rows, compute, 16)
     return Verb(sine_sum, (*sizes, n_in, block, items), constants, warps)
 
 
@@ -327,7 +328,7 @@ def _subnet(sizes, dropout, activation, stacked, has_readout, n_in, batch_rows, 
     if dropout[1] > 0:
         blocks[0] = max(8, triton.next_power_of_2(n_hidden + 2))
     per_row = n_in // features
-    items, warps = _items(blocks[1] * max(blocks[0], blocks[2]), per_row * batch_rows, compute)
+    items, warps = _items(blocks[1] * max(blocks[0], blocks[2]), per_row * batch_rows, compute, 8)
     sizes = *sizes, stacked, has_readout, per_row, *blocks, items
     constants = list(ACTIVATIONS.values())[activation], dropout_constants(*dropout)
     return Verb(subnet, sizes, constants, warps)
@@ -349,8 +350,10 @@ def _mlp(sizes, constants, n_in, batch_rows, compute):
     n_layers, bias, hidden, output, *widths = sizes
     config = mlp_config("mlp_bwd", tuple(widths), compute)
     per_row = n_in // widths[0]
-    items = max(16, min(config.rows, triton.next_power_of_2(per_row * batch_rows)))
-    warps = max(1, min(config.warps, items * config.cols // 256))
+    # all layers' values and slopes are kept
+    rows = config.rows if n_layers <= 4 else config.rows // 2
+    items = max(16, min(rows, triton.next_power_of_2(per_row * batch_rows)))
+    warps = min(config.warps, items * config.cols // 128)
     functions = list(ACTIVATIONS.values())
     sizes = tuple(widths), n_layers, bias, per_row, items
     return Verb(mlp, sizes, (functions[hidden], functions[output]), warps)
