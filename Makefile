@@ -52,6 +52,7 @@ gpu-test: gpu-install
 gpu-bench: gpu-install
 	mkdir -p bench/results
 	$(PYTHON) bench/run.py --device cuda --out bench/results/$(GPU_NAME).json
+	$(PYTHON) bench/bench_fit.py --device cuda --json bench/results/$(GPU_NAME)-fit.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage

@@ -2,6 +2,8 @@
 
 The plain loop is timed on a part and extrapolated; the others run whole. A provider is timed only
 after its losses have agreed with the plain loop's, over the part's first epoch, to 1e-3 relative.
+Then steps per second of `fit` by the number of models. JAX runs where its own backend is that of
+the device: `jax[cpu]`, the extra `bench`, on the CPU alone.
 """
 
 import argparse
@@ -23,6 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 LARGEST_DIFFERENCE = 1e-3
 PLAIN_SECONDS = 3.0
+COUNTS = (1, 4, 16, 64, 256, 1024, 4096, 10_000)
+COUNT_EPOCHS = 1000
 
 
 def sweep_data():
@@ -80,10 +84,13 @@ def plain_loop(model, x, y, options, max_seconds):
             loss = torch.nn.functional.mse_loss(plain(inputs), targets)
             loss.backward()
             optimizer.step()
-            losses.append(loss.item())
+            losses.append(loss.detach())  # a number of it would wait for the device
             if time.perf_counter() - began > max_seconds:
                 break
-    return losses, (time.perf_counter() - began) / len(losses)
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - began) / len(losses)
+    return torch.stack(losses).tolist(), seconds
 
 
 def run_fastmlp(groups, x, y, options):
@@ -105,23 +112,36 @@ def jax_programs(groups, x, y, options):
     programs, compile_seconds = [], 0.0
     for group in groups:
         if isinstance(group[0], fastmlp.SineSum):
-            weights = torch.stack([m.w.detach() for m in group]).numpy()
+            weights = torch.stack([m.w.detach() for m in group]).cpu().numpy()
             make = jax_fit.sine_sum
         else:
             states = [m.state_dict() for m in group]
-            weights = {k: torch.stack([s[k] for s in states]).numpy() for k in states[0]}
+            weights = {k: torch.stack([s[k] for s in states]).cpu().numpy() for k in states[0]}
             make = jax_fit.additive_mlp
-        program, seconds = make(weights, x.numpy(), y.numpy(), **options)
+        program, seconds = make(weights, x.cpu().numpy(), y.cpu().numpy(), **options)
         programs.append(program)
         compile_seconds += seconds
     return programs, compile_seconds
 
 
-def measure(name, rounds):
+def why_no_jax(device):
+    """Why the JAX program does not run on the device; ``None`` where it does."""
+    if importlib.util.find_spec("jax") is None:
+        return "not installed"
+    import jax
+
+    wanted = {"cpu": "cpu", "cuda": "gpu"}[device.type]
+    if jax.default_backend() != wanted:
+        return f"its backend is {jax.default_backend()}"
+    return None
+
+
+def measure(name, rounds, device):
     """One case: seconds of every provider, its providers taking turns."""
     build, data, options = CASES[name]
     torch.manual_seed(0)
-    groups, (x, y) = build(), data()
+    groups = [[model.to(device) for model in group] for group in build()]
+    x, y = (t.to(device) for t in data())
     n_steps = -(-len(x) // options["batch_size"]) * options["epochs"] * sum(map(len, groups))
     record = {"case": name, "steps": n_steps}
     steps_per_epoch = -(-len(x) // options["batch_size"])
@@ -130,8 +150,8 @@ def measure(name, rounds):
     expected = statistics.fmean(first) if len(first) == steps_per_epoch else None
     run_fastmlp(groups, x, y, {**options, "epochs": 1})  # compiles or loads the kernels
     programs = None
-    if importlib.util.find_spec("jax") is None:
-        record["jax"] = "not installed"
+    if reason := why_no_jax(device):
+        record["jax"] = reason
     else:
         programs, record["jax compile seconds"] = jax_programs(groups, x, y, options)
         loss = float(programs[0]()[1][0, 0])
@@ -165,6 +185,42 @@ def measure(name, rounds):
     return record
 
 
+def measure_counts(rounds, device):
+    """Steps per second of `fit` by the number of models: SineSum(8), full batch of 60, AdamW."""
+    options = {"batch_size": 60, "lr": 1e-3, "weight_decay": 0.01}
+    x, y = (t.to(device) for t in sweep_data())
+    records = []
+    for n_models in COUNTS:
+        torch.manual_seed(0)
+        groups = [[model.to(device) for model in sine_models(8, n_models)]]
+        # on a CPU time grows with the models: as many steps in all from 64 on
+        epochs = COUNT_EPOCHS
+        if device.type == "cpu":
+            epochs = max(10, epochs * 64 // max(64, n_models))
+        run_fastmlp(groups, x, y, {**options, "epochs": 1})
+        seconds = [
+            run_fastmlp(groups, x, y, {**options, "epochs": epochs})[0] for _ in range(rounds)
+        ]
+        median = statistics.median(seconds)
+        records.append(
+            {
+                "models": n_models,
+                "steps": n_models * epochs,
+                "median_seconds": median,
+                "min_seconds": min(seconds),
+                "steps_per_second": n_models * epochs / median,
+            }
+        )
+    return records
+
+
+def counts_table(records):
+    """Steps per second by the number of models, as text."""
+    lines = ["\nSineSum(8), full batch of 60, AdamW: steps per second, all models together"]
+    lines += [f"  {r['models']:>6} models {r['steps_per_second']:>12.4g}" for r in records]
+    return "\n".join(lines)
+
+
 def table(records):
     """The results as text."""
     lines = []
@@ -192,20 +248,30 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--rounds", type=int, default=5, help="runs of every provider (default 5)")
     parser.add_argument("--case", help="only cases whose name contains this")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     options = parser.parse_args(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs a CUDA device, and PyTorch finds none on this machine")
+    device = torch.device(options.device)
     torch.set_num_threads(options.threads)
-    about = common.metadata(torch.device("cpu"))
-    print(f"{about['cpu']}, {about['threads']} threads, load {about['load']:.1f}", flush=True)
+    about = common.metadata(device)
+    print(
+        f"{about['device']}, {about['cpu']}, {about['threads']} threads, load {about['load']:.1f}",
+        flush=True,
+    )
     records = []
     for name in CASES:
         if options.case is None or options.case in name:
-            records.append(measure(name, options.rounds))
+            records.append(measure(name, options.rounds, device))
             print(table(records[-1:]), flush=True)
     report = {"metadata": about, "results": records}
+    if options.case is None:
+        report["steps_per_second"] = measure_counts(options.rounds, device)
+        print(counts_table(report["steps_per_second"]))
     common.write_report(options.json, report)
     return report
 

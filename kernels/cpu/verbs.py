@@ -225,7 +225,7 @@ def _additive_forward(real):
         w, b, v, d, rest = _subnet_parts(theta, n_hidden, bias)
         addresses = address(x), address(w), address(b), address(v), address(d)
         readout, c = address(rest), address(rest[n_in * n_out :])
-        op(*addresses, readout, c, n_hidden, n_in, n_out, address(y), 0, n_rows)
+        op(*addresses, readout, c, n_hidden, n_in, n_out, address(y), 0, x.size // n_in)
 
     return additivemlp_forward
 
@@ -242,7 +242,7 @@ def _additive_backward(real):
         addresses = address(x), address(w), address(b), address(v), address(d)
         op(
             address(dy), *addresses, address(rest), n_hidden, n_in, n_out,
-            0, address(sums), 0, 0, 0, 0, 0, 0, 0, n_rows,
+            0, address(sums), 0, 0, 0, 0, 0, 0, 0, x.size // n_in,
         )  # fmt: skip
         if bias:
             add(sums, grad, real)

@@ -315,6 +315,21 @@ def relu_pair(z):
 
 
 @triton.jit
+def times_slope(value, slope, ACT: tl.constexpr):
+    """value σ'(z); of an inactive ReLU 0 whatever the value, as in PyTorch."""
+    if relu_pair == ACT:
+        return tl.where(slope == 0.0, 0.0, value)
+    else:
+        return value * slope
+
+
+@triton.jit
+def preactivation(x, w1, b1):
+    """w1 x + b1 with one rounding: the sign is exact, so ties of ReLU are."""
+    return tl.fma(tl.broadcast_to(w1, x.shape), x, tl.broadcast_to(b1, x.shape))
+
+
+@triton.jit
 def leaky_relu(z):
     # a bare 0.01 would be a float32
     slope = tl.where(z > 0.0, tl.full(z.shape, 1.0, z.dtype), tl.full(z.shape, 0.01, z.dtype))

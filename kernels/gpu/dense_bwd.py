@@ -3,15 +3,13 @@
 import triton
 import triton.language as tl
 
-from .activations import relu_pair
+from .activations import preactivation, relu_pair, times_slope
 from .dense_subnet import (
     drop,
     first_words,
     load_unit,
-    preactivation,
     subnet_value,
     sum_units,
-    times_slope,
 )
 from .philox import load_key, philox
 from .subnet import append, tile_size, zero_tiles

@@ -8,7 +8,7 @@ are matrices of units x features, so that neighbouring features lie side by side
 import triton
 import triton.language as tl
 
-from .activations import relu_pair
+from .activations import preactivation, times_slope
 from .philox import mask, philox
 from .subnet import load_scalar
 
@@ -60,21 +60,6 @@ def drop(value, words, N: tl.constexpr, WHERE: tl.constexpr, DROPOUT: tl.constex
         return value
     else:
         return value * mask(words, N, WHERE, DROPOUT, value.dtype)
-
-
-@triton.jit
-def times_slope(value, slope, ACT: tl.constexpr):
-    """value σ'(z); of an inactive ReLU 0 whatever the value, as in PyTorch."""
-    if relu_pair == ACT:
-        return tl.where(slope == 0.0, 0.0, value)
-    else:
-        return value * slope
-
-
-@triton.jit
-def preactivation(x, w1, b1):
-    """w1 x + b1 with one rounding: the sign is exact, so ties of ReLU are."""
-    return tl.fma(tl.broadcast_to(w1, x.shape), x, tl.broadcast_to(b1, x.shape))
 
 
 @triton.jit

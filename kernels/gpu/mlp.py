@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .activations import ACTIVATIONS
+from .activations import ACTIVATIONS, times_slope
 from .launch import (
     compute_dtype,
     device_of,
@@ -25,6 +25,9 @@ from .launch import (
 from .pieces import cut, split, sum_pieces
 from .subnet import append, tile_size
 
+# terms of a product at a time: a thread holds all terms of the values that it computes
+MAX_TERMS = tl.constexpr(32)
+
 
 @triton.constexpr_function
 def padded(width):
@@ -33,9 +36,9 @@ def padded(width):
 
 
 @triton.constexpr_function
-def offset_of(widths, layer):
+def offset_of(widths, layer, bias):
     """Where the parameters of a layer start."""
-    return sum((widths[i] + 1) * widths[i + 1] for i in range(layer))
+    return sum((widths[i] + bias) * widths[i + 1] for i in range(layer))
 
 
 @triton.jit
@@ -48,19 +51,23 @@ def load_rows(ptr, rows, last_row, row_stride, WIDTH: tl.constexpr, COMPUTE: tl.
 
 
 @triton.jit
-def load_weight(params_ptr, WIDTHS: tl.constexpr, LAYER: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """W [out, in] of a layer, or its transpose [in, out], padded with 0."""
+def load_weight(
+    params_ptr, WIDTHS: tl.constexpr, LAYER: tl.constexpr, BIAS: tl.constexpr,
+    TRANSPOSED: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK rows of W [out, in] of a layer, or of its transpose [in, out], padded with 0."""
     N_IN: tl.constexpr = WIDTHS[LAYER]
     N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
-    i = tl.arange(0, padded(N_IN))
-    o = tl.arange(0, padded(N_OUT))
-    weight_ptr = params_ptr + offset_of(WIDTHS, LAYER)
+    weight_ptr = params_ptr + offset_of(WIDTHS, LAYER, BIAS)
+    block = FIRST + tl.arange(0, BLOCK)
     if TRANSPOSED:
-        inside = (i < N_IN)[:, None] & (o < N_OUT)[None, :]
-        return tl.load(weight_ptr + o[None, :] * N_IN + i[:, None], mask=inside, other=0.0)
+        o = tl.arange(0, padded(N_OUT))
+        inside = (block < N_IN)[:, None] & (o < N_OUT)[None, :]
+        return tl.load(weight_ptr + o[None, :] * N_IN + block[:, None], mask=inside, other=0.0)
     else:
-        inside = (o < N_OUT)[:, None] & (i < N_IN)[None, :]
-        return tl.load(weight_ptr + o[:, None] * N_IN + i[None, :], mask=inside, other=0.0)
+        i = tl.arange(0, padded(N_IN))
+        inside = (block < N_OUT)[:, None] & (i < N_IN)[None, :]
+        return tl.load(weight_ptr + block[:, None] * N_IN + i[None, :], mask=inside, other=0.0)
 
 
 @triton.jit
@@ -70,19 +77,75 @@ def product(a, b, COMPUTE: tl.constexpr):
 
 
 @triton.jit
+def halve_blocks(blocks, N: tl.constexpr):
+    """The left and the right half of each of N tiles."""
+    halves = ()
+    for i in tl.static_range(N):
+        a = blocks[i]
+        pairs = tl.reshape(a, (a.shape[0], 2, a.shape[1] // 2))
+        left, right = tl.split(tl.permute(pairs, (0, 2, 1)))
+        halves = append(append(halves, left), right)
+    return halves
+
+
+@triton.jit
+def column_blocks(a):
+    """A tile in blocks of up to MAX_TERMS columns; of up to four of them, for 128 columns."""
+    blocks = (a,)
+    if a.shape[1] > MAX_TERMS:
+        blocks = halve_blocks(blocks, 1)
+    if a.shape[1] > 2 * MAX_TERMS:
+        blocks = halve_blocks(blocks, 2)
+    return blocks
+
+
+@triton.jit
+def times_weight(
+    a, params_ptr, WIDTHS: tl.constexpr, LAYER: tl.constexpr, BIAS: tl.constexpr,
+    TRANSPOSED: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """a W, or a W^T if TRANSPOSED."""
+    BLOCK: tl.constexpr = a.shape[1] if a.shape[1] < MAX_TERMS else MAX_TERMS
+    blocks = column_blocks(a)
+    weight = load_weight(params_ptr, WIDTHS, LAYER, BIAS, TRANSPOSED, 0, BLOCK)
+    total = product(blocks[0], weight, COMPUTE)
+    for i in tl.static_range(1, a.shape[1] // BLOCK):
+        weight = load_weight(params_ptr, WIDTHS, LAYER, BIAS, TRANSPOSED, i * BLOCK, BLOCK)
+        total += product(blocks[i], weight, COMPUTE)
+    return total
+
+
+@triton.jit
 def layer_value(
     h, params_ptr, WIDTHS: tl.constexpr, LAYER: tl.constexpr, ACT: tl.constexpr,
-    COMPUTE: tl.constexpr,
+    BIAS: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """σ(W h + b) and σ' there, 0 beyond the layer's width."""
     N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
     o = tl.arange(0, padded(N_OUT))
-    bias_ptr = params_ptr + offset_of(WIDTHS, LAYER) + WIDTHS[LAYER] * N_OUT
-    bias = tl.load(bias_ptr + o, mask=o < N_OUT, other=0.0)
-    weight = load_weight(params_ptr, WIDTHS, LAYER, True)
-    value, slope = ACT(product(h, weight, COMPUTE) + bias[None, :])
+    z = times_weight(h, params_ptr, WIDTHS, LAYER, BIAS, True, COMPUTE)
+    if BIAS:
+        bias_ptr = params_ptr + offset_of(WIDTHS, LAYER, BIAS) + WIDTHS[LAYER] * N_OUT
+        z += tl.load(bias_ptr + o, mask=o < N_OUT, other=0.0)[None, :]
+    value, slope = ACT(z)
     # an infinite h makes NaN of the padding's zeros
     return tl.where((o < N_OUT)[None, :], value, 0.0), slope
+
+
+@triton.jit
+def all_layers(
+    h, params_ptr, WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr,
+    OUTPUT: tl.constexpr, BIAS: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """h_0 … h_L, and σ' of the layers 1 … L."""
+    values = (h,)
+    slopes = ()
+    for layer in tl.static_range(N_LAYERS - 1):
+        h, slope = layer_value(h, params_ptr, WIDTHS, layer, HIDDEN, BIAS, COMPUTE)
+        values = append(values, h)
+        slopes = append(slopes, slope)
+    h, slope = layer_value(h, params_ptr, WIDTHS, N_LAYERS - 1, OUTPUT, BIAS, COMPUTE)
+    return append(values, h), append(slopes, slope)
 
 
 @triton.jit
@@ -99,47 +162,62 @@ def mlp_fwd_kernel(
     N_OUT: tl.constexpr = WIDTHS[N_LAYERS]
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     h = load_rows(x_ptr, rows, n_rows, x_row_stride, WIDTHS[0], COMPUTE)
-    for layer in tl.static_range(N_LAYERS - 1):
-        h, _ = layer_value(h, params_ptr, WIDTHS, layer, HIDDEN, COMPUTE)
-    h, _ = layer_value(h, params_ptr, WIDTHS, N_LAYERS - 1, OUTPUT, COMPUTE)
+    values, _ = all_layers(h, params_ptr, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, True, COMPUTE)
     cols = tl.arange(0, padded(N_OUT))
     inside = (rows < n_rows)[:, None] & (cols < N_OUT)[None, :]
-    tl.store(y_ptr + rows[:, None] * N_OUT + cols[None, :], h, mask=inside)
-
-
-@triton.jit
-def chain(g, slope, DROPS: tl.constexpr):
-    """g σ'. With DROPS what a zero slope meets is dropped, be it infinite: ReLU in PyTorch."""
-    if DROPS:
-        return tl.where(slope == 0.0, 0.0, g)
-    else:
-        return g * slope
+    tl.store(y_ptr + rows[:, None] * N_OUT + cols[None, :], values[N_LAYERS], mask=inside)
 
 
 @triton.jit
 def add_layer_gradient(
-    partial_ptr, g, h, first, WIDTHS: tl.constexpr, LAYER: tl.constexpr, COMPUTE: tl.constexpr
-):
-    """Add g^T h and Σ g of a tile to a piece's sums; ``first`` where there are none yet."""
+    grad_ptr, g, h, first, WIDTHS: tl.constexpr, LAYER: tl.constexpr, BIAS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Add g^T h and Σ g of a tile to the sums; ``first`` where there are none yet."""
     N_IN: tl.constexpr = WIDTHS[LAYER]
     N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
+    BLOCK: tl.constexpr = g.shape[1] if g.shape[1] < MAX_TERMS else MAX_TERMS
     i = tl.arange(0, padded(N_IN))
-    o = tl.arange(0, padded(N_OUT))
-    weight_ptrs = partial_ptr + offset_of(WIDTHS, LAYER) + o[:, None] * N_IN + i[None, :]
-    bias_ptrs = partial_ptr + offset_of(WIDTHS, LAYER) + N_IN * N_OUT + o
-    inside = (o < N_OUT)[:, None] & (i < N_IN)[None, :]
-    old = tl.load(weight_ptrs, mask=inside & (first == 0), other=0.0)
-    tl.store(weight_ptrs, old + product(tl.trans(g), h, COMPUTE), mask=inside)
-    old = tl.load(bias_ptrs, mask=(o < N_OUT) & (first == 0), other=0.0)
-    tl.store(bias_ptrs, old + tl.sum(g, axis=0), mask=o < N_OUT)
+    blocks = column_blocks(g)
+    for k in tl.static_range(g.shape[1] // BLOCK):
+        o = k * BLOCK + tl.arange(0, BLOCK)
+        ptrs = grad_ptr + offset_of(WIDTHS, LAYER, BIAS) + o[:, None] * N_IN + i[None, :]
+        inside = (o < N_OUT)[:, None] & (i < N_IN)[None, :]
+        old = tl.load(ptrs, mask=inside & (first == 0), other=0.0)
+        tl.store(ptrs, old + product(tl.trans(blocks[k]), h, COMPUTE), mask=inside)
+    if BIAS:
+        o = tl.arange(0, padded(N_OUT))
+        bias_ptrs = grad_ptr + offset_of(WIDTHS, LAYER, BIAS) + N_IN * N_OUT + o
+        old = tl.load(bias_ptrs, mask=(o < N_OUT) & (first == 0), other=0.0)
+        tl.store(bias_ptrs, old + tl.sum(g, axis=0), mask=o < N_OUT)
+
+
+@triton.jit
+def back_through(
+    g, values, slopes, params_ptr, grad_ptr, first, WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr,
+    HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, DX: tl.constexpr, BIAS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """From dL/dy back to dL/dx, which is returned if DX; adds up all gradients but for None."""
+    g = times_slope(g, slopes[N_LAYERS - 1], OUTPUT)
+    for layer in tl.static_range(N_LAYERS - 1, -1, -1):
+        if grad_ptr is not None:
+            add_layer_gradient(grad_ptr, g, values[layer], first, WIDTHS, layer, BIAS, COMPUTE)
+        if layer > 0 or DX:
+            g = times_weight(g, params_ptr, WIDTHS, layer, BIAS, False, COMPUTE)
+            # an infinite g makes NaN of the padding's zeros
+            cols = tl.arange(0, padded(WIDTHS[layer]))
+            g = tl.where((cols < WIDTHS[layer])[None, :], g, 0.0)
+        if layer > 0:
+            g = times_slope(g, slopes[layer - 1], HIDDEN)
+    return g
 
 
 @triton.jit
 def mlp_bwd_kernel(
     dy_ptr, x_ptr, params_ptr, dx_ptr, partial_ptr, n_rows, piece_rows, dy_row_stride, x_row_stride,
     WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr,
-    HIDDEN_DROPS: tl.constexpr, OUTPUT_DROPS: tl.constexpr, COMPUTE: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     """dx, and a piece's sums for all parameters; neither where its pointer is None.
 
@@ -152,33 +230,20 @@ def mlp_bwd_kernel(
     length = tile_size(n_rows - start, piece_rows)
     last_row = start + length
     if partial_ptr is not None:
-        partial_ptr += tl.program_id(0).to(tl.int64) * offset_of(WIDTHS, N_LAYERS)
+        partial_ptr += tl.program_id(0).to(tl.int64) * offset_of(WIDTHS, N_LAYERS, True)
     for i in range(0, length, BLOCK_ROWS):
         rows = start + i + tl.arange(0, BLOCK_ROWS)
-        h = load_rows(x_ptr, rows, last_row, x_row_stride, N_IN, COMPUTE)
-        layers = (h,)
-        slopes = ()
-        for layer in tl.static_range(N_LAYERS - 1):
-            h, slope = layer_value(h, params_ptr, WIDTHS, layer, HIDDEN, COMPUTE)
-            layers = append(layers, h)
-            slopes = append(slopes, slope)
-        _, slope = layer_value(h, params_ptr, WIDTHS, N_LAYERS - 1, OUTPUT, COMPUTE)
-        g = load_rows(dy_ptr, rows, last_row, dy_row_stride, WIDTHS[N_LAYERS], COMPUTE)
-        g = chain(g, slope, OUTPUT_DROPS)
-        for layer in tl.static_range(N_LAYERS - 1, -1, -1):
-            if partial_ptr is not None:
-                add_layer_gradient(partial_ptr, g, layers[layer], i == 0, WIDTHS, layer, COMPUTE)
-            if layer > 0 or dx_ptr is not None:
-                g = product(g, load_weight(params_ptr, WIDTHS, layer, False), COMPUTE)
-                # an infinite g makes NaN of the padding's zeros
-                cols = tl.arange(0, padded(WIDTHS[layer]))
-                g = tl.where((cols < WIDTHS[layer])[None, :], g, 0.0)
-            if layer > 0:
-                g = chain(g, slopes[layer - 1], HIDDEN_DROPS)
+        x = load_rows(x_ptr, rows, last_row, x_row_stride, N_IN, COMPUTE)
+        values, slopes = all_layers(x, params_ptr, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, True, COMPUTE)
+        dy = load_rows(dy_ptr, rows, last_row, dy_row_stride, WIDTHS[N_LAYERS], COMPUTE)
+        dx = back_through(
+            dy, values, slopes, params_ptr, partial_ptr, i == 0, WIDTHS, N_LAYERS, HIDDEN, OUTPUT,
+            dx_ptr is not None, True, COMPUTE,
+        )  # fmt: skip
         if dx_ptr is not None:
             cols = tl.arange(0, padded(N_IN))
             inside = (rows < last_row)[:, None] & (cols < N_IN)[None, :]
-            tl.store(dx_ptr + rows[:, None] * N_IN + cols[None, :], g, mask=inside)
+            tl.store(dx_ptr + rows[:, None] * N_IN + cols[None, :], dx, mask=inside)
         # the next tile reads the sums that this one has written
         tl.debug_barrier()
 
@@ -232,7 +297,7 @@ def mlp_bwd(dy, x, *arguments, needs):
     constants = _constants(x, parameters, activation, output_activation, compute)
     widths, n_rows = constants["WIDTHS"], x.shape[0]
     dx = torch.empty(x.shape, device=x.device, dtype=x.dtype) if need_dx else None
-    n_params = offset_of(widths, len(widths) - 1)
+    n_params = offset_of(widths, len(widths) - 1, True)
     total = dy.new_zeros(n_params) if n_rows == 0 else None
     if n_rows > 0:
         config = mlp_config("mlp_bwd", widths, compute)
@@ -244,7 +309,6 @@ def mlp_bwd(dy, x, *arguments, needs):
             mlp_bwd_kernel[(n_pieces,)](
                 dy, x, _pack(parameters, compute_torch), dx, partials, n_rows, piece_rows,
                 dy.stride(0), x.stride(0), **constants,
-                HIDDEN_DROPS=activation == "relu", OUTPUT_DROPS=output_activation == "relu",
                 BLOCK_ROWS=config.rows, num_warps=config.warps,
             )  # fmt: skip
             if any(needs):

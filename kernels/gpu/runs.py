@@ -6,8 +6,8 @@ import triton
 
 from ..runs import STATE
 from .launch import compute_dtype, device_of
-from .models import MAX_TILE, TILE, VERBS, rows_of
 from .training import HYPER, OPTIMIZERS, train_kernel
+from .verbs import VERBS
 
 BLOCK = 512
 """Parameters that are updated at a time."""
@@ -52,18 +52,28 @@ class Runs:
             self._val_loss = torch.from_numpy(p.val_loss).to(device)
         groups = {}
         for i in p.own:
-            groups.setdefault(p.structures[i][:3], []).append(i)
+            groups.setdefault(p.structures[i][:5], []).append(i)
         self._groups = []
-        for (kind, sizes, constants), models in groups.items():
-            if kind not in VERBS:
-                name = type(p.models[models[0]]).__name__
-                raise ValueError(
-                    f"models[{models[0]}], a {name} with these options, has no training kernel on "
-                    'the backend "triton" yet; fastmlp.backend("numba") trains it on the CPU'
-                )
-            verb, with_tile = VERBS[kind]
+        for key, models in groups.items():
+            verb = self._verb(key, models[0])
             places = torch.tensor(models, dtype=torch.int64, device=device)
-            self._groups.append((verb, with_tile(sizes), constants, places, models[0]))
+            self._groups.append((verb, key[4], places, models[0]))
+
+    def _verb(self, key, first):
+        """The verb of a structure, of which model ``first`` is one."""
+        kind, sizes, constants = key[:3]
+        p = self._problem
+        _, compute = compute_dtype(p.x.dtype)
+        n_in = p.x[0].numel()
+        try:
+            if kind not in VERBS:
+                raise ValueError(f"there is none of the kind {kind!r}")
+            return VERBS[kind](sizes, constants, n_in, p.batch_rows, compute)
+        except ValueError as error:
+            raise ValueError(
+                f"models[{first}], {p.models[first]}, has no training kernel on the backend "
+                f'"triton": {error}; fastmlp.backend("numba") trains it on the CPU'
+            ) from None
 
     def advance(self, stop_step, first_epoch, rates):
         """Advance every model that still runs to ``stop_step``.
@@ -83,20 +93,19 @@ class Runs:
         if p.weight is not None and len(p.weight) > 1:
             weight_stride = p.weight.shape[1]
         with device_of(p.x):
-            for verb, sizes, constants, places, one in self._groups:
+            for verb, draws, places, one in self._groups:
                 n_parameters = int(p.offsets[one + 1] - p.offsets[one])
                 train_kernel[(len(places),)](
                     p.theta, p.moment1, p.moment2, p.theta if p.best is None else p.best,
                     self._grad, self._trained, self._starts, places, p.x, p.y, p.weight, p.val_x,
                     p.val_y, states, self._hyper, rates, self._seeds, self._streams,
-                    self._train_loss, self._val_loss, n_parameters, len(p.x), p.x[0].numel(),
-                    p.y[0].numel(), 0 if p.val_x is None else len(p.val_x), p.batch_rows,
-                    weight_stride, p.epochs, first_epoch, rates.shape[1], stop_step,
-                    p.patience or 0,
-                    MODEL=verb, UPDATE=OPTIMIZERS[p.optimizer], ROWS_OF=rows_of, LOSS=p.loss,
-                    SHUFFLE=p.shuffle, SIZES=sizes, CONSTANTS=constants, COMPUTE=compute,
-                    BLOCK=min(BLOCK, triton.next_power_of_2(n_parameters)),
-                    num_warps=warps_for(sizes),
+                    self._train_loss, self._val_loss, n_parameters, len(p.x), p.y[0].numel(),
+                    0 if p.val_x is None else len(p.val_x), p.batch_rows, weight_stride, p.epochs,
+                    first_epoch, rates.shape[1], stop_step, p.patience or 0,
+                    MODEL=verb.function, UPDATE=OPTIMIZERS[p.optimizer], LOSS=p.loss,
+                    SHUFFLE=p.shuffle, DRAWS=draws, SIZES=verb.sizes, CONSTANTS=verb.constants,
+                    COMPUTE=compute, BLOCK=min(BLOCK, triton.next_power_of_2(n_parameters)),
+                    num_warps=verb.warps,
                 )  # fmt: skip
         states = states.cpu().numpy()
         for column, name in enumerate(STATE.names):
@@ -104,11 +113,3 @@ class Runs:
         p.train_loss[:] = self._train_loss.cpu().numpy()
         if p.val_loss is not None:
             p.val_loss[:] = self._val_loss.cpu().numpy()
-
-
-def warps_for(sizes):
-    """Warps of a program: one where a tile is small, up to eight where a row fills it."""
-    rows = sizes[-1]
-    if rows == 64 and sizes[-2] == 1:
-        return 1
-    return 4 if rows > 1 else min(8, max(4, MAX_TILE // TILE))

@@ -2,20 +2,21 @@
 
 A model comes in as one verb, a jitted function given as a constant::
 
-    value_and_grad(theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, keys, first, stop, n_rows, n_in,
-                   n_out, scale, SHUFFLE, SIZES, CONSTANTS, LOSS, COMPUTE)
+    value_and_grad(theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, keys, mask_key, first, stop,
+                   n_rows, scale, SHUFFLE, SIZES, CONSTANTS, LOSS, COMPUTE)
 
-which returns Σ w·ℓ over the rows at the positions ``first`` … ``stop`` of the epoch's order and,
-unless ``grad_ptr`` is None, adds the gradient of ``scale`` times that sum to ``grad``. ``theta``
-and ``grad`` are the parameters one after the other, as in the Numba wing. They, the moments and the
-data stay in the level-1 and level-2 caches; between the writes of one phase and the reads of the
-next is a barrier of the program.
+which returns Σ w·ℓ over the rows at the positions ``first`` … ``stop`` of the epoch's order and
+writes the gradient of ``scale`` times that sum to ``grad``. Where ``grad_ptr`` is None, the model
+is evaluated: without dropout. ``theta`` and ``grad`` are the parameters one after the other, as in
+the Numba wing. They, the moments and the data stay in the level-1 and level-2 caches; between the
+writes of one phase and the reads of the next is a barrier of the program. :mod:`.verbs` has the
+verbs and the table of them.
 """
 
 import triton
 import triton.language as tl
 
-from .models import order_keys
+from .shuffle import order_keys, rows_of, step_key
 
 STEP = tl.constexpr(0)
 UPDATES = tl.constexpr(1)
@@ -42,6 +43,32 @@ is a call, around which registers are spilled."""
 @triton.jit
 def is_finite(value):
     return value - value == 0.0
+
+
+@triton.jit
+def loss_and_slope(y_hat, y, LOSS: tl.constexpr):
+    """ℓ(ŷ, y) and ∂ℓ/∂ŷ; Huber's δ is 1."""
+    d = y_hat - y
+    if LOSS == "mse":
+        return d * d, d + d
+    elif LOSS == "l1":
+        # NaN stays NaN, 0 stays 0
+        return tl.abs(d), tl.where(d > 0.0, 1.0, tl.where(d < 0.0, -1.0, d))
+    elif LOSS == "huber":
+        far = tl.abs(d) > 1.0
+        slope = tl.where(far, tl.where(d > 0.0, 1.0, -1.0), d)
+        return tl.where(far, tl.abs(d) - 0.5, 0.5 * d * d), slope
+    else:
+        t = tl.exp(-tl.abs(y_hat))
+        slope = tl.where(y_hat >= 0.0, 1.0, t) / (1.0 + t) - y
+        return tl.where(y_hat >= 0.0, y_hat, y_hat * 0.0) - y_hat * y + log1p(t), slope
+
+
+@triton.jit
+def log1p(t):
+    """log(1 + t) for 0 ≤ t ≤ 1 with small t right: log(u)·t/(u − 1), u = 1 + t rounded."""
+    u = 1.0 + t
+    return tl.where(u == 1.0, t, tl.log(u) * (t / tl.where(u == 1.0, 1.0, u - 1.0)))
 
 
 @triton.jit
@@ -80,13 +107,6 @@ def adamw(p, g, m, v, hyper_ptr, lr, updates, power1, power2, COMPUTE: tl.conste
 
 
 @triton.jit
-def clear(ptr, size, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
-    for e in range(0, size, BLOCK):
-        i = e + tl.arange(0, BLOCK)
-        tl.store(ptr + i, tl.zeros((BLOCK,), COMPUTE), mask=i < size)
-
-
-@triton.jit
 def clip_factor(grad_ptr, trained_ptr, size, clip_norm, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
     """min(1, clip_norm / (‖g‖ + 1e-6)), as torch.nn.utils.clip_grad_norm_."""
     total = tl.zeros((), tl.float64)
@@ -99,10 +119,7 @@ def clip_factor(grad_ptr, trained_ptr, size, clip_norm, COMPUTE: tl.constexpr, B
 
 
 @triton.jit
-def batch_weight(
-    weight_ptr, keys, first, stop, n_rows,
-    SHUFFLE: tl.constexpr, ROWS_OF: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def batch_weight(weight_ptr, keys, first, stop, n_rows, SHUFFLE: tl.constexpr, BLOCK: tl.constexpr):
     """Σ w over a batch; the number of its rows without weights."""
     if weight_ptr is None:
         return (stop - first).to(tl.float64)
@@ -110,7 +127,7 @@ def batch_weight(
         total = tl.zeros((), tl.float64)
         for r in range(first, stop, BLOCK):
             positions = r + tl.arange(0, BLOCK)
-            rows = ROWS_OF(positions, stop, keys, n_rows, SHUFFLE)
+            rows = rows_of(positions, stop, keys, n_rows, SHUFFLE)
             w = tl.load(weight_ptr + rows, mask=positions < stop, other=0.0)
             total += tl.sum(w.to(tl.float64))
         return total
@@ -120,10 +137,10 @@ def batch_weight(
 def train_kernel(
     theta_ptr, moment1_ptr, moment2_ptr, best_ptr, grad_ptr, trained_ptr, starts_ptr, models_ptr,
     x_ptr, y_ptr, weight_ptr, val_x_ptr, val_y_ptr, state_ptr, hyper_ptr, rates_ptr, seeds_ptr,
-    streams_ptr, train_loss_ptr, val_loss_ptr, n_parameters, n_rows, n_in, n_out, n_val_rows,
+    streams_ptr, train_loss_ptr, val_loss_ptr, n_parameters, n_rows, n_out, n_val_rows,
     batch_rows, weight_stride, n_epochs, first_epoch, n_rates, stop_step, patience,
-    MODEL: tl.constexpr, UPDATE: tl.constexpr, ROWS_OF: tl.constexpr, LOSS: tl.constexpr,
-    SHUFFLE: tl.constexpr, SIZES: tl.constexpr, CONSTANTS: tl.constexpr, COMPUTE: tl.constexpr,
+    MODEL: tl.constexpr, UPDATE: tl.constexpr, LOSS: tl.constexpr, SHUFFLE: tl.constexpr,
+    DRAWS: tl.constexpr, SIZES: tl.constexpr, CONSTANTS: tl.constexpr, COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Advance one model a program from its step to ``stop_step``, or until it stops by itself.
@@ -162,15 +179,14 @@ def train_kernel(
         lr = tl.load(rates_ptr + epoch - first_epoch)
         first = batch * batch_rows
         stop = tl.minimum(first + batch_rows, n_rows)
-        total = batch_weight(weight_ptr, keys, first, stop, n_rows, SHUFFLE, ROWS_OF, BLOCK)
+        total = batch_weight(weight_ptr, keys, first, stop, n_rows, SHUFFLE, BLOCK)
         loss = tl.zeros((), tl.float64)
         if total > 0.0:
-            clear(grad_ptr, n_parameters, COMPUTE, BLOCK)
-            tl.debug_barrier()
             scale = 1.0 / (total * n_out).to(COMPUTE)
             loss = MODEL(
-                theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, keys, first, stop, n_rows, n_in,
-                n_out, scale, SHUFFLE, SIZES, CONSTANTS, LOSS, COMPUTE,
+                theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, keys,
+                step_key(seed, stream, step, DRAWS), first, stop, n_rows, scale, SHUFFLE, SIZES,
+                CONSTANTS, LOSS, COMPUTE,
             )  # fmt: skip
             loss_sum += loss * tl.load(hyper_ptr + 10)
             weight_sum += total
@@ -206,8 +222,8 @@ def train_kernel(
                 if val_x_ptr is not None:
                     one = tl.full((), 1.0, COMPUTE)
                     val_loss = MODEL(
-                        theta_ptr, None, val_x_ptr, val_y_ptr, None, keys, 0, n_val_rows,
-                        n_val_rows, n_in, n_out, one, False, SIZES, CONSTANTS, LOSS, COMPUTE,
+                        theta_ptr, None, val_x_ptr, val_y_ptr, None, (), (), 0, n_val_rows,
+                        n_val_rows, one, False, SIZES, CONSTANTS, LOSS, COMPUTE,
                     )  # fmt: skip
                     val_loss *= tl.load(hyper_ptr + 9)
                     tl.store(val_loss_ptr + epoch, val_loss)

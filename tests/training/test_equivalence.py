@@ -51,6 +51,7 @@ MODELS = {
     "elementwise_mlp_deep": lambda: fastmlp.ElementwiseMLP([4, 3]),
     "mlp": lambda: fastmlp.MLP(3, [5, 4], 2, activation="sigmoid"),
     "mlp_no_bias": lambda: fastmlp.MLP(3, [6], 2, bias=False, output_activation="tanh"),
+    "mlp_three_outputs": lambda: fastmlp.MLP(3, 4, 3),
     "sine_sum": lambda: fastmlp.SineSum(3),
     "sine_sum_wide": lambda: fastmlp.SineSum(20),
     "sine_sum_amplitude": lambda: fastmlp.SineSum(3, learn_amplitude=True, reduction="sum"),
@@ -62,9 +63,9 @@ KINDS = ("elementwise_mlp", "additive_mlp", "sine_sum_all", "additive_mlp_per_fe
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
-def data_for(model, dtype):
+def data_for(model, dtype, x_shape=(N_ROWS, 3)):
     generator = torch.Generator().manual_seed(7)
-    x = torch.randn(N_ROWS, 3, generator=generator, dtype=torch.float64).to(dtype)
+    x = torch.randn(x_shape, generator=generator, dtype=torch.float64).to(dtype)
     shape = model(x.to(dtype)).shape
     y = torch.rand(shape, generator=generator, dtype=torch.float64)
     return x, y.to(dtype)
@@ -119,76 +120,122 @@ def test_fit_follows_torch_optim(backend, optimizer, loss, dtype):
             assert_close(ours, theirs, TOLERANCES[dtype])
 
 
-def test_rows_of_an_mlp_may_have_any_shape():
-    pytest.importorskip("numba")
-    x = torch.randn(10, 4, 3, dtype=torch.float64)
-    y = torch.randn(10, 4, 2, dtype=torch.float64)
-    model = fastmlp.MLP(3, 5, 2).double()
+DROPOUT_MODELS = {
+    "elementwise": lambda: fastmlp.ElementwiseMLP(6, dropout=0.2),
+    "additive": lambda: fastmlp.AdditiveMLP(3, 9, dropout=(0.1, 0.3, 0.0)),
+    "no_hidden_masks": lambda: fastmlp.AdditiveMLP(3, 9, dropout=(0.3, 0.0, 0.2)),
+    "per_feature": lambda: fastmlp.AdditiveMLP(
+        3, 4, 2, shared=False, activation="gelu", dropout=0.2
+    ),
+}
+ON_DEVICE = torch.cuda.is_available()
+
+
+def assert_follows_the_torch_loop(
+    backend, build, *, dtype=torch.float64, x_shape=(N_ROWS, 3), **options
+):
+    """Train on a backend and by the torch loop; return the result of the latter."""
+    pytest.importorskip(backend)
+    device = "cuda" if backend == "triton" and ON_DEVICE else "cpu"
+    torch.manual_seed(3)
+    model = build().to(dtype).eval()  # fit trains, whatever the mode, and leaves the mode alone
+    x, y = (t.to(device) for t in data_for(model, dtype, x_shape))
+    model = model.to(device)
+    options = {"batch_size": BATCH + 2, "validation": (x[:5], y[:5]), **options}
     plain = copy.deepcopy(model)
-    for net, backend in ((model, "numba"), (plain, "torch")):
-        with fastmlp.backend(backend):
-            fastmlp.fit(net, x, y, epochs=20, batch_size=3, progress=False)
+    results = []
+    for name, net in (("torch", plain), (backend, model)):
+        with fastmlp.backend(name):
+            results.append(fastmlp.fit(net, x, y, progress=False, **options))
+    assert not model.training
+    assert_close(results[1].train_loss, results[0].train_loss, TOLERANCES[dtype])
+    assert_close(results[1].val_loss, results[0].val_loss, TOLERANCES[dtype])
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-        assert_close(ours, theirs, 1e-10)
+        assert_close(ours, theirs, TOLERANCES[dtype])
+    return results[0]
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_triton_follows_the_torch_loop(optimizer, loss):
-    """Few steps: the interpreter is slow; on a device the same kernels run compiled."""
-    pytest.importorskip("triton")
-    on_device = torch.cuda.is_available()
-    device = "cuda" if on_device else "cpu"
-    epochs = EPOCHS if on_device else 2
-    for name in KINDS[:3]:
-        torch.manual_seed(3)
-        model = MODELS[name]().double().to(device)
-        plain = copy.deepcopy(model)
-        x, y = data_for(copy.deepcopy(model).cpu(), torch.float64)
-        x, y = x.to(device), y.to(device)
-        results = []
-        for backend, net in (("torch", plain), ("triton", model)):
-            with fastmlp.backend(backend):
-                results.append(
-                    fastmlp.fit(
-                        net, x, y, epochs=epochs, batch_size=BATCH, loss=loss, progress=False,
-                        optimizer=OPTIMIZERS[optimizer][0], validation=(x[:5], y[:5]),
-                        sample_weight=torch.linspace(0.5, 2, N_ROWS), clip_norm=0.5, patience=50,
-                    )
-                )  # fmt: skip
-        assert_close(results[1].train_loss, results[0].train_loss, 1e-10)
-        assert_close(results[1].val_loss, results[0].val_loss, 1e-10)
-        for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-            assert_close(ours, theirs, 1e-10)
+# in the interpreter few steps: it is slow; on a device the same kernels run compiled
+TRITON_EPOCHS = EPOCHS if ON_DEVICE else 1
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_triton_trains_every_model(name, dtype):
+    assert_follows_the_torch_loop("triton", MODELS[name], dtype=dtype, epochs=TRITON_EPOCHS)
+
+
+# the loop takes loss and optimizer each as a function of its own
+@pytest.mark.parametrize(
+    ("optimizer", "loss"),
+    [("adamw", loss) for loss in LOSSES] + [(optimizer, "huber") for optimizer in OPTIMIZERS],
+)
+def test_triton_has_every_optimizer_and_loss(optimizer, loss):
+    assert_follows_the_torch_loop(
+        "triton", lambda: fastmlp.SineSum(2), epochs=2 * TRITON_EPOCHS, shuffle=False, loss=loss,
+        optimizer=OPTIMIZERS[optimizer][0], sample_weight=torch.linspace(0.5, 2, N_ROWS),
+        clip_norm=0.5, patience=50,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "build",
-    [
-        lambda: fastmlp.ElementwiseMLP(6, dropout=0.2),
-        lambda: fastmlp.AdditiveMLP(3, 9, dropout=(0.1, 0.3, 0.0)),
-        lambda: fastmlp.AdditiveMLP(3, 4, 2, shared=False, activation="gelu", dropout=0.2),
-    ],
-    ids=["elementwise", "additive", "per_feature"],
+    "name", ["additive_mlp_two_outputs", "additive_mlp_per_feature", "mlp", "sine_sum_all"]
 )
-def test_dropout_has_the_masks_of_the_torch_loop(build):
-    pytest.importorskip("numba")
-    torch.manual_seed(3)
-    model = build().double().eval()  # fit trains, whatever the mode, and leaves the mode alone
-    plain = copy.deepcopy(model)
-    x, y = data_for(model, torch.float64)
-    results = []
-    for backend, net in (("torch", plain), ("numba", model)):
-        with fastmlp.backend(backend):
-            results.append(
-                fastmlp.fit(
-                    net, x, y, epochs=EPOCHS, batch_size=BATCH, validation=(x, y), progress=False
-                )
-            )
-    assert not model.training
-    assert_close(results[1].train_loss, results[0].train_loss, 1e-10)
-    assert_close(results[1].val_loss, results[0].val_loss, 1e-10)
-    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
-        assert_close(ours, theirs, 1e-10)
+def test_triton_walks_over_the_tiles_of_a_batch(name, monkeypatch):
+    verbs = pytest.importorskip("fastmlp.kernels.gpu.verbs")
+    monkeypatch.setattr(verbs, "TILE", 256)
+    assert_follows_the_torch_loop(
+        "triton", MODELS[name], epochs=TRITON_EPOCHS, batch_size=22, shuffle=False
+    )
+
+
+@pytest.mark.parametrize("name", ["mlp", "additive_mlp_two_outputs", "additive_mlp_dropout"])
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_rows_may_have_any_shape(backend, name):
+    build = {**MODELS, "additive_mlp_dropout": lambda: fastmlp.AdditiveMLP(3, 4, dropout=0.2)}[name]
+    assert_follows_the_torch_loop(
+        backend, build, x_shape=(10, 4, 3), epochs=20 if backend == "numba" else TRITON_EPOCHS
+    )
+
+
+@pytest.mark.parametrize("name", DROPOUT_MODELS)
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_dropout_has_the_masks_of_the_torch_loop(backend, name):
+    result = assert_follows_the_torch_loop(
+        backend, DROPOUT_MODELS[name], epochs=EPOCHS if backend == "numba" else TRITON_EPOCHS
+    )
     # with dropout the loss of an epoch is not that of the evaluated model
-    assert (results[0].train_loss - results[0].val_loss).abs().min() > 0
+    assert (result.train_loss - result.val_loss).abs().min() > 0
+
+
+def test_triton_trains_a_model_alike_whatever_the_others():
+    pytest.importorskip("triton")
+    device = "cuda" if ON_DEVICE else "cpu"
+    x, y = (t.to(device) for t in data_for(fastmlp.MLP(3, 4, 3), torch.float32))
+    x, y = x[:9], y[:9]
+    others = [MODELS["mlp_three_outputs"](), fastmlp.SineSum(2), DROPOUT_MODELS["elementwise"]()]
+    models = [MODELS["mlp_three_outputs"](), *others, DROPOUT_MODELS["elementwise"]()]
+    models = [model.to(device) for model in models]
+    alone = [copy.deepcopy(models[0]), copy.deepcopy(models[-1])]
+    seeds = [1, 2, 3, 4, 5]
+    with fastmlp.backend("triton"):
+        options = {"epochs": 1, "batch_size": 5, "progress": False}
+        fastmlp.fit(models, x, y, seed=seeds, **options)
+        for model, seed in zip(alone, (1, 5), strict=True):
+            fastmlp.fit(model, x, y, seed=[seed], **options)
+    for trained, again in zip((models[0], models[-1]), alone, strict=True):
+        for ours, theirs in zip(trained.parameters(), again.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_triton_names_a_model_that_has_no_kernel():
+    pytest.importorskip("triton")
+    models = [fastmlp.SineSum(2), fastmlp.SineSum(10_000)]
+    before = models[0].w.clone()
+    x = torch.linspace(-1, 1, 8)
+    with (
+        fastmlp.backend("triton"),
+        pytest.raises(ValueError, match=r"models\[1\], SineSum\(width=10000.* 16384 .* 8192"),
+    ):
+        fastmlp.fit(models, x, x, epochs=1, progress=False)
+    assert torch.equal(models[0].w, before)

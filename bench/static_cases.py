@@ -1,0 +1,220 @@
+"""The kernels that `static_cost.py` compiles: their constants, shapes and hot loops."""
+
+from functools import partial
+from typing import NamedTuple
+
+
+class Hot(NamedTuple):
+    """What one iteration of the hot loop does.
+
+    Args:
+        math: Arithmetic instructions per element without which a loop cannot be the hot one.
+        tiles: Tiles per iteration.
+        iterations: Iterations until an element is done: units, where the loop is over units.
+        per: Parts an element's work is divided into: waves, for a count per sine.
+        whole: One tile and its units unrolled: no loop is hot, the whole program is counted.
+    """
+
+    math: int
+    tiles: int = 1
+    iterations: int = 1
+    per: int = 1
+    whole: bool = False
+
+
+class Case(NamedTuple):
+    """A kernel's module and constants; ``hot`` is None where only spills and fp64 matter.
+
+    ``config`` is that of the launch where it depends on the model, ``types`` what pointers point
+    to if not to ``dtype``.
+    """
+
+    module: str
+    constants: dict
+    hot: Hot | None = None
+    dtype: str = "fp32"
+    everywhere: bool = False
+    config: object = None
+    types: dict = {}  # noqa: RUF012
+
+
+def cases():
+    """The kernels by label. Tiles, units and waves of a program are added when compiled."""
+    h = 14
+    elementwise, additive, backward, sine = (
+        partial(Case, module)
+        for module in ("elementwise_mlp", "additive_mlp", "additive_mlp_bwd", "sine_sum")
+    )
+    hidden = {"N_HIDDEN": h}
+    one_out = {"n_out": 1, "dy_row_stride": 1, "ONE_OUT": True, "BLOCK_IN": 64, "BLOCK_OUT": 1}
+    one_out = {**hidden, **one_out}
+    fwd = {**one_out, "EVEN_IN": True, "BLOCK_IN": 16}
+    many_out = {**hidden, "ONE_OUT": False, "EVEN_IN": False, "BLOCK_IN": 16, "BLOCK_OUT": 8}
+    waves = {"FACTOR": 1 / 64, "SCALE": 3.1415, "TURNS": 0.5}
+    plain = {**waves, "amplitude_ptr": None, "phase_ptr": None}
+    search = Case("piecewise_linear", {"STEPS": 10})
+    table = {
+        "elementwise_mlp_fwd": elementwise(hidden, Hot(2 * h)),
+        "elementwise_mlp_bwd_x": elementwise(hidden, Hot(2, iterations=h)),
+        "elementwise_mlp_bwd_params": elementwise(hidden, Hot(3 * h, tiles=2)),
+        "additive_mlp_fwd": additive(fwd, Hot(2 * h)),
+        "additive_mlp_bwd_x": backward(one_out, Hot(2, iterations=h)),
+        "additive_mlp_bwd_params": backward(one_out, Hot(3 * h, tiles=2)),
+        "additive_mlp_bwd_readout": backward(many_out),
+        "sine_sum_fwd": sine(plain, Hot(9)),
+        "sine_sum_bwd_x": sine(plain, Hot(9)),
+        "sine_sum_bwd_params": sine(plain, Hot(9 * 8, per=8)),
+        "piecewise_linear_fwd": search,
+        "piecewise_linear_bwd_x": search,
+        "piecewise_linear_bwd_tables": search,
+        "sum_pieces": Case("pieces", {}),
+    }
+    # other branches of the same kernels
+    variants = {
+        ("elementwise_mlp_fwd", "100 units"): {"N_HIDDEN": 100},
+        ("elementwise_mlp_fwd", "fp64"): {},
+        ("elementwise_mlp_bwd_params", "fp64"): {},
+        ("additive_mlp_fwd", "32 units"): {"N_HIDDEN": 32},
+        ("additive_mlp_fwd", "many outputs"): many_out,
+        ("additive_mlp_fwd", "bf16"): {},
+        ("additive_mlp_fwd", "fp64"): {},
+        ("additive_mlp_bwd_params", "16 units"): {"N_HIDDEN": 16},
+        ("additive_mlp_bwd_params", "many outputs"): {**many_out, "BLOCK_IN": 64},
+        ("additive_mlp_bwd_params", "bf16"): {},
+        ("additive_mlp_bwd_params", "fp64"): {},
+        ("sine_sum_fwd", "amplitude, phase"): waves,
+        ("sine_sum_bwd_params", "amplitude, phase"): waves,
+        ("sine_sum_bwd_params", "amplitude, phase, fp64"): waves,
+    }
+    for (label, what), changes in variants.items():
+        constants = changes if label.startswith("sine") else {**table[label].constants, **changes}
+        dtype = next((t for t in ("bf16", "fp64") if t in what), "fp32")
+        if "many" in what:
+            constants = changes
+        table[f"{label}, {what}"] = table[label]._replace(
+            hot=None, constants=constants, dtype=dtype
+        )
+    return {**table, **_dense_cases(hidden, one_out, many_out), **_mlp_cases(), **_training_cases()}
+
+
+def _dense_cases(hidden, one_out, many_out):
+    """The dense subnets, as they differ by activation, dropout and one subnet a feature."""
+    h = hidden["N_HIDDEN"]
+    fwd, bwd = (partial(Case, module, everywhere=True) for module in ("dense_fwd", "dense_bwd"))
+    off = {"STACKED": False, "DROPOUT": (-1, 1.0) * 3, "seed_ptr": None, "FIRST_MASK": 0}
+    tanh = {**off, "ACT": "tanh"}
+    stacked = {**off, "ACT": "relu", "STACKED": True}
+    dropout = {"ACT": "relu", "STACKED": False, "DROPOUT": (13107, 1.25) * 3, "FIRST_MASK": 2}
+    narrow = {**one_out, "BLOCK_IN": 16}
+    elementwise = {"n_in": 1, "x_row_stride": 1, "fc3_weight_ptr": None, "fc3_bias_ptr": None}
+    elementwise = {**one_out, **tanh, **elementwise, "BLOCK_IN": 1}
+    # values and slopes: a loop over units, unrolled with dropout; sums of all units in one loop
+    return {
+        "dense_fwd": fwd({**narrow, **tanh}, Hot(18, iterations=h)),
+        "dense_fwd, relu, stacked": fwd({**narrow, **stacked}, Hot(3, iterations=h)),
+        "dense_fwd, relu, dropout": fwd({**narrow, **dropout}, Hot(4 * h)),
+        "dense_fwd, elementwise": Case("dense_fwd", {**elementwise, "BLOCK_ROWS": 1024}),
+        "dense_bwd_x": bwd({**one_out, **tanh}, Hot(18, iterations=h)),
+        "dense_bwd_x, relu, stacked": bwd({**one_out, **stacked}, Hot(3, iterations=h)),
+        "dense_bwd_x, relu, dropout": bwd({**one_out, **dropout}, Hot(4 * h, whole=True)),
+        "dense_bwd_params": bwd({**one_out, **tanh}, Hot(20 * h)),
+        "dense_bwd_params, relu, stacked": bwd({**one_out, **stacked}, Hot(6 * h)),
+        "dense_bwd_params, relu, dropout": bwd({**one_out, **dropout}, Hot(6 * h)),
+        "dense_bwd_params, elementwise": Case("dense_bwd", {**elementwise, "BLOCK_ROWS": 256}),
+        "dense_bwd_params, fp64": Case("dense_bwd", {**one_out, **tanh}, dtype="fp64"),
+        "dense_bwd_readout": Case("dense_bwd", {**many_out, **dropout}),
+    }
+
+
+def _mlp_cases():
+    """Whole nets: that of experiment 2, and wide ones."""
+    import triton.language as tl
+    from fastmlp.kernels.gpu.launch import mlp_config
+
+    nets = {
+        "": (1, 10, 10, 10, 1),
+        ", 64-64-64-16": (64, 64, 64, 16),
+        ", 128-128-128": (128, 128, 128),
+    }
+    table = {}
+    for name in ("mlp_fwd", "mlp_bwd"):
+        for what, widths in nets.items():
+            constants = {
+                "WIDTHS": widths, "N_LAYERS": len(widths) - 1, "HIDDEN": "relu",
+                "OUTPUT": "identity",
+            }  # fmt: skip
+            config = mlp_config(name, widths, tl.float32)
+            table[name + what] = Case("mlp", constants, config=config, everywhere=False)
+    return table
+
+
+# what pointers of the training kernel point to, where not to numbers of the compute type
+_TRAINING_TYPES = {
+    **dict.fromkeys(("starts_ptr", "models_ptr", "seeds_ptr", "streams_ptr"), "i64"),
+    **dict.fromkeys(("state_ptr", "hyper_ptr", "rates_ptr"), "fp64"),
+    **dict.fromkeys(("train_loss_ptr", "val_loss_ptr"), "fp64"),
+    "trained_ptr": "i8",
+}
+
+
+def _training_cases():
+    """Whole training runs, in the shapes of the experiments."""
+    import triton.language as tl
+    from fastmlp.kernels.gpu import training, verbs
+    from fastmlp.kernels.gpu.activations import ACTIVATIONS
+    from fastmlp.kernels.gpu.launch import Config
+
+    codes = {name: code for code, name in enumerate(ACTIVATIONS)}
+
+    def case(kind, sizes, constants, n_in, batch_rows, optimizer, shuffled, **options):
+        dtype, loss = options.get("dtype", "fp32"), options.get("loss", "mse")
+        compute = tl.float64 if dtype == "fp64" else tl.float32
+        verb = verbs.VERBS[kind](sizes, constants, n_in, batch_rows, compute)
+        n_parameters = options.get("n_parameters", 64)
+        return Case(
+            "training",
+            {
+                "MODEL": verb.function, "UPDATE": training.OPTIMIZERS[optimizer], "LOSS": loss,
+                "SHUFFLE": shuffled, "DRAWS": kind == "dense" and any(constants),
+                "SIZES": verb.sizes, "CONSTANTS": verb.constants, "BLOCK": n_parameters,
+                "weight_ptr": None,
+            },
+            dtype=dtype,
+            everywhere=options.get("everywhere", True),
+            config=Config(rows=verb.sizes[-1], cols=1, warps=verb.warps),
+            types=_TRAINING_TYPES,
+        )  # fmt: skip
+
+    def sine(width, batch_rows, shuffled, **options):
+        sizes, constants = (width, 0, 0), (0.5, 1 / width)
+        return case("sine_sum", sizes, constants, 1, batch_rows, "adamw", shuffled, **options)
+
+    def subnets(activation, stacked, p, **options):
+        sizes = 14, 1, 64, 1, codes[activation], stacked, 1
+        return case("dense", sizes, (p, p, p), 64, 100, "adam", True, n_parameters=128, **options)
+
+    def mlp(widths, hidden, output, batch_rows, optimizer, shuffled, **options):
+        sizes = len(widths) - 1, 1, codes[hidden], codes[output], *widths
+        return case("mlp", sizes, (), widths[0], batch_rows, optimizer, shuffled, **options)
+
+    once = {"everywhere": False}
+    return {
+        "train, SineSum(8)": sine(8, 60, True),
+        "train, SineSum(1024), batch 1": sine(1024, 1, False),
+        "train, SineSum(8), fp64": sine(8, 60, False, dtype="fp64", **once),
+        "train, AdditiveMLP(64, 14)": case(
+            "additive_mlp", (14, 1, 64, 1), (), 64, 100, "adam", True, n_parameters=128
+        ),
+        "train, AdditiveMLP(64, 14), dropout": subnets("relu", 0, 0.2),
+        "train, AdditiveMLP(64, 14), tanh, per feature": subnets("tanh", 1, 0.0, **once),
+        "train, ElementwiseMLP(14), bce": case(
+            "elementwise_mlp", (14, 1), (), 1, 100, "sgd", True, loss="bce_with_logits", **once
+        ),
+        "train, 2-5-1, sigmoid": mlp((2, 5, 1), "sigmoid", "sigmoid", 4, "sgd", False),
+        "train, 2-5-1, sigmoid, fp64": mlp(
+            (2, 5, 1), "sigmoid", "sigmoid", 4, "sgd", False, dtype="fp64", **once
+        ),
+        "train, 1-10-10-10-1": mlp(
+            (1, 10, 10, 10, 1), "leaky_relu", "identity", 1280, "adam", True
+        ),
+    }

@@ -1,0 +1,61 @@
+"""`bench/bench_fit.py` on a tiny case: its providers, its gate, the JSON and the tables."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastmlp
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """The module bench/bench_fit.py, with one tiny case and without JAX."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    # append to a copy: bench/common.py adds tests/ to the path
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    module = importlib.import_module("bench_fit")
+    options = {"batch_size": 30, "epochs": 3, "lr": 1e-3, "weight_decay": 0.01}
+    case = (lambda: [module.sine_models(width, 2) for width in (1, 2)], module.sweep_data, options)
+    monkeypatch.setattr(module, "CASES", {"tiny": case})
+    monkeypatch.setattr(module, "COUNTS", (1, 2))
+    monkeypatch.setattr(module, "COUNT_EPOCHS", 2)
+    monkeypatch.setattr(module, "PLAIN_SECONDS", 0.02)
+    monkeypatch.setattr(module, "why_no_jax", lambda device: "not run")
+    return module
+
+
+def test_a_report_has_every_provider_and_count(bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)
+    with fastmlp.backend("torch"):
+        bench.main(["--rounds", "1", "--json", str(tmp_path / "fit.json")])
+    report = json.loads((tmp_path / "fit.json").read_text("utf-8"))
+    (record,) = report["results"]
+    assert record["steps"] == 4 * 3 * 2
+    assert record["jax"] == "not run"
+    assert record["torch"]["extrapolated"]
+    assert record["fastmlp"]["us_per_step"] > 0
+    assert [row["models"] for row in report["steps_per_second"]] == [1, 2]
+    assert all(row["steps_per_second"] > 0 for row in report["steps_per_second"])
+    text = capsys.readouterr().out
+    assert "extrapolated from a timed part" in text
+    assert "2 models" in text
+
+
+def test_losses_that_differ_are_not_timed(bench, monkeypatch):
+    loop = bench.plain_loop
+    monkeypatch.setattr(bench, "plain_loop", lambda *a: ([2 * loss for loss in loop(*a)[0]], 1e-3))
+    with fastmlp.backend("torch"), pytest.raises(AssertionError, match="fit"):
+        bench.measure("tiny", 1, torch.device("cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_missing_device_is_said(bench, capsys):
+    with pytest.raises(SystemExit):
+        bench.main(["--device", "cuda"])
+    assert "PyTorch finds none on this machine" in capsys.readouterr().err
