@@ -26,6 +26,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import roofline
 from static_cases import cases
 
 FIGURES = Path(__file__).with_suffix(".json")
@@ -231,6 +232,7 @@ def main(arguments=None):
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     kept = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
+    print("\n" + roofline.table({**kept, **results}))
     if options.update:
         FIGURES.write_text(json.dumps({**kept, **results}, indent=1) + "\n", "utf-8")
         return 0
