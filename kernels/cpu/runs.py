@@ -1,7 +1,6 @@
 """The runs of many models: their records, and the tasks that the threads are dealt."""
 
 import numpy as np
-import torch
 
 from ..runs import LOSSES, OPTIMIZERS
 from . import pool
@@ -30,57 +29,70 @@ class Runs:
         )
         self._alive = []  # what only the records point to
         self._records = np.zeros(len(self._models), RUN)
-        for record, i in zip(self._records, self._models, strict=True):
-            self._fill(record, i)
+        if self._models:
+            self._fill()
         self._tasks = self._cut()
 
-    def _address(self, array):
-        """Where an array is; it stays there as long as the runs do."""
-        self._alive.append(array)
-        return array.data_ptr() if isinstance(array, torch.Tensor) else array.ctypes.data
+    def _fill(self):
+        """Write the records: what all models share, what is each one's own, what its structure is.
 
-    def _fill(self, record, i):
-        p, structure = self._problem, self._problem.structures[i]
-        verbs = VERBS[structure.kind]
-        start, n_parameters = int(p.offsets[i]), int(p.offsets[i + 1] - p.offsets[i])
+        By columns: a record at a time took longer than a short run.
+        """
+        p, records, models = self._problem, self._records, np.array(self._models, np.int64)
         item, n_rows = p.x.element_size(), len(p.x)
-        record["state"] = p.states[i : i + 1].ctypes.data
-        record["x"], record["y"] = p.x.data_ptr(), p.y.data_ptr()
-        record["n_rows"] = n_rows
-        record["n_in"], record["n_out"] = p.x[0].numel(), p.y[0].numel()
-        record["batch_rows"] = p.batch_rows
+        records["x"], records["y"] = p.x.data_ptr(), p.y.data_ptr()
+        records["n_rows"] = n_rows
+        records["n_in"], records["n_out"] = p.x[0].numel(), p.y[0].numel()
+        records["batch_rows"] = p.batch_rows
+        records["shuffle"], records["patience"] = p.shuffle, p.patience or 0
+        records["optimizer"] = OPTIMIZERS.index(p.optimizer)
+        records["loss"] = LOSSES.index(p.loss)
         if p.weight is not None:
-            row = i if len(p.weight) > 1 else 0
-            record["weight"] = p.weight.data_ptr() + row * n_rows * item
+            rows = models if len(p.weight) > 1 else 0
+            records["weight"] = p.weight.data_ptr() + rows * n_rows * item
         if p.val_x is not None:
-            record["val_x"], record["val_y"] = p.val_x.data_ptr(), p.val_y.data_ptr()
-            record["n_val_rows"] = len(p.val_x)
-            record["val_loss"] = p.val_loss[i].ctypes.data
-        record["train_loss"] = p.train_loss[i].ctypes.data
+            records["val_x"], records["val_y"] = p.val_x.data_ptr(), p.val_y.data_ptr()
+            records["n_val_rows"] = len(p.val_x)
+        for name in ("states", "train_loss", "val_loss"):
+            array = getattr(p, name)
+            if array is not None:
+                field = "state" if name == "states" else name
+                records[field] = array.ctypes.data + models * array.strides[0]
         for name in ("theta", "moment1", "moment2", "best"):
             buffer = getattr(p, name)
             if buffer is not None:
-                record[name] = buffer.data_ptr() + start * item
-        record["n_parameters"] = n_parameters
+                records[name] = buffer.data_ptr() + p.offsets[models] * item
+        records["n_parameters"] = (p.offsets[1:] - p.offsets[:-1])[models]
+        records["seed"], records["stream"] = p.seeds[models], p.streams[models]
+        for name, values in p.hyper.items():
+            if name != "lr":  # each launch brings its own
+                records[name] = values[models]
+        places = {}
+        for place, i in enumerate(self._models):
+            places.setdefault(p.structures[i], []).append(place)
+        for structure, group in places.items():
+            for name, value in self._of_structure(structure, group[0]).items():
+                records[name][group] = value
+
+    def _of_structure(self, structure, place):
+        """The fields that the structure of the model in that place decides."""
+        p, record, verbs = self._problem, self._records[place], VERBS[structure.kind]
+        fields = {}
         for name, values, dtype in (
-            ("segments", p.segments[i], np.int64),
+            ("segments", p.segments[self._models[place]], np.int64),
             ("sizes", structure.sizes, np.int64),
             ("constants", structure.constants, np.float64),
         ):
             values = np.ascontiguousarray(values, dtype).reshape(-1)
-            record[name] = self._address(values)
-            record["n_" + name] = len(values) // (2 if name == "segments" else 1)
-        rows = verbs.block_rows(structure.sizes, int(record["n_in"]))
-        record["block_rows"] = min(rows, max(p.batch_rows, int(record["n_val_rows"])))
-        record["n_kept"] = verbs.n_kept(structure.sizes, int(record["n_in"]))
-        record["draws"] = structure.draws
-        record["shuffle"], record["seed"], record["stream"] = p.shuffle, p.seeds[i], p.streams[i]
-        record["optimizer"] = OPTIMIZERS.index(p.optimizer)
-        record["loss"] = LOSSES.index(p.loss)
-        record["patience"] = p.patience or 0
-        for name, values in p.hyper.items():
-            if name != "lr":  # each launch brings its own
-                record[name] = values[i]
+            self._alive.append(values)
+            fields[name] = values.ctypes.data
+            fields["n_" + name] = len(values) // (2 if name == "segments" else 1)
+        n_in = int(record["n_in"])
+        rows = verbs.block_rows(structure.sizes, n_in)
+        fields["block_rows"] = min(rows, max(p.batch_rows, int(record["n_val_rows"])))
+        fields["n_kept"] = verbs.n_kept(structure.sizes, n_in)
+        fields["draws"] = structure.draws
+        return fields
 
     def _cut(self):
         """Tasks (kernel, first, last), each of one kind of model, the heaviest first."""

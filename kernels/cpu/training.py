@@ -27,7 +27,7 @@ import math
 import numpy as np
 
 from ..runs import LOSSES, NO_PROGRESS, NOT_FINITE, OPTIMIZERS, RUNNING, STATE
-from .jit import array_at, entry, inner, wide_vectors
+from .jit import array_at, entry, estimated_quotients, inner, wide_vectors
 from .shuffle import fill_order, step_key
 
 RUN = np.dtype(
@@ -156,6 +156,7 @@ def _sgd(p, g, m, lr, momentum, dampening, nesterov, weight_decay, is_first):
 @inner
 def _adam(p, g, m, v, step_size, root_scale, eps, rest1, beta2, rest2, weight_decay, shrink):
     """torch.optim.Adam; AdamW where ``shrink`` = 1 − lr·weight_decay and weight_decay = 0."""
+    estimated_quotients()
     for e in range(p.size):
         pe = p[e] * shrink
         ge = g[e] + weight_decay * pe
@@ -288,6 +289,7 @@ def trainer(forward, backward, name):
 
         def advance(run, state, space_at, order_at):
             """Run one model from its step to ``stop_step``, or until it stops by itself."""
+            estimated_quotients()
             n_rows, n_in, n_out = run.n_rows, run.n_in, run.n_out
             batch_rows, block_rows = run.batch_rows, run.block_rows
             x, y = array_at(run.x, n_rows * n_in, real), array_at(run.y, n_rows * n_out, real)
@@ -398,6 +400,7 @@ def trainer(forward, backward, name):
 
         def train(runs_at, first, last):
             wide_vectors()
+            estimated_quotients()
             runs = array_at(runs_at, last, RUN)
             for i in range(first, last):
                 state = array_at(runs[i].state, 1, STATE)[0]
