@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fastmlp.training.describe import describe
+from fastmlp.training.describe import below_zero, describe, has_biases, is_hinge_net
 
 SOLVERS = ("cholesky", "qr", "auto")
 MAX_PARAMETERS = 8192
@@ -37,7 +37,10 @@ class LevenbergMarquardt:
             from being thrown far away: of 200 random starts on XOR, sigmoid 2-5-1, 198 then reach
             SSE < 1e-10 instead of 173.
         restarts: Draw the weights anew so many times for every model, train all, keep the best.
-            0 trains from the weights that are there.
+            0 trains from the weights that are there. Drawn as the modules draw them, by
+            ``reset_parameters``; but a net 1 → H → 1 with ReLU or leaky ReLU and biases takes them
+            from the data: knots at random samples, denser where the targets bend, and the read-out
+            that fits best (see ``training/hinge_starts.py``).
         max_time: Seconds; a run that is not over by then stops between steps. ``None``: no limit.
 
     Raises:
@@ -184,7 +187,7 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
         check_finite("sample_weight", sample_weight)
         if bool((sample_weight < 0).any()):
             raise ValueError("sample_weight must not be negative")
-    starts = _starts(models, settings.restarts, seed)
+    starts = _starts(models, descriptions[0], settings.restarts, seed, x, y, sample_weight)
     work = tiles if descriptions[0] is not None else generic
     outcome = work.run(
         models,
@@ -246,10 +249,21 @@ def load(model, theta):
         p.copy_(part.view_as(p))
 
 
-def _starts(models, restarts, seed):
+def _starts(models, description, restarts, seed, x, y, sample_weight):
     """The first parameters of every run, ``[runs, P]``."""
     if restarts == 0:
         return torch.stack([flat(model) for model in models])
+    if description is not None and is_hinge_net(description) and has_biases(description):
+        from fastmlp.training import hinge_starts, tiles
+
+        data = tiles.prefix_sums(*tiles.prepare(description, x, y, sample_weight))
+        return hinge_starts.draw(
+            description.net[3],
+            below_zero(description),
+            *data,
+            len(models) * restarts,
+            torch.Generator().manual_seed(seed),
+        )
     starts = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

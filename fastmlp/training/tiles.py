@@ -94,7 +94,8 @@ def _as_rows(name, tensor, columns, shape):
     return tensor.detach().to(device="cpu", dtype=dtype).reshape(-1, columns).contiguous()
 
 
-def _prepare(description, x, y, sample_weight):
+def prepare(description, x, y, sample_weight):
+    """Inputs and targets as rows, checked, and the square roots of the weights."""
     if description.elementwise:
         shape = x.shape
     elif x.dim() < 1 or x.shape[-1] != description.n_in:
@@ -116,7 +117,7 @@ def _prepare(description, x, y, sample_weight):
     return inputs, targets, weight
 
 
-def _prefix_sums(x, y, weight):
+def prefix_sums(x, y, weight):
     """Sorted x, prefix sums of w, w·x, w·y, w·x², w·x·y, w·y² of centred numbers, the centre."""
     order = x[:, 0].double().argsort(stable=True)
     x, y = x[order, 0].double(), y[order, 0].double()
@@ -133,7 +134,7 @@ def _prefix_sums(x, y, weight):
 
 def run(models, description, starts, x, y, settings, max_steps, sample_weight, deadline, progress):
     """Train all runs; returns their :class:`Outcome`."""
-    inputs, targets, weight = _prepare(description, x, y, sample_weight)
+    inputs, targets, weight = prepare(description, x, y, sample_weight)
     runs = Runs(starts, settings, max_steps)
     n_runs, n_rows = len(starts), inputs.shape[0]
     reals = list(description.reals)
@@ -143,7 +144,7 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
     reals = torch.tensor(reals, dtype=torch.float64)
     piecewise = is_hinge_net(description) and n_rows > ROWS_TO_SUM_UP * description.net[3]
     if piecewise:
-        inputs, targets, centre = _prefix_sums(inputs, targets, weight)
+        inputs, targets, centre = prefix_sums(inputs, targets, weight)
         n_rows = 1  # all in one piece
     data = torch.tensor(
         [

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from .jit import inner
-from .linalg import cholesky, dot, fold, solve_lower, solve_lower_transposed, solve_upper
+from .linalg import cholesky, dot, solve_damped, solve_lower, solve_lower_transposed
 
 NORMAL, QR, LOSS, DONE, START = 0, 1, 2, 3, 4
 """What :func:`advance` asks for: JᵀJ, R, a loss, nothing more; and where it begins."""
@@ -76,16 +76,11 @@ def _solve(solver, p, damping, scale, factor, rotated, damped, step):
         inside = dot(step[:p], step[:p])
         solve_lower_transposed(damped, p, ld, step)
     else:
-        rows, below = np.zeros(ld * ld), np.zeros(p)
+        roots = np.empty(p)
         for i in range(p):
-            row, out = factor[i * ld :][:p], damped[i * ld :][:p]
-            for j in range(i, p):
-                out[j] = row[j] / scale[j]
-            rows[i * ld + i] = math.sqrt(damping)
+            roots[i] = math.sqrt(damping)
             step[i] = -rotated[i]
-        fold(rows, ld, p, p, ld, below, damped, step, True)
-        inside = dot(step[:p], step[:p])
-        solve_upper(damped, p, ld, step)
+        inside = solve_damped(factor, p, ld, scale, roots, damped, step)
     norm = dot(step[:p], step[:p])
     for i in range(p):
         step[i] /= scale[i]
