@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fastmlp.training.describe import below_zero, describe, has_biases, is_hinge_net
+from fastmlp.training.describe import (
+    below_zero,
+    describe,
+    has_biases,
+    is_hinge_net,
+    n_readout,
+)
 
 SOLVERS = ("cholesky", "qr", "auto")
 MAX_PARAMETERS = 8192
@@ -42,13 +48,20 @@ class LevenbergMarquardt:
             from the data: knots at random samples, denser where the targets bend, and the read-out
             that fits best (see ``training/hinge_starts.py``).
         max_time: Seconds; a run that is not over by then stops between steps. ``None``: no limit.
+        variable_projection: Solve for the last, linear layer exactly in every trial: steps are then
+            those of the problem without it, up to twice as dear, and its first weights do not
+            matter. An exact fit takes half as many; the most is gained where the last layer is
+            ill-conditioned: ten sigmoids fitted to sine reach after 300 steps an SSE of 5e-10
+            instead of 5e-8 (median of 40 starts).
+            For ElementwiseMLP, AdditiveMLP, MLP and a Sequential like it, with a linear output.
 
     Raises:
         TypeError: A number is of another type.
         ValueError: A number out of its range, an unknown solver.
 
     Source: Moré 1978, Lecture Notes in Mathematics 630, for scaling and the three tests; Nielsen
-    1999, IMM-REP-1999-05, for the damping.
+    1999, IMM-REP-1999-05, for the damping; Golub and Pereyra 1973, SIAM J. Numer. Anal. 10, with
+    the Jacobian of Kaufman 1975, BIT 15, for variable projection.
 
     Example:
         >>> import fastmlp
@@ -65,6 +78,7 @@ class LevenbergMarquardt:
     scale_floor: float = 0.1
     restarts: int = 0
     max_time: float | None = None
+    variable_projection: bool = False
 
     def __post_init__(self):
         if self.solver not in SOLVERS:
@@ -84,6 +98,8 @@ class LevenbergMarquardt:
             if not 0 <= value < math.inf or (value == 0 and name in ("damping", "max_time")):
                 kind = "positive" if name in ("damping", "max_time") else "not negative"
                 raise ValueError(f"{name} must be finite and {kind}, got {value}")
+        if not isinstance(self.variable_projection, bool):
+            raise TypeError(f"variable_projection must be a bool, got {self.variable_projection!r}")
         if self.scale_floor > 1:
             raise ValueError(f"scale_floor must be at most 1, got {self.scale_floor}")
 
@@ -94,9 +110,9 @@ class LevenbergMarquardt:
             [self.ftol, self.xtol, self.gtol, self.damping, self.scale_floor], dtype=torch.float64
         )
 
-    def choices(self, max_steps):
+    def choices(self, max_steps, n_readout):
         """The integers that the kernels take."""
-        return torch.tensor([SOLVERS.index(self.solver), max_steps, self.max_attempts])
+        return torch.tensor([SOLVERS.index(self.solver), max_steps, self.max_attempts, n_readout])
 
 
 @dataclass
@@ -105,7 +121,8 @@ class Outcome:
 
     Args:
         sse: Sum of (weighted) squared errors before every step and after the last,
-            ``[runs, max_steps + 1]``, NaN where there was no step.
+            ``[runs, max_steps + 1]``, NaN where there was no step. With variable projection the
+            first is that of the solved read-out.
         gradient_norm: Norm of its gradient in float64, likewise; NaN after a last step that
             ended the run.
         parameters: The final parameters in float64, ``[runs, P]``.
@@ -181,6 +198,13 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
     if n_parameters == 0:
         raise ValueError("models[0] has no parameters to train")
     check_size(n_parameters)
+    if settings.variable_projection and not (descriptions[0] and n_readout(descriptions[0])):
+        raise ValueError(
+            "variable_projection must be False for a model whose outputs the solver does not know "
+            "to be linear in its last layer: it knows ElementwiseMLP, AdditiveMLP with a shared "
+            "subnet, and MLP or a Sequential of linear layers and activations without an output "
+            f"activation, all parameters trained, got {type(models[0]).__name__}"
+        )
     check_finite("x", x)
     check_finite("y", y)
     if sample_weight is not None:
