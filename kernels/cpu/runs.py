@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ..runs import LOSSES, OPTIMIZERS
-from . import pool
+from . import least_squares, pool
 from .training import RUN
 from .verbs import VERBS, trainer_of
 
@@ -29,6 +29,7 @@ class Runs:
             problem.own, key=lambda i: (kinds.index(problem.structures[i].kind), -sizes[i])
         )
         self._alive = []  # what only the records point to
+        self._sums = None  # of the data, made when a model wants them
         self._records = np.zeros(len(self._models), RUN)
         for record, i in zip(self._records, self._models, strict=True):
             self._fill(record, i)
@@ -70,6 +71,7 @@ class Runs:
             values = np.ascontiguousarray(values, dtype).reshape(-1)
             record[name] = self._address(values)
             record["n_" + name] = len(values) // (2 if name == "segments" else 1)
+        self._fill_sums(record, i)
         rows = verbs.block_rows(structure.sizes, int(record["n_in"]))
         record["block_rows"] = min(rows, max(p.batch_rows, int(record["n_val_rows"])))
         record["n_kept"] = verbs.n_kept(structure.sizes, int(record["n_in"]))
@@ -81,6 +83,21 @@ class Runs:
         for name, values in p.hyper.items():
             if name != "lr":  # each launch brings its own
                 record[name] = values[i]
+
+    def _fill_sums(self, record, i):
+        """Have the steps take sums of all rows, where the model and the settings allow it."""
+        p, net = self._problem, self._problem.univariate[i]
+        whole = p.batch_rows == len(p.x) and p.loss == "mse" and p.weight is None
+        if net is None or not whole or not least_squares.applies(p.x.numel(), net.widths):
+            return
+        if self._sums is None:
+            if not bool(p.x.isfinite().all() & p.y.isfinite().all()):
+                return
+            self._sums = least_squares.FullBatch(p.x, p.y)
+        record["sums"] = self._sums.data.data_ptr()
+        record["widths"] = self._address(np.array(net.widths, np.int64))
+        record["n_widths"] = len(net.widths)
+        record["has_bias"], record["alpha"] = net.has_bias, net.negative_slope
 
     def _cut(self):
         """Tasks (kernel, first, last), each of one kind of model, the heaviest first."""
