@@ -6,7 +6,9 @@
 `step`: AdditiveMLP(64, 14) on 90 000 rows, time of a step and memory beside the input, against the
 Jacobian by torch.func and torch.linalg.lstsq. `sines`: 50 draws of 8 sines, 300 starts each, and
 one spectral start each. `xor`: 200 starts. `functions`: ElementwiseMLP(10) on 10 000 points, best
-of 20 starts, as a multiple of the error floor K⁻²·(∫|f''|^{2/5})^{5/2}/√(720·range), K = 11.
+of 20 starts, as a multiple of the error floor K⁻²·(∫|f''|^{2/5})^{5/2}/√(720·range), K = 11. That
+is an asymptotic formula: free ends win a little, and of 1/x a few samples next to 0 hold nearly all
+the error, so that a fit may be below it.
 """
 
 import argparse

@@ -59,6 +59,27 @@ def is_hinge_net(description):
     return net[:3] == (_MLP, 2, 1) and net[4] == 1 and net[7] in hinges and net[8] == linear
 
 
+def has_biases(description):
+    """Whether both layers of a hinge net have a bias."""
+    return description.net[5:7] == (1, 1)
+
+
+def n_readout(description):
+    """Parameters of the last layer, the last ones, if the outputs are linear in them; else 0."""
+    net = description.net
+    if net[0] == _ADDITIVE:
+        return net[3] * (net[1] + net[4])
+    if net[0] == _MLP and net[-1] == _CODES["identity"]:
+        n_layers = net[1]
+        return net[2 + n_layers] * (net[1 + n_layers] + net[2 + 2 * n_layers])
+    return 0
+
+
+def below_zero(description):
+    """The slope of a hinge net's activation below 0."""
+    return description.reals[0] if description.net[7] == _CODES["leaky_relu"] else 0.0
+
+
 def _mlp(layers, elementwise=False):
     """From (Linear, activation name, slope) of each layer."""
     linears = [linear for linear, _, _ in layers]

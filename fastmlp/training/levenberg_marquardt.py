@@ -8,7 +8,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fastmlp.training.describe import describe
+from fastmlp.training.describe import (
+    below_zero,
+    describe,
+    has_biases,
+    is_hinge_net,
+    n_readout,
+)
 
 SOLVERS = ("cholesky", "qr", "auto")
 MAX_PARAMETERS = 8192
@@ -37,15 +43,25 @@ class LevenbergMarquardt:
             from being thrown far away: of 200 random starts on XOR, sigmoid 2-5-1, 198 then reach
             SSE < 1e-10 instead of 173.
         restarts: Draw the weights anew so many times for every model, train all, keep the best.
-            0 trains from the weights that are there.
+            0 trains from the weights that are there. Drawn as the modules draw them, by
+            ``reset_parameters``; but a net 1 → H → 1 with ReLU or leaky ReLU and biases takes them
+            from the data: knots at random samples, denser where the targets bend, and the read-out
+            that fits best (see ``training/hinge_starts.py``).
         max_time: Seconds; a run that is not over by then stops between steps. ``None``: no limit.
+        variable_projection: Solve for the last, linear layer exactly in every trial: steps are then
+            those of the problem without it, up to twice as dear, and its first weights do not
+            matter. An exact fit takes half as many; the most is gained where the last layer is
+            ill-conditioned: ten sigmoids fitted to sine reach after 300 steps an SSE of 5e-10
+            instead of 5e-8 (median of 40 starts).
+            For ElementwiseMLP, AdditiveMLP, MLP and a Sequential like it, with a linear output.
 
     Raises:
         TypeError: A number is of another type.
         ValueError: A number out of its range, an unknown solver.
 
     Source: Moré 1978, Lecture Notes in Mathematics 630, for scaling and the three tests; Nielsen
-    1999, IMM-REP-1999-05, for the damping.
+    1999, IMM-REP-1999-05, for the damping; Golub and Pereyra 1973, SIAM J. Numer. Anal. 10, with
+    the Jacobian of Kaufman 1975, BIT 15, for variable projection.
 
     Example:
         >>> import fastmlp
@@ -62,6 +78,7 @@ class LevenbergMarquardt:
     scale_floor: float = 0.1
     restarts: int = 0
     max_time: float | None = None
+    variable_projection: bool = False
 
     def __post_init__(self):
         if self.solver not in SOLVERS:
@@ -81,6 +98,8 @@ class LevenbergMarquardt:
             if not 0 <= value < math.inf or (value == 0 and name in ("damping", "max_time")):
                 kind = "positive" if name in ("damping", "max_time") else "not negative"
                 raise ValueError(f"{name} must be finite and {kind}, got {value}")
+        if not isinstance(self.variable_projection, bool):
+            raise TypeError(f"variable_projection must be a bool, got {self.variable_projection!r}")
         if self.scale_floor > 1:
             raise ValueError(f"scale_floor must be at most 1, got {self.scale_floor}")
 
@@ -91,9 +110,9 @@ class LevenbergMarquardt:
             [self.ftol, self.xtol, self.gtol, self.damping, self.scale_floor], dtype=torch.float64
         )
 
-    def choices(self, max_steps):
+    def choices(self, max_steps, n_readout):
         """The integers that the kernels take."""
-        return torch.tensor([SOLVERS.index(self.solver), max_steps, self.max_attempts])
+        return torch.tensor([SOLVERS.index(self.solver), max_steps, self.max_attempts, n_readout])
 
 
 @dataclass
@@ -102,7 +121,8 @@ class Outcome:
 
     Args:
         sse: Sum of (weighted) squared errors before every step and after the last,
-            ``[runs, max_steps + 1]``, NaN where there was no step.
+            ``[runs, max_steps + 1]``, NaN where there was no step. With variable projection the
+            first is that of the solved read-out.
         gradient_norm: Norm of its gradient in float64, likewise; NaN after a last step that
             ended the run.
         parameters: The final parameters in float64, ``[runs, P]``.
@@ -178,13 +198,20 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
     if n_parameters == 0:
         raise ValueError("models[0] has no parameters to train")
     check_size(n_parameters)
+    if settings.variable_projection and not (descriptions[0] and n_readout(descriptions[0])):
+        raise ValueError(
+            "variable_projection must be False for a model whose outputs the solver does not know "
+            "to be linear in its last layer: it knows ElementwiseMLP, AdditiveMLP with a shared "
+            "subnet, and MLP or a Sequential of linear layers and activations without an output "
+            f"activation, all parameters trained, got {type(models[0]).__name__}"
+        )
     check_finite("x", x)
     check_finite("y", y)
     if sample_weight is not None:
         check_finite("sample_weight", sample_weight)
         if bool((sample_weight < 0).any()):
             raise ValueError("sample_weight must not be negative")
-    starts = _starts(models, settings.restarts, seed)
+    starts = _starts(models, descriptions[0], settings.restarts, seed, x, y, sample_weight)
     work = tiles if descriptions[0] is not None else generic
     outcome = work.run(
         models,
@@ -246,10 +273,21 @@ def load(model, theta):
         p.copy_(part.view_as(p))
 
 
-def _starts(models, restarts, seed):
+def _starts(models, description, restarts, seed, x, y, sample_weight):
     """The first parameters of every run, ``[runs, P]``."""
     if restarts == 0:
         return torch.stack([flat(model) for model in models])
+    if description is not None and is_hinge_net(description) and has_biases(description):
+        from fastmlp.training import hinge_starts, tiles
+
+        data = tiles.prefix_sums(*tiles.prepare(description, x, y, sample_weight))
+        return hinge_starts.draw(
+            description.net[3],
+            below_zero(description),
+            *data,
+            len(models) * restarts,
+            torch.Generator().manual_seed(seed),
+        )
     starts = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -17,7 +17,7 @@ from fastmlp.training.settings import (
     check_number,
     spread,
 )
-from fastmlp.training.structures import segments_of, structure_of
+from fastmlp.training.structures import segments_of, structure_of, univariate_of
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Problem:
     streams: np.ndarray
     offsets: np.ndarray
     segments: list
+    univariate: list  # of each model the net of one variable that it is, or None
     theta: torch.Tensor
     moment1: torch.Tensor
     moment2: torch.Tensor
@@ -263,6 +264,7 @@ def make_problem(
         streams=streams,
         offsets=offsets,
         segments=[segments_of(s) for s in structures],
+        univariate=[univariate_of(s) for s in structures],
         theta=theta,
         moment1=torch.zeros_like(theta),
         moment2=torch.zeros_like(theta),

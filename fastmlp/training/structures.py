@@ -12,6 +12,9 @@ from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
 from fastmlp.reference import ACTIVATIONS, dropout_places
 
+KINK_SLOPES = {"relu": 0.0, "leaky_relu": 0.01}
+"""Activations of straight pieces, with their slopes below 0."""
+
 
 class Structure(NamedTuple):
     """A module without its numbers: modules of one structure are trained by one kernel.
@@ -144,6 +147,40 @@ def structure_of(module, name):
         tuple(tuple(p.shape) for p in parameters.values()),
         tuple(p.requires_grad for p in parameters.values()),
     )
+
+
+class Univariate(NamedTuple):
+    """A net of one variable that is linear between breakpoints.
+
+    Args:
+        widths: Of all layers, ``(1, H₁, …, 1)``.
+        has_bias: Whether the layers have biases.
+        negative_slope: Of the activation below 0.
+    """
+
+    widths: tuple
+    has_bias: bool
+    negative_slope: float
+
+
+_KINKS = {list(ACTIVATIONS).index(name): slope for name, slope in KINK_SLOPES.items()}
+_IDENTITY = list(ACTIVATIONS).index("identity")
+
+
+def univariate_of(structure):
+    """The :class:`Univariate` that a structure is, or ``None``."""
+    kind, sizes = structure.kind, structure.sizes
+    if kind == "elementwise_mlp":
+        return Univariate((1, sizes[0], 1), bool(sizes[1]), 0.0)
+    if kind == "dense":
+        n_hidden, bias, _, _, code, stacked, has_readout, _ = sizes
+        if code in _KINKS and not (stacked or has_readout or structure.draws):
+            return Univariate((1, n_hidden, 1), bool(bias), _KINKS[code])
+    if kind == "mlp":
+        _, bias, code, last, *widths = sizes
+        if code in _KINKS and last == _IDENTITY and widths[0] == widths[-1] == 1:
+            return Univariate(tuple(widths), bool(bias), _KINKS[code])
+    return None
 
 
 def segments_of(structure):

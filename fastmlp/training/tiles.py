@@ -10,7 +10,7 @@ import time
 import numpy as np
 import torch
 
-from fastmlp.training.describe import is_hinge_net
+from fastmlp.training.describe import is_hinge_net, n_readout
 from fastmlp.training.levenberg_marquardt import SOLVERS, Outcome
 
 WORK_OF_A_PIECE = 2e7
@@ -29,7 +29,7 @@ MAX_KEPT_FACTORS = 1 << 23
 class Runs:
     """The state of many runs, as `kernels/cpu/levenberg_marquardt.py` wants it in memory."""
 
-    def __init__(self, starts, settings, max_steps):
+    def __init__(self, starts, settings, max_steps, n_readout=0):
         from fastmlp.kernels.cpu import levenberg_marquardt as kernels
 
         self.kernels = kernels
@@ -39,7 +39,7 @@ class Runs:
         self.counters = torch.zeros(n_runs, kernels.N_COUNTERS, dtype=torch.int64)
         self.counters[:, kernels.PHASE] = kernels.START
         self.history = torch.full((n_runs, max_steps + 1, 2), math.nan, dtype=torch.float64)
-        self.limits, self.choices = settings.limits, settings.choices(max_steps)
+        self.limits, self.choices = settings.limits, settings.choices(max_steps, n_readout)
         self.ld = (self.p + 3) // 4 * 4
         self.factors = {}
         self.unfinished = "max_time"  # why a run without a reason of its own stopped
@@ -94,7 +94,8 @@ def _as_rows(name, tensor, columns, shape):
     return tensor.detach().to(device="cpu", dtype=dtype).reshape(-1, columns).contiguous()
 
 
-def _prepare(description, x, y, sample_weight):
+def prepare(description, x, y, sample_weight):
+    """Inputs and targets as rows, checked, and the square roots of the weights."""
     if description.elementwise:
         shape = x.shape
     elif x.dim() < 1 or x.shape[-1] != description.n_in:
@@ -116,7 +117,7 @@ def _prepare(description, x, y, sample_weight):
     return inputs, targets, weight
 
 
-def _prefix_sums(x, y, weight):
+def prefix_sums(x, y, weight):
     """Sorted x, prefix sums of w, w·x, w·y, w·x², w·x·y, w·y² of centred numbers, the centre."""
     order = x[:, 0].double().argsort(stable=True)
     x, y = x[order, 0].double(), y[order, 0].double()
@@ -133,8 +134,9 @@ def _prefix_sums(x, y, weight):
 
 def run(models, description, starts, x, y, settings, max_steps, sample_weight, deadline, progress):
     """Train all runs; returns their :class:`Outcome`."""
-    inputs, targets, weight = _prepare(description, x, y, sample_weight)
-    runs = Runs(starts, settings, max_steps)
+    inputs, targets, weight = prepare(description, x, y, sample_weight)
+    n_projected = n_readout(description) if settings.variable_projection else 0
+    runs = Runs(starts, settings, max_steps, n_projected)
     n_runs, n_rows = len(starts), inputs.shape[0]
     reals = list(description.reals)
     if not description.net[0] < 2:
@@ -143,7 +145,7 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
     reals = torch.tensor(reals, dtype=torch.float64)
     piecewise = is_hinge_net(description) and n_rows > ROWS_TO_SUM_UP * description.net[3]
     if piecewise:
-        inputs, targets, centre = _prefix_sums(inputs, targets, weight)
+        inputs, targets, centre = prefix_sums(inputs, targets, weight)
         n_rows = 1  # all in one piece
     data = torch.tensor(
         [
@@ -224,13 +226,15 @@ def _run_alone(runs, index, model_at, n_rows, rows, deadline):
             parts.data_ptr(),
             0 if ask is None else n_pieces,
         )
+        of_trial = ask in (k.LOSS, k.READOUT)
         if ask == k.DONE or (
-            ask != k.LOSS and deadline is not None and time.perf_counter() > deadline
+            not of_trial and deadline is not None and time.perf_counter() > deadline
         ):
             break
-        theta = state[p : 2 * p] if ask == k.LOSS else state[:p]
+        theta = state[p : 2 * p] if of_trial else state[:p]
+        at = p - int(runs.choices[3]) if ask == k.READOUT else 0
 
-        def evaluate(piece, ask=ask, theta=theta):
+        def evaluate(piece, ask=ask, theta=theta, at=at):
             k.lm_piece(
                 ask,
                 *model_at,
@@ -238,6 +242,7 @@ def _run_alone(runs, index, model_at, n_rows, rows, deadline):
                 parts[piece].data_ptr(),
                 piece * rows,
                 min(n_rows, (piece + 1) * rows),
+                at,
             )
 
         pool.run_pieces(evaluate, n_pieces)

@@ -12,10 +12,11 @@ sorted the sums are differences of prefix sums, taken about the means of x and y
 compensated. What is left of rounding is about ε·Var(y) in the loss: a fit with residuals below
 1e-7 of y's deviation is at the end of what these sums can tell.
 
-The seam: `prepare` once a data set, then `value_and_gradient` (an inner function, for the loop of
-`training`) or `least_squares_step` (its entry point) once a step. Parameters are one flat float64
-vector, W row by row and then b, layer after layer, as `nn.Linear` holds them; a layer without bias
-keeps its zeros, and the caller ignores their gradient.
+Points on a breakpoint are a segment of their own, for there the derivative is that of z = 0.
+
+The seam: :class:`FullBatch` once a data set, then :func:`of_sums` in the loop of `training`, or
+`FullBatch.value_and_gradient`. Parameters are one flat vector, W row by row and then b, layer after
+layer, as `nn.Linear` holds them; the arithmetic is in float64, on zeros where there is no bias.
 """
 
 import numpy as np
@@ -25,6 +26,20 @@ from .jit import array_at, entry, inner, inner_in_order
 
 MOMENTS = 6
 """Sums kept for every prefix: of 1, x, x², y, xy and y², with x and y about their means."""
+
+LEAST_LOSS = 1e-10
+"""Of the variance of y: below, rounding of the sums would show in the gradient."""
+
+
+def applies(n_points, widths):
+    """Whether the sums are cheaper than the points: the segments are about as many as the units,
+    and each costs as much as all parameters."""
+    n_units = sum(widths[1:-1])
+    return n_points >= POINTS_PER_UNIT * n_units + n_units * n_units
+
+
+POINTS_PER_UNIT = 16
+"""From here on the sums are the cheaper ones, whatever the depth."""
 
 
 @inner_in_order
@@ -45,12 +60,12 @@ def _prefix_sums(x, y, mean_x, mean_y, prefix):
 
 
 @inner
-def _below(x, t):
-    """How many of the sorted x are at most t."""
+def _count(x, t, inclusive):
+    """How many of the sorted x are below t, or at most t."""
     low, high = 0, x.size
     while low < high:
         middle = (low + high) // 2
-        if x[middle] <= t:
+        if x[middle] < t or (inclusive and x[middle] == t):
             low = middle + 1
         else:
             high = middle
@@ -197,31 +212,86 @@ def value_and_gradient(theta, widths, alpha, x, prefix, mean_x, mean_y, gradient
     edges = _cut_segments(theta, widths, alpha, x[0], x[n - 1])
     loss = 0.0
     first = 0
-    for s in range(edges.size - 1):
-        last = n if s == edges.size - 2 else _below(x, edges[s + 1])
-        if last <= first:
-            continue
-        m = 0.5 * (edges[s] + edges[s + 1])
-        out = _forward_line(theta, widths, alpha, m, values, slopes, factors)
-        i, j = np.uintp(first * MOMENTS), np.uintp(last * MOMENTS)
-        s1, sx = prefix[j] - prefix[i], prefix[j + np.uintp(1)] - prefix[i + np.uintp(1)]
-        sxx = prefix[j + np.uintp(2)] - prefix[i + np.uintp(2)]
-        sy = prefix[j + np.uintp(3)] - prefix[i + np.uintp(3)]
-        sxy = prefix[j + np.uintp(4)] - prefix[i + np.uintp(4)]
-        syy = prefix[j + np.uintp(5)] - prefix[i + np.uintp(5)]
-        # about the segment's own means: what is subtracted below is then small
-        ax, ay = sx / s1, sy / s1
-        cxx, cxy, cyy = sxx - ax * sx, sxy - ax * sy, syy - ay * sy
-        p = slopes[out]
-        # f − y at the mean point, and the mean point's distance from m
-        distance = (ax + mean_x) - m
-        off = values[out] + p * distance - (ay + mean_y)
-        loss += s1 * off * off + max(cyy - p * (2.0 * cxy - p * cxx), 0.0)
-        g0 = 2.0 * s1 * off / n
-        g1 = 2.0 * (p * cxx - cxy) / n + g0 * distance
-        _add_gradient(theta, widths, values, slopes, factors, g0, g1, u, gradient)
-        first = last
+    for s in range(edges.size):
+        for on_edge in (False, True):
+            last = _count(x, edges[s], on_edge)
+            if last <= first:
+                continue
+            m = edges[s] if on_edge else 0.5 * (edges[s - 1] + edges[s])
+            out = _forward_line(theta, widths, alpha, m, values, slopes, factors)
+            i, j = np.uintp(first * MOMENTS), np.uintp(last * MOMENTS)
+            s1, sx = prefix[j] - prefix[i], prefix[j + np.uintp(1)] - prefix[i + np.uintp(1)]
+            sxx = prefix[j + np.uintp(2)] - prefix[i + np.uintp(2)]
+            sy = prefix[j + np.uintp(3)] - prefix[i + np.uintp(3)]
+            sxy = prefix[j + np.uintp(4)] - prefix[i + np.uintp(4)]
+            syy = prefix[j + np.uintp(5)] - prefix[i + np.uintp(5)]
+            # about the segment's own means: what is subtracted below is then small
+            ax, ay = sx / s1, sy / s1
+            cxx, cxy, cyy = sxx - ax * sx, sxy - ax * sy, syy - ay * sy
+            p = slopes[out]
+            # f − y at the mean point, and the mean point's distance from m
+            distance = (ax + mean_x) - m
+            off = values[out] + p * distance - (ay + mean_y)
+            loss += s1 * off * off + max(cyy - p * (2.0 * cxy - p * cxx), 0.0)
+            g0 = 2.0 * s1 * off / n
+            g1 = 2.0 * (p * cxx - cxy) / n + g0 * distance
+            _add_gradient(theta, widths, values, slopes, factors, g0, g1, u, gradient)
+            first = last
     return loss / n
+
+
+@inner
+def _copy_layers(widths, has_bias, source, target, to_wide):
+    """Between parameters as the module has them and the same with zeros for absent biases."""
+    narrow = wide = 0
+    for layer in range(widths.size - 1):
+        n_weights = widths[layer] * widths[layer + 1]
+        n = n_weights + (widths[layer + 1] if has_bias else 0)
+        for e in range(n):
+            if to_wide:
+                target[wide + e] = source[narrow + e]
+            else:
+                target[narrow + e] = source[wide + e]
+        narrow += n
+        wide += n_weights + widths[layer + 1]
+
+
+@inner
+def of_sums(data_at, n, widths, has_bias, alpha, theta, grad):
+    """The sum of squares over all points; its gradient, divided by their number, into ``grad``.
+
+    −1 where the loss is too small for sums to tell, or NaN; ``grad`` is then left alone.
+
+    Args:
+        data_at: Address of :attr:`FullBatch.data`.
+        n: Points.
+        widths: Of all layers, int64.
+        has_bias: Of all layers.
+        alpha: Slope of the activation where it is inactive.
+        theta: The module's parameters, in its dtype.
+        grad: Shape of theta.
+    """
+    x, prefix = (
+        array_at(data_at, n, np.float64),
+        array_at(data_at + 8 * n, (n + 1) * MOMENTS, np.float64),
+    )
+    means = array_at(data_at + 8 * (n + (n + 1) * MOMENTS), 2, np.float64)
+    n_wide = 0
+    for layer in range(widths.size - 1):
+        n_wide += widths[layer + 1] * (widths[layer] + 1)
+    wide, gradient = np.zeros(n_wide), np.empty(n_wide)
+    _copy_layers(widths, has_bias, theta, wide, True)
+    loss = value_and_gradient(wide, widths, alpha, x, prefix, means[0], means[1], gradient)
+    if not loss * n >= LEAST_LOSS * prefix[n * MOMENTS + 5]:
+        return -1.0
+    _copy_layers(widths, has_bias, gradient, grad, False)
+    return loss * n
+
+
+@inner
+def no_sums(data_at, n, widths, has_bias, alpha, theta, grad):
+    """What stands for :func:`of_sums` in the loop of a model that has none."""
+    return -1.0
 
 
 @entry
@@ -236,21 +306,12 @@ def _prepare(real):
 @entry
 def _step(real):
     def least_squares_step(
-        theta_at, n_theta, widths_at, n_widths, alpha, x_at, n, prefix_at, mean_x, mean_y,
-        loss_at, gradient_at,
-    ):  # fmt: skip
-        theta = array_at(theta_at, n_theta, np.float64)
+        data_at, n, widths_at, n_widths, has_bias, alpha, theta_at, n_theta, loss_at, grad_at
+    ):
+        widths = array_at(widths_at, n_widths, np.int64)
+        theta, grad = array_at(theta_at, n_theta, real), array_at(grad_at, n_theta, real)
         loss = array_at(loss_at, 1, np.float64)
-        loss[0] = value_and_gradient(
-            theta,
-            array_at(widths_at, n_widths, np.int64),
-            alpha,
-            array_at(x_at, n, np.float64),
-            array_at(prefix_at, (n + 1) * MOMENTS, np.float64),
-            mean_x,
-            mean_y,
-            array_at(gradient_at, n_theta, np.float64),
-        )
+        loss[0] = of_sums(data_at, n, widths, has_bias != 0, alpha, theta, grad)
 
     return least_squares_step
 
@@ -258,33 +319,38 @@ def _step(real):
 class FullBatch:
     """The sums of one data set, for any number of steps of any number of nets.
 
+    Attribute ``data``: sorted x [N], prefix sums [N + 1, 6], the two means; float64.
+
     Args:
-        x: Points, float64. Shape ``[N]``, N ≥ 1, finite.
-        y: Targets, float64. Shape ``[N]``, finite.
+        x: Points, of any shape with N ≥ 1 numbers, finite.
+        y: Targets, likewise.
     """
 
     def __init__(self, x, y):
-        self.x, order = torch.sort(x.detach().reshape(-1).double(), stable=True)
+        x, order = torch.sort(x.detach().reshape(-1).double(), stable=True)
         y = y.detach().reshape(-1).double()[order].contiguous()
-        self.mean_x, self.mean_y = self.x.mean().item(), y.mean().item()
-        n = len(self.x)
-        self.prefix = torch.empty((n + 1) * MOMENTS, dtype=torch.float64)
-        _prepare[torch.float64](
-            self.x.data_ptr(), y.data_ptr(), n, self.mean_x, self.mean_y, self.prefix.data_ptr()
-        )
+        self.n = len(x)
+        self.data = torch.empty(self.n + (self.n + 1) * MOMENTS + 2, dtype=torch.float64)
+        self.data[: self.n] = x
+        # NumPy's sums do not depend on the number of threads
+        means = [float(np.mean(t.numpy())) for t in (x, y)]
+        self.data[-2], self.data[-1] = means
+        prefix_at = self.data.data_ptr() + 8 * self.n
+        _prepare[torch.float64](x.data_ptr(), y.data_ptr(), self.n, *means, prefix_at)
 
-    def value_and_gradient(self, theta, widths, alpha):
-        """Loss and gradient of one net: a tensor of one number, and one of the shape of theta.
+    def value_and_gradient(self, theta, widths, alpha, has_bias=True):
+        """Loss and gradient of one net: a tensor of one number, and one like theta; the loss is
+        negative where it is too small for sums to tell.
 
         Args:
-            theta: Flat parameters, float64.
+            theta: Flat parameters, float32 or float64.
             widths: Of all layers, int64, ``[1, H₁, …, 1]``.
             alpha: Slope of the activation where it is inactive.
+            has_bias: Whether theta has biases.
         """
-        loss, gradient = torch.empty(1, dtype=torch.float64), torch.empty_like(theta)
-        _step[torch.float64](
-            theta.data_ptr(), len(theta), widths.data_ptr(), len(widths), alpha,
-            self.x.data_ptr(), len(self.x), self.prefix.data_ptr(), self.mean_x, self.mean_y,
-            loss.data_ptr(), gradient.data_ptr(),
+        loss, grad = torch.empty(1, dtype=torch.float64), torch.empty_like(theta)
+        _step[theta.dtype](
+            self.data.data_ptr(), self.n, widths.data_ptr(), len(widths), has_bias, alpha,
+            theta.data_ptr(), len(theta), loss.data_ptr(), grad.data_ptr(),
         )  # fmt: skip
-        return loss, gradient
+        return loss / self.n, grad

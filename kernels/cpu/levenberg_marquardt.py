@@ -29,6 +29,7 @@ from .lm_steps import (  # noqa: F401  callers read a state by these names
     NORMAL,
     PHASE,
     QR,
+    READOUT,
     REASON,
     REASONS,
     SOLVER,
@@ -59,12 +60,12 @@ def _load(at, wide, n_columns, first, n, tile):
 
 
 @inner
-def _evaluate(ask, net, reals, theta, p, data, first, last, factor, rotated):
+def _evaluate(ask, net, reals, theta, p, data, first, last, at, factor, rotated):
     """The sum of squares of some rows; adds their JᵀJ and Jᵀr, or folds them into R and Qᵀr.
 
-    ``data``: address of x, whether it is float64, the same of y, address of the roots of the rows'
-    weights; or, for segments, x sorted in float64, 1, prefix sums, 1, 0, the number of rows and
-    the address of the centre.
+    Of R only the columns from ``at`` on. ``data``: address of x, whether it is float64, the same of
+    y, address of the roots of the rows' weights; or, for segments, x sorted in float64, 1, prefix
+    sums, 1, 0, the number of rows and the address of the centre.
     """
     ld = padded(p)
     if data[5] != 0:
@@ -77,6 +78,7 @@ def _evaluate(ask, net, reals, theta, p, data, first, last, factor, rotated):
             theta,
             p,
             ld,
+            at,
             array_at(data[0], data[5], np.float64),
             array_at(data[2], N_SUMS * (data[5] + 1), np.float64),
             array_at(data[6], 2, np.float64),
@@ -115,7 +117,17 @@ def _evaluate(ask, net, reals, theta, p, data, first, last, factor, rotated):
                 add_gram(rows, TILE, n, ld, factor)
                 add_products(rows, TILE, n, p, residual, rotated)
             else:
-                fold(rows, TILE, n, p, ld, residual, factor, rotated, False)
+                fold(
+                    rows[at * TILE :],
+                    TILE,
+                    n,
+                    p - at,
+                    ld,
+                    residual,
+                    factor[at * ld + at :],
+                    rotated[at:],
+                    False,
+                )
     return total
 
 
@@ -162,7 +174,7 @@ def _lm_run(
     """
     net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
     data = array_at(data_at, 7, np.int64)
-    limits, choices = array_at(limits_at, 5, np.float64), array_at(choices_at, 3, np.int64)
+    limits, choices = array_at(limits_at, 5, np.float64), array_at(choices_at, 4, np.int64)
     state, counters = (
         array_at(state_at, 3 * p + N_NUMBERS, np.float64),
         array_at(counters_at, N_COUNTERS, np.int64),
@@ -171,39 +183,58 @@ def _lm_run(
     ld = padded(p)
     factor, rotated, damped = np.zeros(ld * ld), np.zeros(ld), np.zeros(ld * ld)
     part, part_rotated = np.zeros(ld * ld), np.zeros(ld)
+    # a trial needs the factor at θ again if it is refused
+    readout, readout_rotated = np.zeros(ld * ld), np.zeros(ld)
     ask = counters[PHASE]
     if ask == START:
         ask = advance(p, limits, choices, state, counters, history, factor, rotated, damped)
     while ask != DONE:
-        if ask != LOSS:
+        if ask in (NORMAL, QR):
             budget -= 1
             if budget < 0:
                 return
-        theta = state[p : 2 * p] if ask == LOSS else state[:p]
+        theta = state[p : 2 * p] if ask in (LOSS, READOUT) else state[:p]
+        at = p - choices[3] if ask == READOUT else 0
+        whole, whole_rotated = (readout, readout_rotated) if ask == READOUT else (factor, rotated)
         total = 0.0
         for first in range(0, n_rows, rows_per_piece):
             last = min(n_rows, first + rows_per_piece)
             if ask != LOSS:
                 all_zero(part)
                 all_zero(part_rotated)
-            total += _evaluate(ask, net, reals, theta, p, data, first, last, part, part_rotated)
+            total += _evaluate(ask, net, reals, theta, p, data, first, last, at, part, part_rotated)
             if ask != LOSS:
-                _combine(ask, first == 0, p, part, part_rotated, factor, rotated)
+                _combine(ask, first == 0, p, part, part_rotated, whole, whole_rotated)
         state[3 * p + DELIVERED] = total
-        ask = advance(p, limits, choices, state, counters, history, factor, rotated, damped)
+        ask = advance(p, limits, choices, state, counters, history, whole, whole_rotated, damped)
     if factor_at != 0:
         array_at(factor_at, ld * ld, np.float64)[:] = factor
 
 
-def _lm_piece(ask, net_at, n_net, reals_at, n_reals, p, data_at, theta_at, part_at, first, last):
-    """Evaluate some rows; writes JᵀJ or R [ld, ld], Jᵀr or Qᵀr [ld] and the sum of squares."""
+def _lm_piece(
+    ask, net_at, n_net, reals_at, n_reals, p, data_at, theta_at, part_at, first, last, at
+):
+    """Evaluate some rows; writes JᵀJ or R [ld, ld], Jᵀr or Qᵀr [ld] and the sum of squares.
+
+    R has the columns from ``at`` on alone.
+    """
     net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
     data, theta = array_at(data_at, 7, np.int64), array_at(theta_at, p, np.float64)
     ld = padded(p)
     part = array_at(part_at, ld * ld + ld + 1, np.float64)
     all_zero(part)
     part[ld * ld + ld] = _evaluate(
-        ask, net, reals, theta, p, data, first, last, part[: ld * ld], part[ld * ld : ld * ld + ld]
+        ask,
+        net,
+        reals,
+        theta,
+        p,
+        data,
+        first,
+        last,
+        at,
+        part[: ld * ld],
+        part[ld * ld : ld * ld + ld],
     )
 
 
@@ -212,9 +243,9 @@ def _lm_advance(
 ):
     """Combine what the pieces wrote and advance; returns what is asked for next.
 
-    ``factor_at``: [ld, ld] and [ld], kept between calls.
+    ``factor_at``: [ld, ld] and [ld], kept between calls. Each part is what ``lm_piece`` writes.
     """
-    limits, choices = array_at(limits_at, 5, np.float64), array_at(choices_at, 3, np.int64)
+    limits, choices = array_at(limits_at, 5, np.float64), array_at(choices_at, 4, np.int64)
     state, counters = (
         array_at(state_at, 3 * p + N_NUMBERS, np.float64),
         array_at(counters_at, N_COUNTERS, np.int64),
@@ -223,12 +254,14 @@ def _lm_advance(
     ld = padded(p)
     size = ld * ld + ld + 1
     kept = array_at(factor_at, ld * ld + ld, np.float64)
+    if counters[PHASE] == READOUT:
+        kept = np.zeros(ld * ld + ld)
     factor, rotated, damped = kept[: ld * ld], kept[ld * ld :], np.zeros(ld * ld)
     total = 0.0
     for i in range(n_parts):
         part = array_at(parts_at + 8 * size * i, size, np.float64)
         total += part[ld * ld + ld]
-        if counters[PHASE] == NORMAL or counters[PHASE] == QR:
+        if counters[PHASE] != LOSS:
             _combine(
                 counters[PHASE],
                 i == 0,

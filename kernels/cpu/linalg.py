@@ -10,7 +10,10 @@ import math
 
 import numpy as np
 
-from .jit import inner, wide_vectors
+from .jit import _compile, array_at, inner, wide_vectors
+
+UNSEEN = 1e-10
+"""Singular values below, of a matrix with columns of norm 1, count as 0."""
 
 
 @inner
@@ -192,6 +195,62 @@ def solve_upper(matrix, p, ld, b):
         for k in range(i + 1, p):
             total += row[k] * b[k]
         b[i] = (b[i] - total) / row[i]
+
+
+@inner
+def solve_damped(factor, p, ld, scale, roots, damped, step):
+    """step ← argmin_s ‖R·D⁻¹·s − step‖² + ‖diag(roots)·s‖², D = diag(scale).
+
+    Returns how much of ‖step‖² that takes away from both; ``damped`` is left with the triangular
+    factor.
+    """
+    rows, below = np.zeros(ld * ld), np.zeros(p)
+    for i in range(p):
+        row, out = factor[i * ld :][:p], damped[i * ld :][:p]
+        for j in range(i, p):
+            out[j] = row[j] / scale[j]
+        rows[i * ld + i] = roots[i]
+    fold(rows, ld, p, p, ld, below, damped, step, True)
+    inside = dot(step[:p], step[:p])
+    solve_upper(damped, p, ld, step)
+    return inside
+
+
+@inner
+def least_squares(factor, rotated, p, ld, x):
+    """x ← argmin ‖R·x − z‖², R upper triangular; of directions that R does not see, nearly 0."""
+    scale, roots, damped = np.empty(p), np.empty(p), np.empty(ld * ld)
+    for j in range(p):
+        total = 0.0
+        for i in range(j + 1):
+            total += factor[i * ld + j] ** 2
+        scale[j] = math.sqrt(total) if total > 0 else 1.0
+        roots[j] = UNSEEN
+        x[j] = rotated[j]
+    solve_damped(factor, p, ld, scale, roots, damped, x)
+    for j in range(p):
+        x[j] /= scale[j]
+
+
+def _linalg_least_squares(matrices_at, targets_at, n_sets, n_rows, p, solutions_at, errors_at):
+    """Least squares of many matrices [p, n_rows], column by column, and targets [n_rows].
+
+    Writes solutions [p] and sums of squares; destroys the matrices and targets.
+    """
+    solutions = array_at(solutions_at, n_sets * p, np.float64)
+    errors = array_at(errors_at, n_sets, np.float64)
+    factor, rotated = np.empty(p * p), np.empty(p)
+    for i in range(n_sets):
+        matrix = array_at(matrices_at + 8 * i * p * n_rows, p * n_rows, np.float64)
+        target = array_at(targets_at + 8 * i * n_rows, n_rows, np.float64)
+        all_zero(factor)
+        all_zero(rotated)
+        fold(matrix, n_rows, n_rows, p, p, target, factor, rotated, False)
+        least_squares(factor, rotated, p, p, solutions[i * p : (i + 1) * p])
+        errors[i] = dot(target, target)
+
+
+linalg_least_squares = _compile(lambda real: _linalg_least_squares, np.float64, ())
 
 
 @inner

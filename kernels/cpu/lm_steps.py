@@ -1,14 +1,29 @@
-"""The solver of Levenberg–Marquardt as a state machine, see `levenberg_marquardt.py`."""
+"""The solver of Levenberg–Marquardt as a state machine, see `levenberg_marquardt.py`.
+
+Variable projection (Golub and Pereyra 1973, with Kaufman's Jacobian of 1975): f = Φ(α)·β is linear
+in the last parameters β. A step in which they are not damped moves α as the step of the residual
+(I − ΦΦ⁺)·y with the Jacobian (I − ΦΦ⁺)·∂(Φβ)/∂α, for β takes up what is in the span of Φ (Ruhe and
+Wedin 1980, SIAM Review 22). Then β is solved for anew, with Φ at the new α, before the loss is
+taken.
+"""
 
 import math
 
 import numpy as np
 
 from .jit import inner
-from .linalg import cholesky, dot, fold, solve_lower, solve_lower_transposed, solve_upper
+from .linalg import (
+    cholesky,
+    dot,
+    least_squares,
+    solve_damped,
+    solve_lower,
+    solve_lower_transposed,
+)
 
-NORMAL, QR, LOSS, DONE, START = 0, 1, 2, 3, 4
-"""What :func:`advance` asks for: JᵀJ, R, a loss, nothing more; and where it begins."""
+NORMAL, QR, LOSS, DONE, START, READOUT = 0, 1, 2, 3, 4, 5
+"""What :func:`advance` asks for: JᵀJ, R, a loss, nothing more; where it begins; and R of the
+read-out's columns alone. A loss and a read-out are those of the trial, the others those of θ."""
 
 SOLVERS = ("cholesky", "qr", "auto")
 """Choices of the solver; the code is the position."""
@@ -57,18 +72,20 @@ def _column_norms_and_gradient(ask, p, factor, rotated, norms, gradient):
 
 
 @inner
-def _solve(solver, p, damping, scale, factor, rotated, damped, step):
-    """The step at one damping.
+def _solve(solver, p, n_damped, damping, scale, factor, rotated, damped, step):
+    """The step at one damping of the first ``n_damped`` parameters; the others are free.
 
-    Returns the predicted reduction of the sum of squares and ‖D·p‖; −1 twice where Cholesky fails.
+    Returns the predicted reduction of the sum of squares and ‖D·p‖ of the damped parameters; −1
+    twice where Cholesky fails.
     """
     ld = padded(p)
+    least = MIN_DAMPING[solver]
     if solver == NORMAL:
         for i in range(p):
             row, out = factor[i * ld :][:p], damped[i * ld :][:p]
             for j in range(i + 1):
                 out[j] = row[j] / (scale[i] * scale[j])
-            out[i] += damping
+            out[i] += damping if i < n_damped else least
             step[i] = -rotated[i] / scale[i]
         if not cholesky(damped, p, ld):
             return -1.0, -1.0
@@ -76,17 +93,12 @@ def _solve(solver, p, damping, scale, factor, rotated, damped, step):
         inside = dot(step[:p], step[:p])
         solve_lower_transposed(damped, p, ld, step)
     else:
-        rows, below = np.zeros(ld * ld), np.zeros(p)
+        roots = np.empty(p)
         for i in range(p):
-            row, out = factor[i * ld :][:p], damped[i * ld :][:p]
-            for j in range(i, p):
-                out[j] = row[j] / scale[j]
-            rows[i * ld + i] = math.sqrt(damping)
+            roots[i] = math.sqrt(damping if i < n_damped else least)
             step[i] = -rotated[i]
-        fold(rows, ld, p, p, ld, below, damped, step, True)
-        inside = dot(step[:p], step[:p])
-        solve_upper(damped, p, ld, step)
-    norm = dot(step[:p], step[:p])
+        inside = solve_damped(factor, p, ld, scale, roots, damped, step)
+    norm = dot(step[:n_damped], step[:n_damped])
     for i in range(p):
         step[i] /= scale[i]
     return inside + damping * norm, math.sqrt(norm)
@@ -102,7 +114,10 @@ def _stop(counters, reason):
 @inner
 def _ask(counters, phase):
     counters[PHASE] = phase
-    counters[N_LOSSES if phase == LOSS else N_JACOBIANS] += 1
+    if phase == LOSS:
+        counters[N_LOSSES] += 1
+    elif phase != READOUT:
+        counters[N_JACOBIANS] += 1
     return phase
 
 
@@ -114,14 +129,22 @@ def _damp_more(numbers):
 
 @inner
 def _propose(p, limits, choices, state, counters, factor, rotated, damped):
-    """Try the next step: ask for its loss, or for QR, or give up."""
+    """Try the next step: ask for its loss, or first for its read-out, or for QR, or give up."""
     numbers = state[3 * p :]
     theta, trial, scale = state[:p], state[p : 2 * p], state[2 * p : 3 * p]
     step = np.empty(p)
     auto = choices[0] == 2 and counters[SOLVER] == NORMAL
     while True:
         predicted, norm = _solve(
-            counters[SOLVER], p, numbers[DAMPING], scale, factor, rotated, damped, step
+            counters[SOLVER],
+            p,
+            p - choices[3],
+            numbers[DAMPING],
+            scale,
+            factor,
+            rotated,
+            damped,
+            step,
         )
         if norm >= 0:
             break
@@ -142,7 +165,22 @@ def _propose(p, limits, choices, state, counters, factor, rotated, damped):
             return _ask(counters, QR)
         return _stop(counters, _XTOL)
     numbers[PREDICTED], numbers[STEP_NORM] = predicted, norm
-    return _ask(counters, LOSS)
+    return _ask(counters, READOUT if choices[3] > 0 else LOSS)
+
+
+@inner
+def _take_readout(p, choices, state, counters, factor, rotated):
+    """Variable projection: solve the read-out of the trial, the last ``choices[3]`` parameters."""
+    n, ld = choices[3], padded(p)
+    first = p - n
+    trial, correction = state[p : 2 * p], np.empty(n)
+    least_squares(factor[first * ld + first :], rotated[first:], n, ld, correction)
+    for i in range(n):
+        trial[first + i] -= correction[i]
+    if counters[N_JACOBIANS] > 0:
+        return _ask(counters, LOSS)
+    state[:p] = trial
+    return _ask(counters, counters[SOLVER])
 
 
 @inner
@@ -153,11 +191,17 @@ def _take_jacobian(p, limits, choices, state, counters, history, factor, rotated
     norms, gradient = np.empty(p), np.empty(p)
     _column_norms_and_gradient(counters[PHASE], p, factor, rotated, norms, gradient)
     slope = size = largest = 0.0
-    for j in range(p):
+    n_damped = p - choices[3]
+    for j in range(n_damped):
         largest = max(largest, scale[j], norms[j])
     for j in range(p):
-        # the floor holds where they are those θ_j that have next to no influence
-        scale[j] = max(scale[j], norms[j], limits[4] * largest)
+        if j < n_damped:
+            # the floor holds where they are those θ_j that have next to no influence
+            scale[j] = max(scale[j], norms[j], limits[4] * largest)
+        else:
+            scale[j] = norms[j]
+        if scale[j] == 0:
+            scale[j] = 1.0
         if norms[j] > 0:
             slope = max(slope, abs(gradient[j]) / norms[j])
         size += gradient[j] * gradient[j]
@@ -185,7 +229,7 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
     gain = (sse - new) / predicted if predicted > 0 else 0.0
     accepted = gain > MIN_GAIN  # false for NaN
     size = 0.0
-    for i in range(p):
+    for i in range(p - choices[3]):
         size += (scale[i] * theta[i]) ** 2
     reason = 0
     if abs(sse - new) <= limits[0] * sse and predicted <= limits[0] * sse and gain <= 2:
@@ -223,19 +267,25 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
 
 @inner
 def advance(p, limits, choices, state, counters, history, factor, rotated, damped):
-    """Take what was asked for and say what is needed next: NORMAL, QR, LOSS or DONE.
+    """Take what was asked for and say what is needed next: NORMAL, QR, LOSS, READOUT or DONE.
 
     ``limits``: ftol, xtol, gtol, first damping, floor of the scale. ``choices``: solver, max_steps,
-    max_attempts.
+    max_attempts, parameters of the read-out to project out or 0. ``factor`` and ``rotated`` are
+    those of the last Jacobian, and those asked for where that was a read-out.
     ``history`` [max_steps + 1, 2]: sum of squares and ‖∇‖ before every step.
     """
     if counters[PHASE] == START:
         numbers = state[3 * p :]
         numbers[DAMPING], numbers[GROWTH] = limits[3], 2.0
         counters[SOLVER] = QR if choices[0] == 1 else NORMAL
+        if choices[3] > 0:
+            state[p : 2 * p] = state[:p]
+            return _ask(counters, READOUT)
         return _ask(counters, counters[SOLVER])
     if counters[PHASE] == DONE:
         return DONE
+    if counters[PHASE] == READOUT:
+        return _take_readout(p, choices, state, counters, factor, rotated)
     if counters[PHASE] == LOSS:
         return _take_loss(p, limits, choices, state, counters, history, factor, rotated, damped)
     return _take_jacobian(p, limits, choices, state, counters, history, factor, rotated, damped)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..runs import LOSSES, OPTIMIZERS
-from . import pool
+from . import least_squares, pool
 from .training import RUN
 from .verbs import VERBS, trainer_of
 
@@ -28,6 +28,7 @@ class Runs:
             problem.own, key=lambda i: (kinds.index(problem.structures[i].kind), -sizes[i])
         )
         self._alive = []  # what only the records point to
+        self._sums = None  # of the data, made when a model wants them
         self._records = np.zeros(len(self._models), RUN)
         if self._models:
             self._fill()
@@ -73,6 +74,9 @@ class Runs:
         for structure, group in places.items():
             for name, value in self._of_structure(structure, group[0]).items():
                 records[name][group] = value
+        for record, i in zip(records, self._models, strict=True):
+            if p.univariate[i] is not None:
+                self._fill_sums(record, i)
 
     def _of_structure(self, structure, place):
         """The fields that the structure of the model in that place decides."""
@@ -93,6 +97,23 @@ class Runs:
         fields["n_kept"] = verbs.n_kept(structure.sizes, n_in)
         fields["draws"] = structure.draws
         return fields
+
+    def _fill_sums(self, record, i):
+        """Have the steps take sums of all rows, where the model and the settings allow it."""
+        p, net = self._problem, self._problem.univariate[i]
+        whole = p.batch_rows == len(p.x) and p.loss == "mse" and p.weight is None
+        if not whole or not least_squares.applies(p.x.numel(), net.widths):
+            return
+        if self._sums is None:
+            if not bool(p.x.isfinite().all() & p.y.isfinite().all()):
+                return
+            self._sums = least_squares.FullBatch(p.x, p.y)
+        record["sums"] = self._sums.data.data_ptr()
+        widths = np.array(net.widths, np.int64)
+        self._alive.append(widths)
+        record["widths"] = widths.ctypes.data
+        record["n_widths"] = len(net.widths)
+        record["has_bias"], record["alpha"] = net.has_bias, net.negative_slope
 
     def _cut(self):
         """Tasks (kernel, first, last), each of one kind of model, the heaviest first."""

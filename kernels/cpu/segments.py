@@ -79,11 +79,12 @@ def _segment_rows(net, reals, theta, x, sums, centre, first, last, rows, at, res
 
 @inner
 def evaluate_segments(
-    ask, normal, loss, net, reals, theta, p, ld, x, sums, centre, factor, rotated
+    ask, normal, loss, net, reals, theta, p, ld, at, x, sums, centre, factor, rotated
 ):
     """The sum of squares of all rows; adds JᵀJ and Jᵀr, or folds the rows into R and Qᵀr.
 
-    ``sums`` [N_SUMS, N + 1]: prefix sums of what is centred at ``centre``.
+    Of R only the columns from ``at`` on. ``sums`` [N_SUMS, N + 1]: prefix sums of what is centred
+    at ``centre``.
     """
     n_hidden, bias = net[3], net[5]
     cuts = np.empty(n_hidden + 2, np.int64)
@@ -111,6 +112,16 @@ def evaluate_segments(
                 add_gram(rows, TILE, n, ld, factor)
                 add_products(rows, TILE, n, p, residual, rotated)
             elif ask != loss:
-                fold(rows, TILE, n, p, ld, residual, factor, rotated, False)
+                fold(
+                    rows[at * TILE :],
+                    TILE,
+                    n,
+                    p - at,
+                    ld,
+                    residual,
+                    factor[at * ld + at :],
+                    rotated[at:],
+                    False,
+                )
             n = 0
     return total

@@ -28,6 +28,7 @@ import numpy as np
 
 from ..runs import LOSSES, NO_PROGRESS, NOT_FINITE, OPTIMIZERS, RUNNING, STATE
 from .jit import array_at, entry, estimated_quotients, inner, wide_vectors
+from .least_squares import no_sums, of_sums
 from .shuffle import fill_order, step_key
 
 RUN = np.dtype(
@@ -49,6 +50,11 @@ RUN = np.dtype(
         ("segments", np.int64),  # [n_segments, 2] int64: the parameters that are trained
         ("sizes", np.int64),  # int64
         ("constants", np.int64),  # float64
+        ("sums", np.int64),  # FullBatch.data of a step that takes sums of all rows, or 0
+        ("widths", np.int64),  # int64: of the layers of such a net; as are the three that follow
+        ("n_widths", np.int64),
+        ("has_bias", np.int64),
+        ("alpha", np.float64),
         ("n_rows", np.int64),
         ("n_in", np.int64),  # numbers in a row of x
         ("n_out", np.int64),
@@ -258,17 +264,19 @@ def _named(function, name):
     return inner(function)
 
 
-def trainer(forward, backward, name):
+def trainer(forward, backward, name, has_sums):
     """The entry points of one kind of model: compute dtype to ``train(runs, first, last)``.
 
     Args:
         forward: Function of the scalar type that returns the verb.
         backward: The like.
         name: Distinguishes the compiled functions in the cache.
+        has_sums: Whether some of these models may take :func:`.least_squares.of_sums`.
     """
 
     def build(real):
         fwd, bwd = forward(real), backward(real)
+        sums = of_sums if has_sums else no_sums
 
         def validate(run, theta, sizes, constants, y_hat, dy, kept):
             x = array_at(run.val_x, run.n_val_rows * run.n_in, real)
@@ -301,6 +309,7 @@ def trainer(forward, backward, name):
             segments = array_at(run.segments, 2 * run.n_segments, np.int64)
             sizes = array_at(run.sizes, run.n_sizes, np.int64)
             constants = array_at(run.constants, run.n_constants, np.float64)
+            widths = array_at(run.widths, run.n_widths, np.int64)
             steps_per_epoch = (n_rows + batch_rows - 1) // batch_rows
             shuffle = run.shuffle != 0
 
@@ -339,9 +348,21 @@ def trainer(forward, backward, name):
                     scale = real(1 / (total_weight * n_out))
                     for e in range(grad.size):
                         grad[e] = 0
-                    loss = 0.0
+                    loss = -1.0
+                    if run.sums != 0:
+                        loss = sums(
+                            run.sums,
+                            n_rows * n_in,
+                            widths,
+                            run.has_bias != 0,
+                            run.alpha,
+                            theta,
+                            grad,
+                        )
+                    by_sums = loss >= 0
+                    loss = loss if by_sums else 0.0
                     key = step_key(run.seed, run.stream, state.step) if run.draws != 0 else 0
-                    for first in range(start, stop, block_rows):
+                    for first in range(start, start if by_sums else stop, block_rows):
                         rows = min(block_rows, stop - first)
                         if shuffle:
                             xb, yb = mixed_x[: rows * n_in], mixed_y[: rows * n_out]

@@ -46,12 +46,14 @@ class Verbs(NamedTuple):
         backward: The like.
         block_rows: Function of (sizes, n_in): most rows in a block.
         n_kept: Function of (sizes, n_in): numbers of scratch space that the verbs need.
+        has_sums: Whether there are univariate nets of straight pieces among them.
     """
 
     forward: object
     backward: object
     block_rows: object
     n_kept: object
+    has_sums: bool = False
 
 
 @inner
@@ -264,10 +266,10 @@ def _none_kept(sizes, n_in):
 
 VERBS = {
     "sine_sum": Verbs(_sine_forward, _sine_backward, _sine_block_rows, _sine_n_kept),
-    "elementwise_mlp": Verbs(_subnet_forward, _subnet_backward, _many_rows, _none_kept),
+    "elementwise_mlp": Verbs(_subnet_forward, _subnet_backward, _many_rows, _none_kept, True),
     "additive_mlp": Verbs(_additive_forward, _additive_backward, _many_rows, _none_kept),
-    "dense": Verbs(dense_forward, dense_backward, _many_rows, _none_kept),
-    "mlp": Verbs(mlp_forward, mlp_backward, _many_rows, _none_kept),
+    "dense": Verbs(dense_forward, dense_backward, _many_rows, _none_kept, True),
+    "mlp": Verbs(mlp_forward, mlp_backward, _many_rows, _none_kept, True),
 }
 """Every model by the name of its op. ``sizes`` and ``constants``, in the order of the verbs:
 
@@ -285,4 +287,4 @@ VERBS = {
 def trainer_of(kind):
     """Compute dtype to the compiled trainer of one kind of model."""
     verbs = VERBS[kind]
-    return trainer(verbs.forward, verbs.backward, kind)
+    return trainer(verbs.forward, verbs.backward, kind, verbs.has_sums)

@@ -82,7 +82,7 @@ class Piece:
         part = torch.full((self.ld**2 + self.ld + 1,), float("nan"), dtype=torch.float64)
         kernels.lm_piece(
             ask, self.net.data_ptr(), len(self.net), self.reals.data_ptr(), len(self.reals), self.p,
-            self.data.data_ptr(), self.theta.data_ptr(), part.data_ptr(), first, last,
+            self.data.data_ptr(), self.theta.data_ptr(), part.data_ptr(), first, last, 0,
         )  # fmt: skip
         matrix = part[: self.ld**2].view(self.ld, self.ld)[: self.p, : self.p]
         return matrix, part[self.ld**2 :][: self.p], part[-1]
