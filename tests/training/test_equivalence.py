@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import fastmlp
+from fastmlp.training import first_order
 
 N_ROWS, BATCH, EPOCHS = 24, 8, 100  # 300 steps
 LOSSES = {
@@ -208,7 +209,7 @@ def test_dropout_has_the_masks_of_the_torch_loop(backend, name):
     assert (result.train_loss - result.val_loss).abs().min() > 0
 
 
-def test_triton_trains_a_model_alike_whatever_the_others():
+def test_triton_trains_a_model_alike_whatever_the_others_and_the_launches(monkeypatch):
     pytest.importorskip("triton")
     device = "cuda" if ON_DEVICE else "cpu"
     x, y = (t.to(device) for t in data_for(fastmlp.MLP(3, 4, 3), torch.float32))
@@ -221,6 +222,9 @@ def test_triton_trains_a_model_alike_whatever_the_others():
     with fastmlp.backend("triton"):
         options = {"epochs": 1, "batch_size": 5, "progress": False}
         fastmlp.fit(models, x, y, seed=seeds, **options)
+        # the others in one launch, these step by step
+        monkeypatch.setattr(first_order, "FIRST_STEPS", 1)
+        monkeypatch.setattr(first_order, "LAUNCH_SECONDS", 1e-9)
         for model, seed in zip(alone, (1, 5), strict=True):
             fastmlp.fit(model, x, y, seed=[seed], **options)
     for trained, again in zip((models[0], models[-1]), alone, strict=True):
