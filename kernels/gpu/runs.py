@@ -1,5 +1,7 @@
 """The runs of many models: one launch for each structure, one program for each model."""
 
+import contextlib
+
 import numpy as np
 import torch
 import triton
@@ -92,24 +94,44 @@ class Runs:
         weight_stride = 0
         if p.weight is not None and len(p.weight) > 1:
             weight_stride = p.weight.shape[1]
-        with device_of(p.x):
-            for verb, draws, places, one in self._groups:
+        with device_of(p.x), side_by_side(p.x, len(self._groups)) as streams:
+            for (verb, draws, places, one), stream in zip(self._groups, streams, strict=True):
                 n_parameters = int(p.offsets[one + 1] - p.offsets[one])
-                train_kernel[(len(places),)](
-                    p.theta, p.moment1, p.moment2, p.theta if p.best is None else p.best,
-                    self._grad, self._trained, self._starts, places, p.x, p.y, p.weight, p.val_x,
-                    p.val_y, states, self._hyper, rates, self._seeds, self._streams,
-                    self._train_loss, self._val_loss, n_parameters, len(p.x), p.y[0].numel(),
-                    0 if p.val_x is None else len(p.val_x), p.batch_rows, weight_stride, p.epochs,
-                    first_epoch, rates.shape[1], stop_step, p.patience or 0,
-                    MODEL=verb.function, UPDATE=OPTIMIZERS[p.optimizer], LOSS=p.loss,
-                    SHUFFLE=p.shuffle, DRAWS=draws, SIZES=verb.sizes, CONSTANTS=verb.constants,
-                    COMPUTE=compute, BLOCK=min(BLOCK, triton.next_power_of_2(n_parameters)),
-                    num_warps=verb.warps,
-                )  # fmt: skip
+                with stream:
+                    train_kernel[(len(places),)](
+                        p.theta, p.moment1, p.moment2, p.theta if p.best is None else p.best,
+                        self._grad, self._trained, self._starts, places, p.x, p.y, p.weight,
+                        p.val_x, p.val_y, states, self._hyper, rates, self._seeds, self._streams,
+                        self._train_loss, self._val_loss, n_parameters, len(p.x), p.y[0].numel(),
+                        0 if p.val_x is None else len(p.val_x), p.batch_rows, weight_stride,
+                        p.epochs, first_epoch, rates.shape[1], stop_step, p.patience or 0,
+                        MODEL=verb.function, UPDATE=OPTIMIZERS[p.optimizer], LOSS=p.loss,
+                        SHUFFLE=p.shuffle, DRAWS=draws, SIZES=verb.sizes,
+                        CONSTANTS=verb.constants, COMPUTE=compute,
+                        BLOCK=min(BLOCK, triton.next_power_of_2(n_parameters)),
+                        num_warps=verb.warps,
+                    )  # fmt: skip
         states = states.cpu().numpy()
         for column, name in enumerate(STATE.names):
             p.states[name] = states[:, column]
         p.train_loss[:] = self._train_loss.cpu().numpy()
         if p.val_loss is not None:
             p.val_loss[:] = self._val_loss.cpu().numpy()
+
+
+@contextlib.contextmanager
+def side_by_side(x, n):
+    """Contexts for ``n`` launches that do not wait for each other; what follows waits for all.
+
+    A structure of a few models leaves most of a device idle.
+    """
+    if not x.is_cuda:
+        yield [contextlib.nullcontext()] * n
+        return
+    current = torch.cuda.current_stream()
+    streams = [torch.cuda.Stream() for _ in range(n)]
+    for stream in streams:
+        stream.wait_stream(current)
+    yield [torch.cuda.stream(stream) for stream in streams]
+    for stream in streams:
+        current.wait_stream(stream)

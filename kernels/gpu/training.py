@@ -133,7 +133,13 @@ def batch_weight(weight_ptr, keys, first, stop, n_rows, SHUFFLE: tl.constexpr, B
         return total
 
 
-@triton.jit
+# a kernel would be compiled anew for a number that is 1 or a multiple of 16
+@triton.jit(
+    do_not_specialize=[
+        "n_parameters", "n_rows", "n_out", "n_val_rows", "batch_rows", "weight_stride", "n_epochs",
+        "first_epoch", "n_rates", "stop_step", "patience",
+    ]
+)  # fmt: skip
 def train_kernel(
     theta_ptr, moment1_ptr, moment2_ptr, best_ptr, grad_ptr, trained_ptr, starts_ptr, models_ptr,
     x_ptr, y_ptr, weight_ptr, val_x_ptr, val_y_ptr, state_ptr, hyper_ptr, rates_ptr, seeds_ptr,

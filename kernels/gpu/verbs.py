@@ -31,8 +31,8 @@ TILE = 2048
 MAX_TILE = 8192
 """Elements of one item in a tile: units times features, each rounded up to a power of two."""
 
-ELEMENTS_PER_THREAD = {"sine_sum": 16, "subnet": 8}
-"""A subnet keeps three sums an element."""
+SINE_ELEMENTS, SUBNET_ELEMENTS = 16, 8
+"""Elements a thread; a subnet keeps three sums of each."""
 
 NO_DROPOUT = tl.constexpr(dropout_constants(0.0, 0.0, 0.0))
 
@@ -318,7 +318,7 @@ def _items(elements, n_items, compute, per_thread):
 
 def _sine_sum(sizes, constants, n_in, batch_rows, compute):
     block = triton.next_power_of_2(sizes[0])
-    items, warps = _items(block, n_in * batch_rows, compute, 16)
+    items, warps = _items(block, n_in * batch_rows, compute, SINE_ELEMENTS)
     return Verb(sine_sum, (*sizes, n_in, block, items), constants, warps)
 
 
@@ -328,7 +328,8 @@ def _subnet(sizes, dropout, activation, stacked, has_readout, n_in, batch_rows, 
     if dropout[1] > 0:
         blocks[0] = max(8, triton.next_power_of_2(n_hidden + 2))
     per_row = n_in // features
-    items, warps = _items(blocks[1] * max(blocks[0], blocks[2]), per_row * batch_rows, compute, 8)
+    elements = blocks[1] * max(blocks[0], blocks[2])
+    items, warps = _items(elements, per_row * batch_rows, compute, SUBNET_ELEMENTS)
     sizes = *sizes, stacked, has_readout, per_row, *blocks, items
     constants = list(ACTIVATIONS.values())[activation], dropout_constants(*dropout)
     return Verb(subnet, sizes, constants, warps)

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import fastmlp
+from fastmlp.training import first_order
 
 N_ROWS, BATCH, EPOCHS = 24, 8, 100  # 300 steps
 LOSSES = {
@@ -129,6 +130,7 @@ DROPOUT_MODELS = {
     ),
 }
 ON_DEVICE = torch.cuda.is_available()
+TRITON_DEVICE = "cuda" if ON_DEVICE else "cpu"
 
 
 def assert_follows_the_torch_loop(
@@ -136,7 +138,7 @@ def assert_follows_the_torch_loop(
 ):
     """Train on a backend and by the torch loop; return the result of the latter."""
     pytest.importorskip(backend)
-    device = "cuda" if backend == "triton" and ON_DEVICE else "cpu"
+    device = TRITON_DEVICE if backend == "triton" else "cpu"
     torch.manual_seed(3)
     model = build().to(dtype).eval()  # fit trains, whatever the mode, and leaves the mode alone
     x, y = (t.to(device) for t in data_for(model, dtype, x_shape))
@@ -183,10 +185,10 @@ def test_triton_has_every_optimizer_and_loss(optimizer, loss):
 )
 def test_triton_walks_over_the_tiles_of_a_batch(name, monkeypatch):
     verbs = pytest.importorskip("fastmlp.kernels.gpu.verbs")
-    monkeypatch.setattr(verbs, "TILE", 256)
-    assert_follows_the_torch_loop(
-        "triton", MODELS[name], epochs=TRITON_EPOCHS, batch_size=22, shuffle=False
-    )
+    monkeypatch.setattr(verbs, "TILE", 512)
+    # an MLP takes 32 rows at a time
+    options = {"x_shape": (43, 3), "batch_size": 40, "shuffle": False}
+    assert_follows_the_torch_loop("triton", MODELS[name], epochs=TRITON_EPOCHS, **options)
 
 
 @pytest.mark.parametrize("name", ["mlp", "additive_mlp_two_outputs", "additive_mlp_dropout"])
@@ -208,19 +210,21 @@ def test_dropout_has_the_masks_of_the_torch_loop(backend, name):
     assert (result.train_loss - result.val_loss).abs().min() > 0
 
 
-def test_triton_trains_a_model_alike_whatever_the_others():
+def test_triton_trains_a_model_alike_whatever_the_others_and_the_launches(monkeypatch):
     pytest.importorskip("triton")
-    device = "cuda" if ON_DEVICE else "cpu"
-    x, y = (t.to(device) for t in data_for(fastmlp.MLP(3, 4, 3), torch.float32))
+    x, y = (t.to(TRITON_DEVICE) for t in data_for(fastmlp.MLP(3, 4, 3), torch.float32))
     x, y = x[:9], y[:9]
     others = [MODELS["mlp_three_outputs"](), fastmlp.SineSum(2), DROPOUT_MODELS["elementwise"]()]
     models = [MODELS["mlp_three_outputs"](), *others, DROPOUT_MODELS["elementwise"]()]
-    models = [model.to(device) for model in models]
+    models = [model.to(TRITON_DEVICE) for model in models]
     alone = [copy.deepcopy(models[0]), copy.deepcopy(models[-1])]
     seeds = [1, 2, 3, 4, 5]
     with fastmlp.backend("triton"):
         options = {"epochs": 1, "batch_size": 5, "progress": False}
         fastmlp.fit(models, x, y, seed=seeds, **options)
+        # the others in one launch, these step by step
+        monkeypatch.setattr(first_order, "FIRST_STEPS", 1)
+        monkeypatch.setattr(first_order, "LAUNCH_SECONDS", 1e-9)
         for model, seed in zip(alone, (1, 5), strict=True):
             fastmlp.fit(model, x, y, seed=[seed], **options)
     for trained, again in zip((models[0], models[-1]), alone, strict=True):
@@ -230,9 +234,9 @@ def test_triton_trains_a_model_alike_whatever_the_others():
 
 def test_triton_names_a_model_that_has_no_kernel():
     pytest.importorskip("triton")
-    models = [fastmlp.SineSum(2), fastmlp.SineSum(10_000)]
+    models = [fastmlp.SineSum(width, device=TRITON_DEVICE) for width in (2, 10_000)]
     before = models[0].w.clone()
-    x = torch.linspace(-1, 1, 8)
+    x = torch.linspace(-1, 1, 8, device=TRITON_DEVICE)
     with (
         fastmlp.backend("triton"),
         pytest.raises(ValueError, match=r"models\[1\], SineSum\(width=10000.* 16384 .* 8192"),
