@@ -20,7 +20,7 @@ help:
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt setuptools -e ".[test,plots,bench,dev]"
+		-c constraints.txt setuptools -e ".[test,plots,bench,examples,dev]"
 	touch $@
 
 demo: $(INSTALLED)
