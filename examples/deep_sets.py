@@ -193,7 +193,7 @@ def draw(nets, losses, test, folder):
     axes[1, 0].set_xlabel("x")
     axes[1, 0].legend()
     for (name, values), (style, colour) in zip(
-        losses.items(), (("-", COLOURS["black"]), ("--", COLOURS["vermillion"])), strict=True
+        losses.items(), (("-", COLOURS["black"]), ("--", COLOURS["vermilion"])), strict=True
     ):
         smooth = torch.tensor(values).unfold(0, min(20, len(values)), 1).mean(1)
         axes[1, 1].plot(smooth, style, color=colour, label=name)

@@ -171,7 +171,7 @@ def draw(runs, folder):
         axis.set_title(f"learned after the {where} convolution")
         axis.set_xlabel("x")
         axis.legend()
-    styles = zip(("-", "--", "-."), ("black", "vermillion", "blue"), strict=True)
+    styles = zip(("-", "--", "-."), ("black", "vermilion", "blue"), strict=True)
     for (name, trained), (style, colour) in zip(runs.items(), styles, strict=True):
         scores = torch.tensor([scores for _, scores, _ in trained])
         axes[2].plot(

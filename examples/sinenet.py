@@ -184,7 +184,7 @@ def draw(small, result, widths, folder):
     best = [int((widths == w).nonzero()[last[widths == w].argmin()]) for w in widths.unique()]
     axis.plot(widths.unique(), last[best], "o-", color="k", label="training, best start")
     validation = result.val_loss[best, -1]
-    red = COLOURS["vermillion"]
+    red = COLOURS["vermilion"]
     axis.plot(widths.unique(), validation, "s--", color=red, label="validation of that one")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")

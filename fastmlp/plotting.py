@@ -24,7 +24,7 @@ COLOURS = {
     "black": "#000000",
     "blue": "#0072B2",
     "orange": "#E69F00",
-    "vermillion": "#D55E00",
+    "vermilion": "#D55E00",
     "green": "#009E73",
     "sky": "#56B4E9",
     "purple": "#CC79A7",
@@ -156,7 +156,7 @@ def plot_fit(result, *, ax=None):
     )
     if result.val_loss is not None:
         ax.plot(
-            epochs, result.val_loss[best], "--", marker=marker, color=COLOURS["vermillion"],
+            epochs, result.val_loss[best], "--", marker=marker, color=COLOURS["vermilion"],
             label=f"validation, model {best}", zorder=3,
         )  # fmt: skip
     ax.set_xlabel("epoch")

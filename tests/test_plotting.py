@@ -215,5 +215,5 @@ def test_neighbouring_colours_differ_in_lightness():
         rgb = torch.tensor(colors.to_rgb(plotting.COLOURS[name]))
         return float(rgb @ torch.tensor([0.2126, 0.7152, 0.0722]))
 
-    for first, second in [("blue", "orange"), ("black", "vermillion")]:
+    for first, second in [("blue", "orange"), ("black", "vermilion")]:
         assert abs(lightness(first) - lightness(second)) > 0.2, (first, second)

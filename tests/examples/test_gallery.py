@@ -1,4 +1,4 @@
-"""The examples `deep_sets.py`, `learned_activation.py` and `neural_additive.py`, run short."""
+"""Three examples, run short, and the script that runs all."""
 
 import importlib.util
 import math
@@ -130,3 +130,44 @@ def test_bad_options_are_refused(name, argv, capsys):
     with pytest.raises(SystemExit):
         load(name).parse(argv)
     assert f"{argv[0]} must be at least 1" in capsys.readouterr().err
+
+
+class TestRunningAll:
+    @pytest.fixture
+    def gallery(self):
+        return load("gallery")
+
+    def test_every_example_is_run_with_options_that_it_has(self, gallery):
+        files = {path.stem for path in FOLDER.glob("*.py")} - {"gallery"}
+        assert set(gallery.SETTINGS) == files
+        for name, arguments in gallery.SETTINGS.items():
+            source = (FOLDER / f"{name}.py").read_text("utf-8")
+            for option in arguments:
+                assert not option.startswith("--") or f'"{option}"' in source, (name, option)
+
+    def test_output_is_shown_and_pictures_are_kept_small(self, gallery, tmp_path, capsys):
+        (tmp_path / "drawn.py").write_text(
+            "import sys, torch\n"
+            "from matplotlib import pyplot as plt\n"
+            "figure = plt.figure(figsize=(16, 3))\n"
+            "figure.add_subplot().plot(torch.randn(5000))\n"
+            "figure.savefig(sys.argv[2] + '/noise.png')\n"
+            "print('done')\n"
+        )
+        gallery.EXAMPLES, gallery.SETTINGS = tmp_path, {**gallery.SETTINGS, "drawn": []}
+        assert set(gallery.main(["drawn", "--out", str(tmp_path / "out")])) == {"drawn"}
+        assert "done" in capsys.readouterr().out
+        (picture,) = (tmp_path / "out").iterdir()
+        assert picture.name == "drawn-noise.png"
+        assert picture.stat().st_size < gallery.LARGEST_FILE
+
+    def test_an_example_that_fails_ends_it(self, gallery, tmp_path):
+        (tmp_path / "broken.py").write_text("raise SystemExit('no data')")
+        gallery.EXAMPLES, gallery.SETTINGS = tmp_path, {"broken": []}
+        with pytest.raises(SystemExit, match=r"(?s)broken failed.*no data"):
+            gallery.main(["--out", str(tmp_path / "out")])
+
+    def test_unknown_names_are_refused(self, gallery, capsys):
+        with pytest.raises(SystemExit):
+            gallery.main(["nothing"])
+        assert "no such example: nothing" in capsys.readouterr().err
