@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 GPU_NAME = $(shell $(PYTHON) -c "import re, torch; print(re.sub('[^a-z0-9]+', '-', torch.cuda.get_device_name().lower()))")
 
-.PHONY: help demo test conformance bench lint gpu gpu-test gpu-bench clean
+.PHONY: help demo test thorough examples docs conformance bench lint gpu gpu-test gpu-bench clean
 
 help:
 	@echo "make demo   install into $(VENV), then train the reference network on sums of squares"
 	@echo "make test   install into $(VENV), then run all tests"
+	@echo "make thorough  10 000 random cases per op and backend, against float64; takes hours"
+	@echo "make examples  run all examples and refresh the pictures of the documentation"
+	@echo "make docs   build the documentation into build/site"
 	@echo "make conformance  run the tests of the ops and write docs/conformance.md"
 	@echo "make bench  time every op against plain PyTorch on the CPU"
-	@echo "make lint   check style and formatting"
+	@echo "make lint   check style, formatting, spelling; find dead code"
 	@echo "make gpu    tests and benches on a CUDA machine that already has torch, triton and numba"
 	@echo "make clean  remove what make and the builds created"
 
@@ -20,7 +23,7 @@ help:
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt setuptools -e ".[test,plots,bench,dev]"
+		-c constraints.txt setuptools -e ".[test,plots,bench,examples,dev]"
 	touch $@
 
 demo: $(INSTALLED)
@@ -29,6 +32,16 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --durations 15
+
+thorough: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 tests/robustness --hypothesis-profile thorough
+
+examples: $(INSTALLED)
+	$(BIN)/python examples/gallery.py --out docs/figures
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/mkdocs build
 
 conformance: $(INSTALLED)
 	$(BIN)/python -m pytest -p conformance --conformance docs/conformance.md -q \
@@ -40,6 +53,8 @@ bench: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/vulture
+	$(BIN)/codespell
 
 gpu: gpu-test gpu-bench
 

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 import fastmlp
+from fastmlp.plotting import COLOURS
 
 STEP = 0.1
 WIDTHS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -166,16 +167,12 @@ def draw(small, result, widths, folder):
     folder.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(len(small), 1, figsize=(10, 6), layout="constrained", sharex=True)
     for axis, (name, (fitted, model)) in zip(axes, small.items(), strict=True):
-        with torch.no_grad():
-            predicted = model(SHOWN)
-        axis.plot(SHOWN, truth(TARGETS[name], SHOWN), color="0.75", lw=4, label="truth")
-        axis.plot(SHOWN, predicted, color="k", lw=1, label="learned")
-        marked = (TRAIN, "o", "training points"), (VALIDATION, "x", "validation")
-        for points, style, label in marked:
-            axis.plot(points, truth(TARGETS[name], points), style, ms=4, label=label)
+        y, y_train, y_val = (truth(TARGETS[name], x) for x in (SHOWN, TRAIN, VALIDATION))
+        fastmlp.plotting.plot_prediction(model, SHOWN, y, training=(TRAIN, y_train), ax=axis)
+        axis.plot(VALIDATION, y_val, "x", color=COLOURS["blue"], ms=5, label="validation")
         loss = fitted.val_loss[fitted.best, -1].item()
         axis.set_title(f"{name}, width {model.width}: validation MSE {loss:.1e}")
-        axis.set_ylabel("y")
+        axis.set_xlabel("")
         axis.legend(loc="upper right", ncol=4, fontsize=8)
     axes[-1].set_xlabel("x / π")
     figure.savefig(folder / "extrapolation.png", dpi=130)
@@ -187,7 +184,8 @@ def draw(small, result, widths, folder):
     best = [int((widths == w).nonzero()[last[widths == w].argmin()]) for w in widths.unique()]
     axis.plot(widths.unique(), last[best], "o-", color="k", label="training, best start")
     validation = result.val_loss[best, -1]
-    axis.plot(widths.unique(), validation, "s--", color="C1", label="validation of that one")
+    red = COLOURS["vermilion"]
+    axis.plot(widths.unique(), validation, "s--", color=red, label="validation of that one")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xlabel("width: number of sines")

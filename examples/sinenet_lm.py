@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 import fastmlp
+from fastmlp.plotting import plot_prediction, plot_spectrum
 
 WIDTH = 8
 GOAL = 1e-24
@@ -151,23 +152,22 @@ def draw(fits, w, folder):
         len(fits), 2, figsize=(12, 2.3 * len(fits)), layout="constrained", width_ratios=(4, 1)
     )
     for (axis, side), (name, fit) in zip(axes, fits.items(), strict=True):
-        axis.plot(SHOWN, truth(w, SHOWN), color="0.7", lw=4, label="truth")
-        axis.plot(SHOWN, fit.net(SHOWN).detach(), color="k", lw=1, label=name)
-        axis.plot(TRAIN, truth(w, TRAIN), ".", color="C1", ms=4, label="training points")
+        training = TRAIN, truth(w, TRAIN)
+        plot_prediction(fit.net, SHOWN, truth(w, SHOWN), training=training, ax=axis)
         axis.set_ylim(-1.05, 1.05)
-        axis.set_ylabel("y")
+        axis.set_xlabel("")
+        axis.get_legend().remove()
         axis.set_title(
             f"{name}: MSE {fit.training:.0e} in training, {fit.outside:.0e} for 4 ≤ |x| < 10",
             fontsize=10,
         )
-        side.vlines(w, 0, 1, color="0.7", lw=4)
-        side.vlines(fit.net.w.detach(), 0, 1, color="k", lw=1)
-        side.set_yticks([])
+        plot_spectrum(fit.net, w, ax=side)
         side.set_xlim(-0.1, 2.3)
-        side.set_title("w: true (grey), found", fontsize=10)
+        side.set_xlabel("")
+        side.get_legend().remove()
     axes[0, 0].legend(loc="upper right", fontsize=8, ncols=3)
     axes[-1, 0].set_xlabel("x / π")
-    axes[-1, 1].set_xlabel("w")
+    axes[-1, 1].set_xlabel("frequency |w|")
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "eight_sines.png", dpi=130)
     plt.close(figure)

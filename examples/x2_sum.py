@@ -256,28 +256,23 @@ def _start(name, run):
     return f"{name} start" + (" (interrupted)" if run.interrupted else "")
 
 
-@torch.no_grad()
 def draw_predictions(plt, results, x, y):
     """Predicted over true y, before and after, one row a start."""
     figure, axes = plt.subplots(len(results), 2, figsize=(9, 8.6), layout="constrained")
     x, y = x[:2000], y[:2000]
-    limits = [y.min().item(), y.max().item()]
     for row, (name, (fused, _)) in zip(axes, results.items(), strict=True):
         stages = (
             ("before", fused.before, fused.validation_mse[0]),
             ("after", fused.net, fused.mse),
         )
         for axis, (stage, net, mse) in zip(row, stages, strict=True):
-            axis.plot(limits, limits, color="0.6", lw=1, zorder=0, label="ŷ = y")
-            axis.plot(y.cpu(), net(x).cpu(), ".", ms=3, color="C0", alpha=0.5, label="rows")
+            fastmlp.plotting.plot_prediction(net, x, y, ax=axis)
             axis.set_title(
-                f"{_start(name, fused)}, {stage}: RMS error {math.sqrt(mse):.3g}\n"
-                f"MSE {mse:.4g} = {mse / MSE_STAR:.4g} × MSE*",
+                f"{_start(name, fused)}, {stage}: MSE {mse:.4g} = {mse / MSE_STAR:.4g} × MSE*",
                 fontsize=10,
             )
             axis.set_xlabel("true y = Σ x², 2000 validation rows")
             axis.set_ylabel("predicted ŷ")
-            axis.legend(loc="upper left", markerscale=3)
     return figure
 
 

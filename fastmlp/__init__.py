@@ -7,7 +7,7 @@ except ModuleNotFoundError as err:
         raise
     raise ImportError("this checkout is not installed: run `pip install -e .` in it") from err
 
-from fastmlp import convert, functional, optim, piecewise, reference, spectral, training
+from fastmlp import convert, functional, optim, piecewise, plotting, reference, spectral, training
 from fastmlp.backends import backend
 from fastmlp.convert import fuse, unfuse
 from fastmlp.diagnostics import dropout_report
@@ -46,6 +46,7 @@ __all__ = [
     "fuse",
     "optim",
     "piecewise",
+    "plotting",
     "reference",
     "spectral",
     "training",

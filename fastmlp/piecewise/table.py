@@ -7,13 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from fastmlp import functional
+from fastmlp import functional, plotting
 
 _FORMAT = "fastmlp.piecewise"
 _VERSION = 1
 # a joint is one when both sides agree to this, of the largest value
 _JOINT_TOLERANCE = 1e-9
-_PLOT_MARGIN = 0.1
 _STRAIGHT = 8 * torch.finfo(torch.float64).eps
 
 
@@ -298,7 +297,7 @@ intercept=0.0)]
             raise ValueError(f"a damaged table: {err}") from err
 
     def plot(self, lo=None, hi=None, *, ax=None):
-        """Draw f, neighbouring segments in different colours, with its breakpoints.
+        """Draw f by its segments: :func:`fastmlp.plotting.plot_segments`.
 
         Args:
             lo: Left end of the picture; default: the interval's, or left of the first breakpoint.
@@ -308,29 +307,7 @@ intercept=0.0)]
         Returns:
             The axes.
         """
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots()
-        lo, hi = self._inside(*self._picture(lo, hi))
-        colours = plt.rcParams["axes.prop_cycle"].by_key()["color"]
-        edges = [lo, *(t for t in self.breakpoints.tolist() if lo < t < hi), hi]
-        x = torch.tensor(edges, dtype=torch.float64)
-        y = self(x).reshape(len(edges), -1)
-        for s in range(len(edges) - 1):
-            ax.plot(x[s : s + 2], y[s : s + 2], color=colours[s % len(colours)])
-        ax.plot(x[1:-1], y[1:-1], "k.", markersize=4)
-        ax.set_xlim(lo, hi)
-        return ax
-
-    def _picture(self, lo, hi):
-        t = self.breakpoints.tolist() or [-1.0, 1.0]
-        margin = _PLOT_MARGIN * (t[-1] - t[0]) or 1.0
-        if lo is None:
-            lo = self.interval[0] if math.isfinite(self.interval[0]) else t[0] - margin
-        if hi is None:
-            hi = self.interval[1] if math.isfinite(self.interval[1]) else t[-1] + margin
-        return lo, hi
+        return plotting.plot_segments(self, lo, hi, ax=ax)
 
     def _inside(self, lo, hi):
         lo, hi = check_interval((lo, hi), finite=True)

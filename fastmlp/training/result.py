@@ -3,9 +3,9 @@
 import math
 import os
 
-import numpy as np
 import torch
 
+from fastmlp import plotting
 from fastmlp.kernels.runs import FINISHED, NO_PROGRESS, NOT_FINITE, RUNNING, STATE
 
 _FORMAT = "fastmlp.FitResult"
@@ -77,6 +77,11 @@ class FitResult:
         """Why each model stopped: ``"epochs"``, ``"patience"``, ``"not finite"`` or
         ``"interrupted"``."""
         return [STOPPED[status] for status in self._states["status"].tolist()]
+
+    @property
+    def loss(self):
+        """Name of the loss that was minimised, as given to ``fit``."""
+        return self._description["loss"]
 
     @property
     def final_loss(self):
@@ -193,7 +198,7 @@ class FitResult:
         self.models = models
 
     def plot(self, ax=None):
-        """Draw the loss of every model over the epochs, the best one on top.
+        """Draw the loss of every model over the epochs: :func:`fastmlp.plotting.plot_fit`.
 
         Args:
             ax: Axes of matplotlib; new ones by default.
@@ -201,27 +206,7 @@ class FitResult:
         Returns:
             The axes.
         """
-        from matplotlib import pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots(layout="constrained")
-        epochs = np.arange(1, self.train_loss.shape[1] + 1)
-        # the ten thousandth grey line shows no more than the five hundredth
-        shown = range(0, len(self.train_loss), max(1, len(self.train_loss) // 500))
-        for i in shown:
-            ax.plot(epochs, self.train_loss[i], color="0.75", lw=0.7, zorder=1)
-        ax.plot([], color="0.75", lw=0.7, label=f"training, {len(self.train_loss)} models")
-        ax.plot(epochs, self.train_loss[self.best], color="k", label=f"training, model {self.best}")
-        if self.val_loss is not None:
-            ax.plot(
-                epochs, self.val_loss[self.best], "--", color="C1",
-                label=f"validation, model {self.best}",
-            )  # fmt: skip
-        ax.set_xlabel("epoch")
-        ax.set_ylabel(f"loss ({self._description['loss']})")
-        ax.set_yscale("log")
-        ax.legend()
-        return ax
+        return plotting.plot_fit(self, ax=ax)
 
 
 def describe(structure):

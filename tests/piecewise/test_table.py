@@ -265,12 +265,3 @@ def test_error_floor():
         piecewise.error_floor(lambda x: 1 / x, -5, 5, 10)
     with pytest.raises(ValueError, match="pieces must be at least 1"):
         piecewise.error_floor(torch.exp, -5, 5, 0)
-
-
-def test_plot():
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
-    table = piecewise.from_module(chain(1, 5, 1))
-    ax = table.plot(-1, 1)
-    assert len(ax.lines) == len(table.segments_in(-1, 1)) + 1
-    assert len(table.plot().lines) == len(table) + 1
