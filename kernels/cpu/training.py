@@ -26,9 +26,10 @@ import math
 
 import numpy as np
 
-from ..runs import LOSSES, NO_PROGRESS, NOT_FINITE, OPTIMIZERS, RUNNING, STATE
+from ..runs import LOSSES, NO_PROGRESS, NOT_FINITE, RUNNING, STATE
 from .jit import array_at, entry, estimated_quotients, inner, wide_vectors
 from .least_squares import no_sums, of_sums
+from .optimizers import update
 from .shuffle import fill_order, step_key
 
 RUN = np.dtype(
@@ -87,7 +88,6 @@ RUN = np.dtype(
 )
 """What a launch must know of one model; written by the caller, read by the kernel."""
 
-SGD, ADAM, ADAMW = (OPTIMIZERS.index(name) for name in ("sgd", "adam", "adamw"))
 MSE, L1, HUBER, _ = range(len(LOSSES))
 
 
@@ -136,98 +136,6 @@ def _add_loss(kind, y_hat, y, weight, scale, one, dy):
                 dy[np.uintp(e)] *= w * scale
                 total += np.float64(y_hat[np.uintp(e)]) * w
     return total
-
-
-@inner
-def _sgd(p, g, m, lr, momentum, dampening, nesterov, weight_decay, is_first):
-    """torch.optim.SGD: its buffer starts as the first gradient."""
-    if momentum == 0:
-        for e in range(p.size):
-            p[e] -= lr * (g[e] + weight_decay * p[e])
-        return
-    keep, take = momentum, dampening
-    if is_first:
-        keep, take = momentum * 0, momentum / momentum
-    if nesterov:
-        for e in range(p.size):
-            ge = g[e] + weight_decay * p[e]
-            m[e] = keep * m[e] + take * ge
-            p[e] -= lr * (ge + momentum * m[e])
-    else:
-        for e in range(p.size):
-            m[e] = keep * m[e] + take * (g[e] + weight_decay * p[e])
-            p[e] -= lr * m[e]
-
-
-@inner
-def _adam(p, g, m, v, step_size, root_scale, eps, rest1, beta2, rest2, weight_decay, shrink):
-    """torch.optim.Adam; AdamW where ``shrink`` = 1 − lr·weight_decay and weight_decay = 0."""
-    estimated_quotients()
-    for e in range(p.size):
-        pe = p[e] * shrink
-        ge = g[e] + weight_decay * pe
-        me = m[e] + rest1 * (ge - m[e])
-        ve = beta2 * v[e] + rest2 * (ge * ge)
-        m[e] = me
-        v[e] = ve
-        p[e] = pe - step_size * (me / (math.sqrt(ve) * root_scale + eps))
-
-
-@inner
-def _norm(grad, segments):
-    total = 0.0
-    for s in range(segments.size // 2):
-        for e in range(segments[2 * s], segments[2 * s + 1]):
-            total += np.float64(grad[np.uintp(e)]) ** 2
-    return math.sqrt(total)
-
-
-@inner
-def _update(run, state, lr, theta, moment1, moment2, grad, segments, real):
-    """One step of the optimizer on every parameter that is trained."""
-    if run.clip_norm < math.inf:
-        # torch.nn.utils.clip_grad_norm_
-        factor = run.clip_norm / (_norm(grad, segments) + 1e-6)
-        if factor < 1:
-            for e in range(grad.size):
-                grad[e] *= real(factor)
-    is_first = state.updates == 0
-    state.updates += 1
-    state.beta1_power *= run.beta1
-    state.beta2_power *= run.beta2
-    coupled, shrink = run.weight_decay, 1.0
-    if run.optimizer == ADAMW:
-        coupled, shrink = 0.0, 1 - lr * run.weight_decay
-    for s in range(segments.size // 2):
-        start, stop = segments[2 * s], segments[2 * s + 1]
-        p, g, m, v = theta[start:stop], grad[start:stop], moment1[start:stop], moment2[start:stop]
-        if run.optimizer == SGD:
-            _sgd(
-                p,
-                g,
-                m,
-                real(lr),
-                real(run.momentum),
-                real(1 - run.dampening),
-                run.nesterov != 0,
-                real(coupled),
-                is_first,
-            )
-        else:
-            _adam(
-                p,
-                g,
-                m,
-                v,
-                real(lr / (1 - state.beta1_power)),
-                real(1 / math.sqrt(1 - state.beta2_power)),
-                real(run.eps),
-                real(1 - run.beta1),
-                real(run.beta2),
-                real(1 - run.beta2),
-                real(coupled),
-                real(shrink),
-            )
 
 
 @inner
@@ -397,7 +305,7 @@ def trainer(forward, backward, name, has_sums):
                         losses = array_at(run.train_loss, epoch + 1, np.float64)
                         losses[epoch] = state.loss_sum / state.weight_sum
                         return
-                    _update(run, state, lr, theta, moment1, moment2, grad, segments, real)
+                    update(run, state, lr, theta, moment1, moment2, grad, segments, real)
                 state.step += 1
                 batch += 1
                 if batch < steps_per_epoch:
