@@ -12,6 +12,11 @@ import pytest
 
 import fastmlp
 
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    path.relative_to(ROOT).as_posix()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+]
 NEEDS = {"fastmlp.kernels.gpu": "triton", "fastmlp.kernels.cpu": "numba"}
 
 
@@ -98,16 +103,32 @@ def test_examples_run(name):
     assert doctest.testmod(module, optionflags=flags).failed == 0
 
 
-def test_examples_of_the_readme_run():
-    text = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) >= 3
+def blocks_of(page):
+    """Python code of a page of Markdown, block by block."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks_of(page)])
+def test_code_of_the_documentation_runs(page):
     names = {}
-    for block in blocks:
+    for block in blocks_of(page):
         exec(block, names)
-    assert names["y"].shape == (100_000,)
-    assert names["result"].train_loss.shape[0] == 100
-    assert names["table"].breakpoints.dim() == 1
+
+
+def test_the_pages_have_code():
+    assert len(blocks_of("README.md")) >= 3
+    assert len(blocks_of("docs/guide.md")) >= 8
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_the_documentation_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text("utf-8")):
+        if not target.startswith("https://"):
+            path = folder / target
+            assert path.is_file(), target
+            if path.suffix == ".png":
+                assert path.stat().st_size < 100_000, f"{target}: {path.stat().st_size} bytes"
 
 
 def test_the_checks_can_fail():
