@@ -74,9 +74,6 @@ class Runs:
         for structure, group in places.items():
             for name, value in self._of_structure(structure, group[0]).items():
                 records[name][group] = value
-        for record, i in zip(records, self._models, strict=True):
-            if p.univariate[i] is not None:
-                self._fill_sums(record, i)
 
     def _of_structure(self, structure, place):
         """The fields that the structure of the model in that place decides."""
@@ -96,24 +93,27 @@ class Runs:
         fields["block_rows"] = min(rows, max(p.batch_rows, int(record["n_val_rows"])))
         fields["n_kept"] = verbs.n_kept(structure.sizes, n_in)
         fields["draws"] = structure.draws
-        return fields
+        return fields | self._sums_of(self._models[place])
 
-    def _fill_sums(self, record, i):
-        """Have the steps take sums of all rows, where the model and the settings allow it."""
+    def _sums_of(self, i):
+        """Fields that have the steps take sums of all rows, where model and settings allow it."""
         p, net = self._problem, self._problem.univariate[i]
         whole = p.batch_rows == len(p.x) and p.loss == "mse" and p.weight is None
-        if not whole or not least_squares.applies(p.x.numel(), net.widths):
-            return
+        if net is None or not whole or not least_squares.applies(p.x.numel(), net.widths):
+            return {}
         if self._sums is None:
             if not bool(p.x.isfinite().all() & p.y.isfinite().all()):
-                return
+                return {}
             self._sums = least_squares.FullBatch(p.x, p.y)
-        record["sums"] = self._sums.data.data_ptr()
         widths = np.array(net.widths, np.int64)
         self._alive.append(widths)
-        record["widths"] = widths.ctypes.data
-        record["n_widths"] = len(net.widths)
-        record["has_bias"], record["alpha"] = net.has_bias, net.negative_slope
+        return {
+            "sums": self._sums.data.data_ptr(),
+            "widths": widths.ctypes.data,
+            "n_widths": len(widths),
+            "has_bias": net.has_bias,
+            "alpha": net.negative_slope,
+        }
 
     def _cut(self):
         """Tasks (kernel, first, last), each of one kind of model, the heaviest first."""
