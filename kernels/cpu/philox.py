@@ -22,9 +22,10 @@ _32 = np.uint64(32)
 
 
 @inner
-def draw_words(seed, place, block, n, words):
-    """words[0 … 3, e] = the words of a block, for the elements at ``place`` + e, e < n."""
-    w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
+def draw_words(seed, place, block, n, words, to=0):
+    """words[0 … 3, to + e] = the words of a block, for the elements at ``place`` + e, e < n."""
+    w0, w1 = words[0][to : to + n], words[1][to : to + n]
+    w2, w3 = words[2][to : to + n], words[3][to : to + n]
     for e in range(n):
         at = np.uint64(place) + np.uint64(e)
         c0, c1 = at & _LOW, at >> _32
