@@ -141,10 +141,14 @@ def _mlp_cases():
         for what, widths in nets.items():
             constants = {
                 "WIDTHS": widths, "N_LAYERS": len(widths) - 1, "HIDDEN": "relu",
-                "OUTPUT": "identity",
+                "OUTPUT": "identity", "DROPOUT": (-1, 1.0), "seed_ptr": None,
             }  # fmt: skip
             config = mlp_config(name, widths, tl.float32)
             table[name + what] = Case("mlp", constants, config=config, everywhere=False)
+        case = table[name + ", 64-64-64-16"]
+        constants = {**case.constants, "DROPOUT": (13107, 1.25)}
+        del constants["seed_ptr"]
+        table[name + ", 64-64-64-16, dropout"] = case._replace(constants=constants)
     return table
 
 

@@ -134,6 +134,8 @@ def mlp_forward(real):
             net.size,
             sizes[2],
             sizes[3],
+            0,
+            0.0,
             address(x),
             address(y),
             0,
@@ -158,7 +160,7 @@ def mlp_backward(real):
         sums = np.empty(n_sums, np.float64)
         nowhere = np.zeros(2 * n_layers, np.int64)
         op(
-            address(net), net.size, sizes[2], sizes[3], address(dy), address(x), 0,
+            address(net), net.size, sizes[2], sizes[3], 0, 0.0, address(dy), address(x), 0,
             address(sums), address(nowhere), 0, x.size // net[1],
         )  # fmt: skip
         at = to = 0

@@ -36,7 +36,8 @@ CALLS = {
     "additive_mlp_dropout": ("additive_mlp", [(300, 5), *SUBNET, (1, 5), (1,)], "relu", 0.2, 0, 0),
     "stacked": ("additive_mlp", [(300, 5), *STACKED, (2, 5), (2,)], "silu"),
     "sine_sum": ("sine_sum", [(300, 5), (8,), (8,), (8,)], 3.0, True),
-    "mlp": ("mlp", [(300, 5), (7, 5), (7,), (2, 7), (2,)], "relu", "identity"),
+    "mlp": ("mlp", [(300, 5), (7, 5), (7,), (2, 7), (2,)], "relu", "identity", 0.0),
+    "mlp_dropout": ("mlp", [(300, 5), (7, 5), (7,), (2, 7), (2,)], "relu", "identity", 0.2),
     "piecewise_linear": ("piecewise_linear", [(300, 5), (7,), (7,), (6,), (7,)]),
     "no_rows": ("additive_mlp", [(0, 5), *SUBNET, (1, 5), (1,)], "relu"),
 }
@@ -104,6 +105,9 @@ def _arguments(op, shapes, *options):
         dropout = options[1:]
         seed = torch.empty(1, device=DEVICE, dtype=torch.int64) if dropout else None
         return [*tensors, seed, options[0], *(dropout or (0.0, 0.0, 0.0))]
+    if op == "mlp":
+        seed = torch.empty(1, device=DEVICE, dtype=torch.int64) if options[-1] else None
+        return [*tensors, seed, *options]
     return [*tensors, *options]
 
 
