@@ -132,7 +132,7 @@ def test_crowded_and_far_breakpoints(spread, kernel_backend, draw):
         judge(inputs, draw, kernel_backend)
 
 
-def test_gradcheck(backend, draw):
+def test_gradcheck_to_second_order(backend, draw):
     inputs = make(draw, shape=(6,), k=3, n_out=2, dtype=torch.float64)
     inputs["x"] = inputs["x"] + 0.01  # off the breakpoints
     inputs = {name: t.to(backend.device) for name, t in inputs.items()}
@@ -152,6 +152,13 @@ def test_registered_op(kernel_backend, draw):
     compiled = torch.compile(functional.piecewise_linear, backend="aot_eager", fullgraph=True)
     plain = functional.piecewise_linear(**inputs)
     assert torch.equal(compiled(**inputs), plain)
+
+
+def test_opcheck(kernel_backend, draw):
+    inputs = {name: t.to(kernel_backend.device) for name, t in make(draw).items()}
+    names = ("x", "values", "slopes", "breakpoints", "anchors")
+    arguments = [inputs[name].requires_grad_(name in PARAMETERS) for name in names]
+    torch.library.opcheck(torch.ops.fastmlp.piecewise_linear_fwd.default, arguments)
 
 
 @pytest.mark.parametrize(
