@@ -13,7 +13,7 @@ help:
 	@echo "make thorough  10 000 random cases per op and backend, against float64; takes hours"
 	@echo "make examples  run all examples and refresh the pictures of the documentation"
 	@echo "make docs   build the documentation into build/site"
-	@echo "make conformance  run the tests of the ops and write docs/conformance.md"
+	@echo "make conformance  run the tests of every op's properties and write docs/conformance.md"
 	@echo "make bench  time every op against plain PyTorch on the CPU"
 	@echo "make lint   check style, formatting, spelling; find dead code"
 	@echo "make gpu    tests and benches on a CUDA machine that already has torch, triton and numba"
@@ -44,8 +44,7 @@ docs: $(INSTALLED)
 	$(BIN)/mkdocs build
 
 conformance: $(INSTALLED)
-	$(BIN)/python -m pytest -p conformance --conformance docs/conformance.md -q \
-		tests/ops tests/test_programs.py tests/test_dropout.py
+	$(BIN)/python -m pytest -n 2 -q -r f -p conformance --conformance docs/conformance.md
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/run.py

@@ -141,7 +141,7 @@ def _mlp_cases():
         for what, widths in nets.items():
             constants = {
                 "WIDTHS": widths, "N_LAYERS": len(widths) - 1, "HIDDEN": "relu",
-                "OUTPUT": "identity",
+                "OUTPUT": "identity", "DROPOUT": (-1, 1.0), "seed_ptr": None,
             }  # fmt: skip
             config = mlp_config(name, widths, tl.float32)
             table[name + what] = Case("mlp", constants, config=config, everywhere=False)

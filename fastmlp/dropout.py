@@ -1,4 +1,4 @@
-"""The dropout masks of a scalar subnet, in plain PyTorch: what every backend reproduces."""
+"""The dropout masks of the ops, in plain PyTorch: what every backend reproduces."""
 
 import torch
 
@@ -31,27 +31,55 @@ def dropout_masks(seed, n, n_hidden, dropout, dtype=torch.float32):
     Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011, section 3.2.
     """
     p_input, p_hidden, p_output = dropout
-    place = torch.arange(n, device=seed.device)
-    n_masks = 2 + (n_hidden if p_hidden > 0 else 0)
-    halves = []
-    for block in range((n_masks + 7) // 8):
-        for word in _philox(seed, place, block):
-            halves += [word & 0xFFFF, word >> 16]
-    halves = torch.stack(halves[:n_masks], -1)
+    halves = _halves(seed, n, 2 + (n_hidden if p_hidden > 0 else 0))
 
     def factors(chosen, p):
-        if p == 0:
-            return None
-        kept = (halves[..., chosen] >= round(65536 * p)).to(dtype)
-        return kept * (0.0 if p == 1 else 1 / (1 - p))
+        return None if p == 0 else _factors(halves[..., chosen], p, dtype)
 
     return factors(0, p_input), factors(slice(2, None), p_hidden), factors(1, p_output)
 
 
-def _philox(seed, place, block):
+def layer_dropout_masks(seed, n, widths, p, dtype=torch.float32):
+    """What the hidden units of a dense network are multiplied by under dropout: 0 or 1/(1 − p).
+
+    As :func:`dropout_masks`, where the last word of the counter tells the layer: the counter is
+    (row, low and high 32 bits; block; l) for hidden layer l = 1, 2, …, and unit k of the layer has
+    mask k.
+
+    Args:
+        seed: Key. Shape ``[1]``, int64.
+        n: Number of rows.
+        widths: Units of each hidden layer.
+        p: Probability of dropping a unit.
+        dtype: Dtype of the results.
+
+    Returns:
+        A list of factors, shape ``[n, width]`` for each hidden layer.
+    """
+    return [
+        _factors(_halves(seed, n, width, layer), p, dtype) for layer, width in enumerate(widths, 1)
+    ]
+
+
+def _halves(seed, n, n_masks, layer=0):
+    """The first ``n_masks`` halves of every place, [n, n_masks]."""
+    place = torch.arange(n, device=seed.device)
+    halves = []
+    for block in range((n_masks + 7) // 8):
+        for word in _philox(seed, place, block, layer):
+            halves += [word & 0xFFFF, word >> 16]
+    return torch.stack(halves[:n_masks], -1)
+
+
+def _factors(halves, p, dtype):
+    kept = (halves >= round(65536 * p)).to(dtype)
+    return kept * (0.0 if p == 1 else 1 / (1 - p))
+
+
+def _philox(seed, place, block, layer=0):
     """The four 32-bit words of Philox4x32-10, as int64."""
     low = 0xFFFFFFFF
-    c0, c1, c2, c3 = place & low, (place >> 32) & low, torch.full_like(place, block), 0
+    c0, c1, c2, c3 = place & low, (place >> 32) & low, torch.full_like(place, block), layer
     k0, k1 = seed & low, (seed >> 32) & low
     for _ in range(10):
         product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # modulo 2^64

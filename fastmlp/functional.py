@@ -8,7 +8,6 @@ import math
 
 import torch
 
-from fastmlp import reference
 from fastmlp.arguments import (
     check_choice,
     check_finite,
@@ -24,6 +23,7 @@ from fastmlp.op_arguments import (
     dropout_arguments,
     is_plainly_additive,
     is_plainly_mlp,
+    seed_argument,
 )
 from fastmlp.ops.additive_mlp import additive_mlp as _additive_mlp
 from fastmlp.ops.elementwise_mlp import elementwise_mlp as _elementwise_mlp
@@ -161,7 +161,15 @@ def additive_mlp(
     return y.reshape(*x.shape[:-1], n_out)
 
 
-def mlp(x, weights, biases=None, activation="relu", output_activation="identity", dropout=0.0):
+def mlp(
+    x,
+    weights,
+    biases=None,
+    activation="relu",
+    output_activation="identity",
+    dropout=0.0,
+    seed=None,
+):
     """Apply a dense network, any depth, in one kernel.
 
     .. math:: h_l = \\sigma_l(W_l h_{l-1} + b_l), \\quad h_0 = x, \\quad y = h_L
@@ -175,7 +183,10 @@ def mlp(x, weights, biases=None, activation="relu", output_activation="identity"
         activation: σ of all layers but the last, a key of :data:`fastmlp.reference.ACTIVATIONS`.
         output_activation: σ of the last layer, likewise.
         dropout: Probability of dropping an output of a hidden layer; what is kept is multiplied by
-            1/(1 − p). Where it is not 0 the net runs as plain PyTorch.
+            1/(1 − p).
+        seed: Key of the masks of :func:`fastmlp.reference.layer_dropout_masks`, int64, shape
+            ``[1]``, on the device of ``x``; ``None`` draws one from torch's generator of that
+            device.
 
     Returns:
         Output. Shape ``[*, n_L]``, the promoted dtype of all arguments.
@@ -203,13 +214,13 @@ def mlp(x, weights, biases=None, activation="relu", output_activation="identity"
     check_choice("activation", activation, ACTIVATIONS)
     check_choice("output_activation", output_activation, ACTIVATIONS)
     check_probability("dropout", dropout)
-    if dropout > 0:
-        return reference.mlp(x, weights, biases, activation, output_activation, dropout)
+    seed = seed_argument(seed, x) if dropout > 0 else None
     parameters = [t for layer in zip(weights, biases, strict=True) for t in layer]
+    options = seed, activation, output_activation, float(dropout)
     if x.dim() == 2:
-        return _mlp(x, *parameters, activation, output_activation)
+        return _as_autocast(_mlp(x, *parameters, *options))
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = _mlp(flat, *parameters, activation, output_activation)
+    y = _as_autocast(_mlp(flat, *parameters, *options))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

@@ -19,8 +19,11 @@ MAX_WIDTH = 128
 def dropout_arguments(dropout, seed, x):
     """The seed, a new one where none is given, and the three probabilities."""
     places = check_dropout(dropout)
-    if not any(places):
-        return None, places
+    return (seed_argument(seed, x) if any(places) else None), places
+
+
+def seed_argument(seed, x):
+    """The seed of the dropout masks, a new one where none is given."""
     if seed is None:
         # from the generator of the device: torch.manual_seed, torch.get_rng_state, CUDA graphs,
         # activation checkpointing and torch.func.vmap's randomness hold for it
@@ -33,7 +36,7 @@ def dropout_arguments(dropout, seed, x):
             f"seed must have shape [1] and be on the device of x, {x.device}, "
             f"got shape {list(seed.shape)} on {seed.device}"
         )
-    return seed, places
+    return seed
 
 
 def check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=()):

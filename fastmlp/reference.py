@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastmlp.dropout import dropout_masks, dropout_places
+from fastmlp.dropout import dropout_masks, dropout_places, layer_dropout_masks
 from fastmlp.featurewise import FeaturewiseLinear
 
 __all__ = [
@@ -146,7 +146,15 @@ def additive_mlp(
     return F.linear(f, fc3_weight, fc3_bias)
 
 
-def mlp(x, weights, biases=None, activation="relu", output_activation="identity", dropout=0.0):
+def mlp(
+    x,
+    weights,
+    biases=None,
+    activation="relu",
+    output_activation="identity",
+    dropout=0.0,
+    seed=None,
+):
     """Apply a dense network: linear layers with an activation behind each.
 
     .. math:: h_l = \\sigma_l(W_l h_{l-1} + b_l), \\quad h_0 = x, \\quad y = h_L
@@ -159,6 +167,8 @@ def mlp(x, weights, biases=None, activation="relu", output_activation="identity"
         activation: σ of all layers but the last, a key of :data:`ACTIVATIONS`.
         output_activation: σ of the last layer, a key of :data:`ACTIVATIONS`.
         dropout: Probability of dropping an output of a hidden layer.
+        seed: Key of the masks of :func:`layer_dropout_masks`, an int64 tensor of shape ``[1]``, or
+            ``None`` for those of ``torch.nn.functional.dropout``.
 
     Returns:
         Output. Shape ``[*, n_L]``, the promoted dtype of all arguments.
@@ -167,9 +177,16 @@ def mlp(x, weights, biases=None, activation="relu", output_activation="identity"
     x, *parameters = _promote(x, *weights, *biases)
     layers = list(zip(parameters[: len(weights)], parameters[len(weights) :], strict=True))
     *hidden, (weight, bias) = layers
-    for hidden_weight, hidden_bias in hidden:
+    masks = [None] * len(hidden)
+    if dropout > 0 and seed is not None:
+        n, widths = math.prod(x.shape[:-1]), [len(w) for w, _ in hidden]
+        masks = layer_dropout_masks(seed, n, widths, dropout, x.dtype)
+    for (hidden_weight, hidden_bias), mask in zip(hidden, masks, strict=True):
         x = ACTIVATIONS[activation](F.linear(x, hidden_weight, hidden_bias))
-        x = F.dropout(x, dropout) if dropout > 0 else x
+        if mask is not None:
+            x = x * mask.reshape(x.shape)
+        elif dropout > 0:
+            x = F.dropout(x, dropout)
     return ACTIVATIONS[output_activation](F.linear(x, weight, bias))
 
 

@@ -157,8 +157,8 @@ def sine_sum_terms(dy, x, w, amplitude, phase, scale, reduction):
 PIECEWISE_LINEAR = ("relu", "leaky_relu", "identity")
 
 
-def mlp_terms(dy, x, weights, biases, activation, output_activation):
-    """Sizes of the summed terms of the op `mlp`, through all layers.
+def mlp_terms(dy, x, weights, biases, activation, output_activation, masks=None):
+    """Sizes of the summed terms of the op `mlp`, through all layers; ``masks`` of the hidden ones.
 
     A rounding of z changes σ(z) by at most about as much, and a smooth σ'(z) too: so |z|'s terms
     are added to both.
@@ -168,6 +168,7 @@ def mlp_terms(dy, x, weights, biases, activation, output_activation):
     """
     h, size = x.reshape(-1, x.shape[-1]), x.reshape(-1, x.shape[-1]).abs()
     layers = []
+    masks = [x.new_ones(())] * len(weights) if masks is None else [*masks, x.new_ones(())]
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         name = activation if i < len(weights) - 1 else output_activation
         z, z_size = h @ weight.T, size @ weight.abs().T
@@ -178,9 +179,10 @@ def mlp_terms(dy, x, weights, biases, activation, output_activation):
             h = reference.ACTIVATIONS[name](z)
             (slope,) = torch.autograd.grad(h.sum(), z)
         slope = slope.abs() + (0 if name in PIECEWISE_LINEAR else z_size)
+        slope = slope * masks[i]
         layers.append((size, slope, weight.abs()))
-        h = h.detach()
-        size = torch.where(slope > 0, h.abs() + z_size, 0.0)
+        h = h.detach() * masks[i]
+        size = torch.where(slope > 0, h.abs() + z_size * masks[i], 0.0)
     terms = {"y": size.reshape(*x.shape[:-1], size.shape[-1]), "weights": [], "biases": []}
     g = dy.reshape(-1, dy.shape[-1]).abs()
     for below, slope, weight in reversed(layers):

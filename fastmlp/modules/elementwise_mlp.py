@@ -23,7 +23,7 @@ class ElementwiseMLP(reference.ElementwiseMLP):
             training, all independently; or a tuple ``(p_input, p_hidden, p_output)``. What is kept
             is multiplied by 1/(1 − p), as by ``torch.nn.Dropout``. Masks are a function of a seed
             drawn from torch's generator at each call; they are never in memory. With several hidden
-            layers, training with dropout runs as plain PyTorch.
+            layers, those of input and output are ``torch.nn.functional.dropout``'s.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 

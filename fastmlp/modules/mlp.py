@@ -25,8 +25,9 @@ class MLP(reference.MLP):
         activation: σ of the hidden layers, a key of :data:`fastmlp.reference.ACTIVATIONS`.
         output_activation: σ of the last layer, likewise; ``None`` for none.
         bias: Whether the layers have a bias.
-        dropout: Probability of dropping an output of a hidden layer in training mode; where it is
-            not 0, training runs as plain PyTorch.
+        dropout: Probability of dropping an output of a hidden layer in training mode; what is kept
+            is multiplied by 1/(1 − p), as by ``torch.nn.Dropout``. Masks are a function of a seed
+            drawn from torch's generator at each call; they are never in memory.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 

@@ -5,8 +5,9 @@ from fastmlp.ops.fused import FusedOp
 
 
 def _reference(x, *arguments):
-    *parameters, activation, output_activation = arguments
-    return reference.mlp(x, parameters[::2], parameters[1::2], activation, output_activation)
+    *parameters, seed, activation, output_activation, dropout = arguments
+    weights, biases = parameters[::2], parameters[1::2]
+    return reference.mlp(x, weights, biases, activation, output_activation, dropout, seed)
 
 
 def _output_shape(x, *parameters):
@@ -17,7 +18,8 @@ def _output_shape(x, *parameters):
 mlp = FusedOp(
     "mlp",
     parameters=("weights_and_biases[]",),
-    options={"activation": "str", "output_activation": "str"},
+    constants=("seed?",),
+    options={"activation": "str", "output_activation": "str", "dropout": "float"},
     reference=_reference,
     output_shape=_output_shape,
 )

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 
-from fastmlp.kernels.lanes import lanes_of
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
@@ -54,7 +53,7 @@ def _subnet(module, plain_kind, n_in, n_out, has_readout):
         sizes = (n_hidden, bias, n_in, n_out) if has_readout else (n_hidden, bias)
         return plain_kind, sizes, (), features, False
     code, stacked = list(ACTIVATIONS).index(module.activation), int(not shared)
-    sizes = n_hidden, bias, n_in, n_out, code, stacked, int(has_readout), lanes_of(n_in)
+    sizes = n_hidden, bias, n_in, n_out, code, stacked, int(has_readout)
     return "dense", sizes, dropout, features, any(dropout)
 
 

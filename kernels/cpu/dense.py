@@ -2,33 +2,22 @@
 
     f_j(x) = m^o·(Σ_k v_jk·m_k·σ(w_jk·m^i·x + b_jk) + d_j)
 
-with any activation σ, one subnet for all features or one for each, and dropout factors m of
-`philox.py`. Both ops use it, `elementwise_mlp` as rows of one feature without a read-out.
+with any activation σ, one subnet for all features (here) or one for each (`stacked.py`), and
+dropout factors m of `philox.py`. Both ops use it, `elementwise_mlp` as rows of one feature without
+a read-out.
 
-Work goes tile by tile, a tile being some whole rows of numbers in a level-1 cache. The parameters
-of stacked subnets and their gradients are laid out over the lanes of a tile, [units, lanes], so
-that loops over them load vectors, however few the features. Backward computes f again; neither
-hidden activations nor masks exist beyond a tile and unit. Reads x (and dy), writes y (dx), once.
+Work goes tile by tile, a tile being some whole rows of numbers in a level-1 cache. Backward
+computes f again; neither hidden activations nor masks exist beyond a tile and unit. Reads x (and
+dy), writes y (dx), once.
 """
 
 import numpy as np
 import torch
 
-from ..lanes import lanes_of
-from .block_activations import CODES, passes
-from .dense_loops import (
-    TILE,
-    add_columns,
-    add_from_lanes,
-    add_product_columns,
-    add_scaled_lanes,
-    affine_of_lanes,
-    chosen_unit,
-    multiply,
-    over_lanes,
-    scale_lanes,
-)
-from .jit import array_at, entry, vector_at, wide_vectors
+from . import stacked
+from .block_activations import CODES
+from .dense_loops import TILE, chosen_unit, multiply
+from .jit import array_at, entry, inner, vector_at, wide_vectors
 from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors, draw_words
 from .readout import add_readout_gradient, gradient_at_f, read_out
@@ -42,9 +31,16 @@ def is_canonical(fc1_weight, seed, activation):
     return activation == "relu" and seed is None and fc1_weight.dim() == 2
 
 
+def rows_in(n, n_in):
+    """Whole rows of a tile of about n numbers."""
+    return max(1, n // n_in)
+
+
+whole_rows = inner(rows_in)
+
+
 @entry
 def _fwd(real):
-    activate, _, _ = passes(real)
     add_unit, _ = chosen_unit(real)
 
     def dense_fwd(
@@ -57,14 +53,12 @@ def _fwd(real):
         c_at,
         seed_at,
         activation,
-        stacked,
         p_input,
         p_hidden,
         p_output,
         n_hidden,
         n_in,
         n_out,
-        lanes,
         y_at,
         first,
         last,
@@ -72,23 +66,17 @@ def _fwd(real):
         wide_vectors()
         w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
         v, d = vector_at(v_at, n_hidden, real), vector_at(d_at, 1, real)[0]
-        n_stacked = n_hidden if stacked else 0
-        w_lanes = over_lanes(w_at, n_stacked, lanes, n_in, real)
-        b_lanes = over_lanes(b_at, n_stacked, lanes, n_in, real)
-        v_lanes = over_lanes(v_at, n_stacked, lanes, n_in, real)
-        d_lanes = over_lanes(d_at, 1 if stacked else 0, lanes, n_in, real)
         readout, c = array_at(readout_at, n_out * n_in, real), vector_at(c_at, n_out, real)
         seed = array_at(seed_at, 1, np.int64)[0] if seed_at != 0 else 0
         x, y = array_at(x_at, last * n_in, real), array_at(y_at, last * n_out, real)
-        tile = lanes * max(1, TILE // lanes)
+        tile = n_in * whole_rows(TILE, n_in)
         words = np.empty((4, max(tile, TILE)), np.uint32)
         scratch = np.empty(3 * TILE, real)
         xt, ft = np.empty(tile, real), np.empty(tile, real)
-        zt, factors = np.empty(tile, real), np.empty(tile, real)
-        output_factors, ones = np.empty(tile, real), np.ones(tile, real)
+        factors, output_factors = np.empty(tile, real), np.empty(tile, real)
         for start in range(first * n_in, last * n_in, tile):
             n = min(tile, last * n_in - start)
-            xs, f, z = xt[:n], ft[:n], zt[:n]
+            xs, f = xt[:n], ft[:n]
             xs[:] = x[start : start + n]
             if seed_at != 0:
                 draw_words(seed, start, 0, n, words)
@@ -97,31 +85,17 @@ def _fwd(real):
                 multiply(xs, factors, n)
             if p_output > 0:
                 draw_factors(words, 1, p_output, n, output_factors, real)
-            if not stacked:
-                for at in range(0, n, TILE):
-                    m = min(TILE, n - at)
-                    scratch[:m], scratch[TILE : TILE + m] = xs[at : at + m], d
-                    for k in range(n_hidden):
-                        if p_hidden > 0:
-                            mask = UNIT_MASK + k
-                            if k == 0 or mask % MASKS_PER_BLOCK == 0:
-                                draw_words(seed, start + at, mask // MASKS_PER_BLOCK, m, words)
-                            draw_factors(words, mask, p_hidden, m, scratch[2 * TILE :], real)
-                        add_unit(activation, scratch, m, w[k], b[k], v[k], p_hidden > 0)
-                    f[at : at + m] = scratch[TILE : TILE + m]
-            else:
-                f[:] = 0
-                add_scaled_lanes(ones[:n], d_lanes[0], f)
+            for at in range(0, n, TILE):
+                m = min(TILE, n - at)
+                scratch[:m], scratch[TILE : TILE + m] = xs[at : at + m], d
                 for k in range(n_hidden):
-                    affine_of_lanes(xs, w_lanes[k], b_lanes[k], z)
-                    activate(activation, z)
                     if p_hidden > 0:
                         mask = UNIT_MASK + k
-                        if mask % MASKS_PER_BLOCK == 0:
-                            draw_words(seed, start, mask // MASKS_PER_BLOCK, n, words)
-                        draw_factors(words, mask, p_hidden, n, factors, real)
-                        multiply(z, factors, n)
-                    add_scaled_lanes(z, v_lanes[k], f)
+                        if k == 0 or mask % MASKS_PER_BLOCK == 0:
+                            draw_words(seed, start + at, mask // MASKS_PER_BLOCK, m, words)
+                        draw_factors(words, mask, p_hidden, m, scratch[2 * TILE :], real)
+                    add_unit(activation, scratch, m, w[k], b[k], v[k], p_hidden > 0)
+                f[at : at + m] = scratch[TILE : TILE + m]
             if p_output > 0:
                 multiply(f, output_factors, n)
             if readout_at == 0:
@@ -134,7 +108,6 @@ def _fwd(real):
 
 @entry
 def _bwd(real):
-    _, activate_and_keep, chain = passes(real)
     _, add_unit_gradients = chosen_unit(real)
 
     def dense_bwd(
@@ -147,14 +120,12 @@ def _bwd(real):
         readout_at,
         seed_at,
         activation,
-        stacked,
         p_input,
         p_hidden,
         p_output,
         n_hidden,
         n_in,
         n_out,
-        lanes,
         dx_at,
         sums_at,
         dw_at,
@@ -167,39 +138,28 @@ def _bwd(real):
         last,
     ):
         gradients_at = (dw_at, db_at, dv_at, dd_at, dreadout_at, dc_at)
-        n_nets = n_in if stacked else 1
         n_read, n_c = (n_out * n_in, n_out) if readout_at != 0 else (0, 0)
-        sizes = (n_nets * n_hidden, n_nets * n_hidden, n_nets * n_hidden, n_nets, n_read, n_c)
+        sizes = (n_hidden, n_hidden, n_hidden, 1, n_read, n_c)
         wide_vectors()
         w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
         v, d = vector_at(v_at, n_hidden, real), vector_at(d_at, 1, real)[0]
-        n_stacked = n_hidden if stacked else 0
-        w_lanes = over_lanes(w_at, n_stacked, lanes, n_in, real)
-        b_lanes = over_lanes(b_at, n_stacked, lanes, n_in, real)
-        v_lanes = over_lanes(v_at, n_stacked, lanes, n_in, real)
-        d_lanes = over_lanes(d_at, 1 if stacked else 0, lanes, n_in, real)
-        dw_lanes, db_lanes = np.zeros_like(w_lanes), np.zeros_like(w_lanes)
-        dv_lanes, dd_lanes = np.zeros_like(w_lanes), np.zeros_like(d_lanes)
-        sums = np.zeros(sizes[0] + sizes[1] + sizes[2] + sizes[3] + n_read + n_c, np.float64)
-        at_db, at_dv, at_dd = sizes[0], 2 * sizes[0], 3 * sizes[0]
-        at_dreadout = at_dd + sizes[3]
+        sums = np.zeros(3 * n_hidden + 1 + n_read + n_c, np.float64)
+        at_db, at_dv, at_dd = n_hidden, 2 * n_hidden, 3 * n_hidden
+        at_dreadout = at_dd + 1
         readout = array_at(readout_at, n_out * n_in, real)
         dreadout, dc = np.zeros(n_read, real), np.zeros(n_c, np.float64)
         seed = array_at(seed_at, 1, np.int64)[0] if seed_at != 0 else 0
         dy, x = array_at(dy_at, last * n_out, real), array_at(x_at, last * n_in, real)
         dx = array_at(dx_at, last * n_in, real)
-        tile = lanes * max(1, TILE // lanes)
+        tile = n_in * whole_rows(TILE, n_in)
         words = np.empty((4, max(tile, TILE)), np.uint32)
         scratch = np.empty(5 * TILE, real)
         xt, ft, gt = np.empty(tile, real), np.empty(tile, real), np.empty(tile, real)
-        ht, st = np.empty(tile, real), np.empty(tile, real)
-        dxt, dzt = np.empty(tile, real), np.empty(tile, real)
-        factors, output_factors = np.empty(tile, real), np.empty(tile, real)
-        input_factors, ones = np.empty(tile, real), np.ones(tile, real)
+        dxt, input_factors = np.empty(tile, real), np.empty(tile, real)
+        output_factors = np.empty(tile, real)
         for start in range(first * n_in, last * n_in, tile):
             n = min(tile, last * n_in - start)
             xs, f, g, dxs = xt[:n], ft[:n], gt[:n], dxt[:n]
-            h, slope, dz = ht[:n], st[:n], dzt[:n]
             row, n_rows = start // n_in, n // n_in
             xs[:] = x[start : start + n]
             if seed_at != 0:
@@ -215,50 +175,27 @@ def _bwd(real):
             if p_output > 0:
                 draw_factors(words, 1, p_output, n, output_factors, real)
                 multiply(g, output_factors, n)
-            if not stacked:
-                for at in range(0, n, TILE):
-                    m = min(TILE, n - at)
-                    scratch[:m], scratch[TILE : TILE + m] = xs[at : at + m], d
-                    scratch[3 * TILE : 3 * TILE + m] = g[at : at + m]
-                    scratch[4 * TILE :] = 0
-                    for e in range(m):
-                        sums[at_dd] += g[at + e]
-                    for k in range(n_hidden):
-                        if p_hidden > 0:
-                            mask = UNIT_MASK + k
-                            if k == 0 or mask % MASKS_PER_BLOCK == 0:
-                                draw_words(seed, start + at, mask // MASKS_PER_BLOCK, m, words)
-                            draw_factors(words, mask, p_hidden, m, scratch[2 * TILE :], real)
-                        dwk, dbk, dvk = add_unit_gradients(
-                            activation, scratch, m, w[k], b[k], v[k], p_hidden > 0
-                        )
-                        sums[k] += dwk
-                        sums[at_db + k] += dbk
-                        sums[at_dv + k] += dvk
-                    f[at : at + m] = scratch[TILE : TILE + m]
-                    dxs[at : at + m] = scratch[4 * TILE : 4 * TILE + m]
-            else:
-                dxs[:] = f[:] = 0
-                add_scaled_lanes(ones[:n], d_lanes[0], f)
-                add_columns(g, dd_lanes[0])
+            for at in range(0, n, TILE):
+                m = min(TILE, n - at)
+                scratch[:m], scratch[TILE : TILE + m] = xs[at : at + m], d
+                scratch[3 * TILE : 3 * TILE + m] = g[at : at + m]
+                scratch[4 * TILE :] = 0
+                for e in range(m):
+                    sums[at_dd] += g[at + e]
                 for k in range(n_hidden):
-                    affine_of_lanes(xs, w_lanes[k], b_lanes[k], h)
-                    activate_and_keep(activation, h, slope)
-                    scale_lanes(g, v_lanes[k], dz)
-                    chain(activation, h, slope, dz)
                     if p_hidden > 0:
                         mask = UNIT_MASK + k
-                        if mask % MASKS_PER_BLOCK == 0:
-                            draw_words(seed, start, mask // MASKS_PER_BLOCK, n, words)
-                        draw_factors(words, mask, p_hidden, n, factors, real)
-                        multiply(h, factors, n)
-                        multiply(dz, factors, n)
-                    # loops over few arrays: LLVM does not vectorise others
-                    add_scaled_lanes(h, v_lanes[k], f)
-                    add_product_columns(g, h, dv_lanes[k])
-                    add_columns(dz, db_lanes[k])
-                    add_product_columns(dz, xs, dw_lanes[k])
-                    add_scaled_lanes(dz, w_lanes[k], dxs)
+                        if k == 0 or mask % MASKS_PER_BLOCK == 0:
+                            draw_words(seed, start + at, mask // MASKS_PER_BLOCK, m, words)
+                        draw_factors(words, mask, p_hidden, m, scratch[2 * TILE :], real)
+                    dwk, dbk, dvk = add_unit_gradients(
+                        activation, scratch, m, w[k], b[k], v[k], p_hidden > 0
+                    )
+                    sums[k] += dwk
+                    sums[at_db + k] += dbk
+                    sums[at_dv + k] += dvk
+                f[at : at + m] = scratch[TILE : TILE + m]
+                dxs[at : at + m] = scratch[4 * TILE : 4 * TILE + m]
             if dx_at != 0:
                 if p_input > 0:
                     multiply(dxs, input_factors, n)
@@ -272,10 +209,6 @@ def _bwd(real):
                         dc[m] += dys[i * n_out + m]
         if not any_needed(sums_at, gradients_at):
             return
-        add_from_lanes(dw_lanes, n_in, sums)
-        add_from_lanes(db_lanes, n_in, sums[at_db:])
-        add_from_lanes(dv_lanes, n_in, sums[at_dv:])
-        add_from_lanes(dd_lanes, n_in, sums[at_dd:])
         for j in range(n_read):
             sums[at_dreadout + j] = dreadout[j]
         sums[at_dreadout + n_read :] = dc
@@ -292,31 +225,39 @@ def _sizes(x, fc1_weight, fc3_weight):
     return x.shape[0], n_hidden, x.shape[1], fc3_weight.shape[0]
 
 
-def _options(fc1_weight, seed, activation, dropout):
+def _options(seed, activation, dropout):
     """The kernels' arguments that say which subnet it is."""
     seed_at = 0 if seed is None else seed.data_ptr()
-    return seed_at, CODES[activation], fc1_weight.dim() == 3, *(dropout or (0.0, 0.0, 0.0))
+    return seed_at, CODES[activation], *(dropout or (0.0, 0.0, 0.0))
+
+
+def _cut(fc1_weight, n_rows, n_in, n_hidden, activation, dropout):
+    """Rows per piece and number of pieces."""
+    if fc1_weight.dim() == 2:
+        return cut(n_rows, UNITS_OF_WORK * n_in * n_hidden, rows_in(TILE, n_in))
+    quick = activation == "relu" and not any(dropout)
+    units = stacked.RELU_UNITS_OF_WORK if quick else UNITS_OF_WORK
+    return cut(n_rows, units * n_in * n_hidden, stacked.rows_in_block(n_in))
 
 
 def dense_fwd(x, fc1_weight, *arguments):
     """y [N, M] from x [N, F]; without a read-out y of the shape of x."""
     *parameters, seed, activation = arguments[:7]
-    fc3_weight = parameters[3]
+    fc3_weight, dropout = parameters[3], arguments[7:]
     dtype, compute, _held, addresses = prepare(x, fc1_weight, *parameters)
     n_rows, n_hidden, n_in, n_out = _sizes(x, fc1_weight, fc3_weight)
     shape = x.shape if fc3_weight is None else (n_rows, n_out)
     y = torch.empty(shape, dtype=compute)
-    lanes = lanes_of(n_in)
+    kernels = _fwd if fc1_weight.dim() == 2 else stacked._fwd
     run(
-        _fwd[compute],
+        kernels[compute],
         n_rows,
-        *cut(n_rows, UNITS_OF_WORK * n_in * n_hidden, max(1, lanes // n_in)),
+        *_cut(fc1_weight, n_rows, n_in, n_hidden, activation, dropout),
         *addresses,
-        *_options(fc1_weight, seed, activation, arguments[7:]),
+        *_options(seed, activation, dropout),
         n_hidden,
         n_in,
         n_out,
-        lanes,
         y.data_ptr(),
     )
     return cast_back(y, dtype)
@@ -325,29 +266,28 @@ def dense_fwd(x, fc1_weight, *arguments):
 def dense_bwd(dy, x, fc1_weight, *arguments, needs):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     *parameters, seed, activation = arguments[:7]
-    fc3_weight = parameters[3]
+    fc3_weight, dropout = parameters[3], arguments[7:]
     compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, fc1_weight, *parameters))
     n_rows, n_hidden, n_in, n_out = _sizes(x, fc1_weight, fc3_weight)
-    n_nets = n_in if fc1_weight.dim() == 3 else 1
+    n_nets = 1 if fc1_weight.dim() == 2 else n_in
     sizes = (n_nets * n_hidden,) * 3 + (n_nets, n_out * n_in, n_out)
     if fc3_weight is None:
         sizes = (*sizes[:4], 0, 0)
     need_dx, *needs = needs
     dx = torch.empty_like(tensors[1]) if need_dx else None
-    lanes = lanes_of(n_in)
+    kernels = _bwd if fc1_weight.dim() == 2 else stacked._bwd
     gradients = run_summed(
-        _bwd[compute],
+        kernels[compute],
         n_rows,
-        *cut(n_rows, UNITS_OF_WORK * n_in * n_hidden, max(1, lanes // n_in)),
+        *_cut(fc1_weight, n_rows, n_in, n_hidden, activation, dropout),
         [size if p is None else p for size, p in zip(sizes, tensors[2:], strict=True)],
         needs,
         dy.dtype,
         *addresses[:-1],
-        *_options(fc1_weight, seed, activation, arguments[7:]),
+        *_options(seed, activation, dropout),
         n_hidden,
         n_in,
         n_out,
-        lanes,
         dx.data_ptr() if need_dx else 0,
     )
     return [cast_back(dx, x.dtype), *gradients]

@@ -1,21 +1,21 @@
 """The loops of `dense.py`, over the numbers of one tile and unit, in forms that LLVM vectorises.
 
-Shared subnets have one loop a unit, :func:`chosen_unit`. The functions ``…_lanes`` are for stacked
-subnets, with a parameter a lane, and few arrays each.
+A shared subnet has one loop a unit, :func:`chosen_unit`; those of stacked ones are in
+`stacked_loops.py`.
 """
 
 import numpy as np
 
 from .activations import ACTIVATIONS
 from .block_activations import CODES
-from .jit import array_at, inner, inner_in_order
+from .jit import inner, inner_in_order
 
 TILE = 1024
 """Numbers in a tile: half a dozen arrays of them fit into a level-1 cache."""
 
 
 @inner_in_order
-def _gradient(above, slope, cuts, real):
+def gradient(above, slope, cuts, real):
     """above·slope; not to be reassociated with what it multiplies, which may be infinite."""
     if cuts and slope == 0:
         return real(0)
@@ -62,7 +62,7 @@ def chosen_unit(real):
                     x, g, m = scratch[e], scratch[e + g_at], scratch[e + m_at]
                     h, slope = pair(w * x + b)
                     h *= m
-                    dz = _gradient(g * v * m, slope, cuts, real)
+                    dz = gradient(g * v * m, slope, cuts, real)
                     scratch[e + f_at] += v * h
                     dv += g * h
                     db += dz
@@ -73,7 +73,7 @@ def chosen_unit(real):
                     e = np.uintp(i)
                     x, g = scratch[e], scratch[e + g_at]
                     h, slope = pair(w * x + b)
-                    dz = _gradient(g * v, slope, cuts, real)
+                    dz = gradient(g * v, slope, cuts, real)
                     scratch[e + f_at] += v * h
                     dv += g * h
                     db += dz
@@ -98,78 +98,6 @@ def chosen_unit(real):
 
 
 @inner
-def over_lanes(at, n_units, lanes, n_in, real):
-    """Stacked parameters [features, units] at an address as [units, lanes]; 0 where it is 0."""
-    out = np.zeros((n_units, lanes), real)
-    if at != 0:
-        source = array_at(at, n_units * n_in, real)
-        for k in range(n_units):
-            for j in range(n_in):
-                for l in range(j, lanes, n_in):
-                    out[k, l] = source[j * n_units + k]
-    return out
-
-
-@inner
-def add_from_lanes(gradient, n_in, sums):
-    """The reverse: add [units, lanes] to sums [features, units]."""
-    n_units, lanes = gradient.shape
-    for k in range(n_units):
-        for j in range(n_in):
-            for l in range(j, lanes, n_in):
-                sums[j * n_units + k] += np.float64(gradient[k, l])
-
-
-@inner
 def multiply(a, factors, n):
     for e in range(n):
         a[e] *= factors[e]
-
-
-@inner
-def affine_of_lanes(x, w, b, z):
-    """z[r, l] = w[l]·x[r, l] + b[l] on a flat tile whose last row may be short."""
-    for first in range(0, x.size, w.size):
-        for l in range(min(w.size, x.size - first)):
-            i = np.uintp(l)  # a signed index would gather
-            e = np.uintp(first) + i
-            z[e] = w[i] * x[e] + b[i]
-
-
-@inner
-def add_scaled_lanes(h, v, f):
-    """f[r, l] += v[l]·h[r, l]."""
-    for first in range(0, h.size, v.size):
-        for l in range(min(v.size, h.size - first)):
-            i = np.uintp(l)
-            e = np.uintp(first) + i
-            f[e] += v[i] * h[e]
-
-
-@inner
-def add_columns(a, total):
-    """total[l] += Σ_r a[r, l]."""
-    for first in range(0, a.size, total.size):
-        for l in range(min(total.size, a.size - first)):
-            i = np.uintp(l)
-            total[i] += a[np.uintp(first) + i]
-
-
-@inner
-def add_product_columns(a, b, total):
-    """total[l] += Σ_r a[r, l]·b[r, l]."""
-    for first in range(0, a.size, total.size):
-        for l in range(min(total.size, a.size - first)):
-            i = np.uintp(l)
-            e = np.uintp(first) + i
-            total[i] += a[e] * b[e]
-
-
-@inner
-def scale_lanes(g, v, out):
-    """out[r, l] = v[l]·g[r, l]."""
-    for first in range(0, g.size, v.size):
-        for l in range(min(v.size, g.size - first)):
-            i = np.uintp(l)
-            e = np.uintp(first) + i
-            out[e] = v[i] * g[e]

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from . import dense, mlp
+from . import dense, mlp, stacked
 from .jit import inner
 
 DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
@@ -40,7 +40,7 @@ def _dense_place(x, n_rows, n_in, place, constants):
 
 
 def dense_forward(real):
-    op = dense._fwd[DTYPES[real]]
+    shared_op, stacked_op = dense._fwd[DTYPES[real]], stacked._fwd[DTYPES[real]]
 
     @inner
     def dense_verb_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
@@ -52,20 +52,24 @@ def dense_forward(real):
         key[0] = seed
         readout = rest if sizes[6] != 0 else rest[:0]
         c = rest[n_in * n_out :] if sizes[6] != 0 else rest[:0]
-        op(
+        arguments = (
             address(x) - first * n_in * x.itemsize, address(w), address(b), address(v),
             address(d), address(readout), address(c), address(key) if drops else np.int64(0),
-            sizes[4], sizes[5] != 0, on * constants[0], on * constants[1], on * constants[2],
-            n_hidden, n_in, n_out, sizes[7], address(y) - first * n_out * x.itemsize,
+            sizes[4], on * constants[0], on * constants[1], on * constants[2],
+            n_hidden, n_in, n_out, address(y) - first * n_out * x.itemsize,
             first, first + x.size // n_in,
         )  # fmt: skip
+        if sizes[5] != 0:
+            stacked_op(*arguments)
+        else:
+            shared_op(*arguments)
         key[0] = 0  # keeps it until here
 
     return dense_verb_forward
 
 
 def dense_backward(real):
-    op = dense._bwd[DTYPES[real]]
+    shared_op, stacked_op = dense._bwd[DTYPES[real]], stacked._bwd[DTYPES[real]]
 
     @inner
     def dense_verb_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
@@ -79,13 +83,17 @@ def dense_backward(real):
         n_nets = n_in if sizes[5] != 0 else 1
         at_readout = n_nets * (3 * n_hidden + 1)
         sums = np.empty(at_readout + (n_in + 1) * n_out * sizes[6], np.float64)
-        op(
+        arguments = (
             address(dy) - first * n_out * x.itemsize, address(x) - first * n_in * x.itemsize,
             address(w), address(b), address(v), address(d), address(readout),
-            address(key) if drops else np.int64(0), sizes[4], sizes[5] != 0,
+            address(key) if drops else np.int64(0), sizes[4],
             on * constants[0], on * constants[1], on * constants[2], n_hidden, n_in, n_out,
-            sizes[7], 0, address(sums), 0, 0, 0, 0, 0, 0, first, first + x.size // n_in,
+            0, address(sums), 0, 0, 0, 0, 0, 0, first, first + x.size // n_in,
         )  # fmt: skip
+        if sizes[5] != 0:
+            stacked_op(*arguments)
+        else:
+            shared_op(*arguments)
         key[0] = 0  # keeps it until here
         if bias:
             add(sums, grad, real)
@@ -126,6 +134,8 @@ def mlp_forward(real):
             net.size,
             sizes[2],
             sizes[3],
+            0,
+            0.0,
             address(x),
             address(y),
             0,
@@ -150,7 +160,7 @@ def mlp_backward(real):
         sums = np.empty(n_sums, np.float64)
         nowhere = np.zeros(2 * n_layers, np.int64)
         op(
-            address(net), net.size, sizes[2], sizes[3], address(dy), address(x), 0,
+            address(net), net.size, sizes[2], sizes[3], 0, 0.0, address(dy), address(x), 0,
             address(sums), address(nowhere), 0, x.size // net[1],
         )  # fmt: skip
         at = to = 0

@@ -7,8 +7,9 @@ them and the slopes σ'(z) until the chain rule has come back to them: with g_L 
 
     dW_l = Σ_rows g_l·h_{l−1}^T,   db_l = Σ_rows g_l,   g_{l−1} = (W_l^T·g_l)·σ'(z_{l−1}),
 
-and dx = W_1^T·g_1. Sums over rows are in the compute dtype for :data:`FLUSH_ROWS` rows, then in
-float64.
+and dx = W_1^T·g_1. With dropout the outputs of hidden layers are h_l = m_l·σ_l(…), m_l the factors
+of `philox.py`, which backward makes again, once for h_l and once for g_l. Sums over rows are in the
+compute dtype for :data:`FLUSH_ROWS` rows, then in float64.
 
 The net is one integer vector: the number of layers L, L + 1 widths, L addresses of weights
 [out, in], L addresses of biases, 0 for none. Gradients are one flat vector: W_1, b_1, W_2, b_2, ….
@@ -22,6 +23,7 @@ from .block_activations import CODES, IDENTITY, by_sign, passes
 from .gemm import VECTOR, add_product, multiply, size_of, transpose
 from .jit import address_of, array_at, entry, inner, wide_vectors
 from .launch import PIECE, any_needed, cast_back, prepare, prepare_as, run, run_summed, store
+from .philox import MASKS_PER_BLOCK, draw_factors, draw_words
 
 FLUSH_ROWS = 1024
 
@@ -58,11 +60,25 @@ def _bias_or_zeros(net, n_layers, layer, zeros_at):
     return bias_at if bias_at != 0 else zeros_at
 
 
+@inner
+def _drop(seed, layer, start, n_rows, rows, width, p, words, factors, z, real):
+    """z[k, r] *= m, the factor of unit k of a hidden layer, in row ``start`` + r."""
+    for k in range(width):
+        if k % MASKS_PER_BLOCK == 0:
+            draw_words(seed, start, k // MASKS_PER_BLOCK, n_rows, words, 0, layer)
+        draw_factors(words, k, p, n_rows, factors, real)
+        z_row = z[k * rows : k * rows + n_rows]
+        for r in range(n_rows):
+            z_row[r] *= factors[r]
+
+
 @entry
 def _fwd(real):
     activate, _, _ = passes(real)
 
-    def mlp_fwd(net_at, net_size, hidden_code, output_code, x_at, y_at, first, last):
+    def mlp_fwd(
+        net_at, net_size, hidden_code, output_code, seed_at, dropout, x_at, y_at, first, last
+    ):
         wide_vectors()
         zero = real(0)
         size = size_of(zero)
@@ -79,6 +95,8 @@ def _fwd(real):
         ping = (address_of(memory) + VECTOR - 1) // VECTOR * VECTOR
         pong = ping + layer_bytes
         zeros_at = pong + layer_bytes
+        seed = array_at(seed_at, 1, np.int64)[0] if dropout > 0 else 0
+        words, factors = np.empty((4, rows), np.uint32), np.empty(rows, real)
         for start in range(first, last, rows):
             n_rows = min(rows, last - start)
             n_vectors = (n_rows + lanes - 1) // lanes
@@ -92,6 +110,11 @@ def _fwd(real):
                 )  # fmt: skip
                 code = hidden_code if layer < n_layers - 1 else output_code
                 activate(code, array_at(z, width * rows, real))
+                if dropout > 0 and layer < n_layers - 1:
+                    _drop(
+                        seed, layer + 1, start, n_rows, rows, width, dropout, words, factors,
+                        array_at(z, width * rows, real), real,
+                    )  # fmt: skip
                 h, z = z, h
             transpose(zero, h, row_bytes, n_out, n_rows, y_at + start * n_out * size, n_out * size)
         memory[0] = 0  # Numba frees what is not used any more
@@ -145,8 +168,8 @@ def _bwd(real):
     _, activate_and_keep, chain = passes(real)
 
     def mlp_bwd(
-        net_at, net_size, hidden_code, output_code, dy_at, x_at, dx_at, sums_at, gradients_at,
-        first, last,
+        net_at, net_size, hidden_code, output_code, seed_at, dropout, dy_at, x_at, dx_at, sums_at,
+        gradients_at, first, last,
     ):  # fmt: skip
         wide_vectors()
         zero = real(0)
@@ -165,11 +188,11 @@ def _bwd(real):
         for layer in range(n_layers):
             n_sums += (net[1 + layer] + 1) * net[2 + layer]
             n_fast += _padded(net[1 + layer], lanes) * net[2 + layer]
-        # the L + 1 layers, g twice, a transposed layer, L slopes; weight gradients; a zero bias.
-        # Memory from the system, page by page, costs more than a small batch's arithmetic: so take
-        # little. It is cleared, for padding is computed with, and subnormal garbage is slow
+        # the L + 1 layers, g twice, a transposed layer, L slopes or signs; weight gradients; a zero
+        # bias. Memory from the system, page by page, costs more than a small batch's arithmetic: so
+        # take little. It is cleared, for padding is computed with, and subnormal garbage is slow
         n_layer_blocks = n_layers + 4
-        if not (by_sign(hidden_code) and by_sign(output_code)):
+        if dropout > 0 or not (by_sign(hidden_code) and by_sign(output_code)):
             n_layer_blocks += n_layers
         memory = np.empty(n_layer_blocks * layer_bytes // size + n_fast + widest + lanes, real)
         memory[:] = 0
@@ -183,6 +206,8 @@ def _bwd(real):
         fast = array_at(fast_at, n_fast, real)
         sums = np.zeros(n_sums, np.float64)
         unflushed = 0
+        seed = array_at(seed_at, 1, np.int64)[0] if dropout > 0 else 0
+        words, factors = np.empty((4, rows), np.uint32), np.empty(rows, real)
 
         for start in range(first, last, rows):
             n_rows = min(rows, last - start)
@@ -201,11 +226,17 @@ def _bwd(real):
                     h + layer_bytes, row_bytes,
                     _bias_or_zeros(net, n_layers, layer, zeros_at), width, n_vectors, wide,
                 )  # fmt: skip
-                activate_and_keep(
-                    code,
-                    array_at(h + layer_bytes, width * rows, real),
-                    array_at(slopes_at + layer * layer_bytes, width * rows, real),
-                )
+                values = array_at(h + layer_bytes, width * rows, real)
+                kept = array_at(slopes_at + layer * layer_bytes, width * rows, real)
+                activate_and_keep(code, values, kept)
+                if dropout > 0 and layer < n_layers - 1:
+                    if by_sign(code):  # what is dropped has lost its sign
+                        for e in range(values.size):
+                            kept[e] = values[e]
+                    _drop(
+                        seed, layer + 1, start, n_rows, rows, width, dropout, words, factors,
+                        values, real,
+                    )  # fmt: skip
             g, g_below = ping, pong
             transpose(zero, dy_at + start * n_out * size, n_out * size, n_rows, n_out, g, row_bytes)
             weights_at, fast_weights_at = n_sums, fast_at + n_fast * size
@@ -214,10 +245,17 @@ def _bwd(real):
                 code = hidden_code if layer < n_layers - 1 else output_code
                 h = layers_at + layer * layer_bytes
                 g_block = array_at(g, width * rows, real)
+                values_at, kept_at = h + layer_bytes, slopes_at + layer * layer_bytes
+                if dropout > 0 and layer < n_layers - 1:
+                    _drop(
+                        seed, layer + 1, start, n_rows, rows, width, dropout, words, factors,
+                        g_block, real,
+                    )  # fmt: skip
+                    values_at = kept_at if by_sign(code) else values_at
                 chain(
                     code,
-                    array_at(h + layer_bytes, width * rows, real),
-                    array_at(slopes_at + layer * layer_bytes, width * rows, real),
+                    array_at(values_at, width * rows, real),
+                    array_at(kept_at, width * rows, real),
                     g_block,
                 )
                 stride = _padded(wide, lanes)
@@ -283,8 +321,8 @@ def _cut(n_rows, parameters):
 
 
 def mlp_fwd(x, *arguments):
-    """y [N, out] from x [N, in], weights and biases in turn, and the two activations' names."""
-    *parameters, activation, output_activation = arguments
+    """y [N, out] from x [N, in], weights and biases in turn, seed, two activations, dropout."""
+    *parameters, seed, activation, output_activation, dropout = arguments
     dtype, compute, tensors, addresses = prepare(x, *parameters)
     net = _pack(x, parameters, addresses[1:])
     y = tensors[0].new_empty((x.shape[0], parameters[-2].shape[0]))
@@ -296,6 +334,8 @@ def mlp_fwd(x, *arguments):
         len(net),
         CODES[activation],
         CODES[output_activation],
+        0 if seed is None else seed.data_ptr(),
+        dropout,
         addresses[0],
         y.data_ptr(),
     )
@@ -304,7 +344,7 @@ def mlp_fwd(x, *arguments):
 
 def mlp_bwd(dy, x, *arguments, needs):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
-    *parameters, activation, output_activation = arguments
+    *parameters, seed, activation, output_activation, dropout = arguments
     compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, *parameters))
     net = _pack(x, parameters, addresses[2:])
     dx = tensors[1].new_empty(x.shape) if needs[0] else None
@@ -323,6 +363,8 @@ def mlp_bwd(dy, x, *arguments, needs):
         len(net),
         CODES[activation],
         CODES[output_activation],
+        0 if seed is None else seed.data_ptr(),
+        dropout,
         addresses[0],
         addresses[1],
         dx.data_ptr() if needs[0] else 0,

@@ -1,9 +1,10 @@
 """Dropout masks from a counter: Philox4x32 with 10 rounds (Salmon et al., SC 2011, section 3.2).
 
-Key: the 64 bits of the seed. Counter: the element's place, low and high 32 bits; the block; 0. The
-four words of block b are eight halves, low half first, for the masks 8b … 8b + 7 of the element:
-mask 0 is the input's, mask 1 the output's, mask 2 + k that of hidden unit k. A number is dropped
-where its half is below round(65536·p), else multiplied by 1/(1 − p).
+Key: the 64 bits of the seed. Counter: the element's place, low and high 32 bits; the block; the
+layer. The four words of block b are eight halves, low half first, for the masks 8b … 8b + 7 of the
+element. Scalar subnets are layer 0: mask 0 is the input's, mask 1 the output's, mask 2 + k that of
+hidden unit k. In hidden layer l ≥ 1 of a dense network, whose elements are rows, unit k has mask k.
+A number is dropped where its half is below round(65536·p), else multiplied by 1/(1 − p).
 """
 
 import numpy as np
@@ -22,13 +23,14 @@ _32 = np.uint64(32)
 
 
 @inner
-def draw_words(seed, place, block, n, words):
-    """words[0 … 3, e] = the words of a block, for the elements at ``place`` + e, e < n."""
-    w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
+def draw_words(seed, place, block, n, words, to=0, layer=0):
+    """words[0 … 3, to + e] = the words of a block, for the elements at ``place`` + e, e < n."""
+    w0, w1 = words[0][to : to + n], words[1][to : to + n]
+    w2, w3 = words[2][to : to + n], words[3][to : to + n]
     for e in range(n):
         at = np.uint64(place) + np.uint64(e)
         c0, c1 = at & _LOW, at >> _32
-        c2, c3 = np.uint64(block), np.uint64(0)
+        c2, c3 = np.uint64(block), np.uint64(layer)
         k0, k1 = np.uint64(seed) & _LOW, np.uint64(seed) >> _32
         for _ in range(10):
             product0, product1 = _M0 * c0, _M1 * c2

@@ -278,7 +278,7 @@ VERBS = {
 - ``additive_mlp``: hidden units, whether there are biases, features, outputs
 - ``dense``, what the two above do not cover: hidden units, whether there are biases, features,
   outputs, number of the activation, whether there is a subnet for each feature, whether there is a
-  read-out, lanes; the three dropout probabilities
+  read-out; the three dropout probabilities
 - ``mlp``: layers, whether there are biases, numbers of the two activations, the widths
 """
 

@@ -4,7 +4,8 @@ A program takes a tile of rows through the whole net; the activations of a layer
 of two of at least 16, stay in registers and shared memory. Forward reads x and writes y. Backward
 reads x and dy, computes the activations again, and follows the chain rule back: with
 g_L = dy σ'(z_L), dW_l = g_l^T h_{l-1}, db_l = Σ g_l, g_{l-1} = (g_l W_l) σ'(z_{l-1}), dx = g_1 W_1.
-Products are float32 that is float32, never tf32.
+Products are float32 that is float32, never tf32. With dropout the outputs of hidden layers are
+h_l = m_l σ_l(…), m_l the factors of `philox.py`, which backward makes again, for h_l and for g_l.
 
 The parameters come as one vector, W_1, b_1, W_2, b_2, …, a missing bias as zeros; so does their
 gradient.
@@ -22,6 +23,7 @@ from .launch import (
     result_dtype,
     unit_column_stride,
 )
+from .philox import dropout_constants, layer_mask, load_key
 from .pieces import cut, split, sum_pieces
 from .subnet import append, tile_size
 
@@ -133,15 +135,29 @@ def layer_value(
 
 
 @triton.jit
-def all_layers(
-    h, params_ptr, WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr,
-    OUTPUT: tl.constexpr, BIAS: tl.constexpr, COMPUTE: tl.constexpr,
+def drop(
+    h, key, rows, WIDTHS: tl.constexpr, LAYER: tl.constexpr, DROPOUT: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """h_0 … h_L, and σ' of the layers 1 … L."""
+    """The outputs of hidden layer LAYER = 1, 2, … or the gradient there, times the factors."""
+    if DROPOUT[0] < 0:
+        return h
+    else:
+        WIDTH: tl.constexpr = padded(WIDTHS[LAYER])
+        return h * layer_mask(key, rows, LAYER, WIDTH, DROPOUT, COMPUTE)
+
+
+@triton.jit
+def all_layers(
+    h, params_ptr, key, rows, WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr,
+    OUTPUT: tl.constexpr, DROPOUT: tl.constexpr, BIAS: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """h_0 … h_L, and σ' of the layers 1 … L; key and rows are those of the dropout factors."""
     values = (h,)
     slopes = ()
     for layer in tl.static_range(N_LAYERS - 1):
         h, slope = layer_value(h, params_ptr, WIDTHS, layer, HIDDEN, BIAS, COMPUTE)
+        h = drop(h, key, rows, WIDTHS, layer + 1, DROPOUT, COMPUTE)
         values = append(values, h)
         slopes = append(slopes, slope)
     h, slope = layer_value(h, params_ptr, WIDTHS, N_LAYERS - 1, OUTPUT, BIAS, COMPUTE)
@@ -150,9 +166,9 @@ def all_layers(
 
 @triton.jit
 def mlp_fwd_kernel(
-    x_ptr, params_ptr, y_ptr, n_rows, x_row_stride,
+    x_ptr, params_ptr, seed_ptr, y_ptr, n_rows, x_row_stride,
     WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr,
-    COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    DROPOUT: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     """y = h_L.
 
@@ -162,7 +178,10 @@ def mlp_fwd_kernel(
     N_OUT: tl.constexpr = WIDTHS[N_LAYERS]
     rows = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     h = load_rows(x_ptr, rows, n_rows, x_row_stride, WIDTHS[0], COMPUTE)
-    values, _ = all_layers(h, params_ptr, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, True, COMPUTE)
+    key = load_key(seed_ptr)
+    values, _ = all_layers(
+        h, params_ptr, key, rows, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, DROPOUT, True, COMPUTE
+    )
     cols = tl.arange(0, padded(N_OUT))
     inside = (rows < n_rows)[:, None] & (cols < N_OUT)[None, :]
     tl.store(y_ptr + rows[:, None] * N_OUT + cols[None, :], values[N_LAYERS], mask=inside)
@@ -194,9 +213,9 @@ def add_layer_gradient(
 
 @triton.jit
 def back_through(
-    g, values, slopes, params_ptr, grad_ptr, first, WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr,
-    HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, DX: tl.constexpr, BIAS: tl.constexpr,
-    COMPUTE: tl.constexpr,
+    g, values, slopes, params_ptr, key, rows, grad_ptr, first, WIDTHS: tl.constexpr,
+    N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, DROPOUT: tl.constexpr,
+    DX: tl.constexpr, BIAS: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """From dL/dy back to dL/dx, which is returned if DX; adds up all gradients but for None."""
     g = times_slope(g, slopes[N_LAYERS - 1], OUTPUT)
@@ -209,15 +228,17 @@ def back_through(
             cols = tl.arange(0, padded(WIDTHS[layer]))
             g = tl.where((cols < WIDTHS[layer])[None, :], g, 0.0)
         if layer > 0:
+            g = drop(g, key, rows, WIDTHS, layer, DROPOUT, COMPUTE)
             g = times_slope(g, slopes[layer - 1], HIDDEN)
     return g
 
 
 @triton.jit
 def mlp_bwd_kernel(
-    dy_ptr, x_ptr, params_ptr, dx_ptr, partial_ptr, n_rows, piece_rows, dy_row_stride, x_row_stride,
+    dy_ptr, x_ptr, params_ptr, seed_ptr, dx_ptr, partial_ptr, n_rows, piece_rows, dy_row_stride,
+    x_row_stride,
     WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr,
-    COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    DROPOUT: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     """dx, and a piece's sums for all parameters; neither where its pointer is None.
 
@@ -228,17 +249,20 @@ def mlp_bwd_kernel(
     N_IN: tl.constexpr = WIDTHS[0]
     start = tl.program_id(0).to(tl.int64) * piece_rows
     length = tile_size(n_rows - start, piece_rows)
+    key = load_key(seed_ptr)
     last_row = start + length
     if partial_ptr is not None:
         partial_ptr += tl.program_id(0).to(tl.int64) * offset_of(WIDTHS, N_LAYERS, True)
     for i in range(0, length, BLOCK_ROWS):
         rows = start + i + tl.arange(0, BLOCK_ROWS)
         x = load_rows(x_ptr, rows, last_row, x_row_stride, N_IN, COMPUTE)
-        values, slopes = all_layers(x, params_ptr, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, True, COMPUTE)
+        values, slopes = all_layers(
+            x, params_ptr, key, rows, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, DROPOUT, True, COMPUTE
+        )
         dy = load_rows(dy_ptr, rows, last_row, dy_row_stride, WIDTHS[N_LAYERS], COMPUTE)
         dx = back_through(
-            dy, values, slopes, params_ptr, partial_ptr, i == 0, WIDTHS, N_LAYERS, HIDDEN, OUTPUT,
-            dx_ptr is not None, True, COMPUTE,
+            dy, values, slopes, params_ptr, key, rows, partial_ptr, i == 0, WIDTHS, N_LAYERS,
+            HIDDEN, OUTPUT, DROPOUT, dx_ptr is not None, True, COMPUTE,
         )  # fmt: skip
         if dx_ptr is not None:
             cols = tl.arange(0, padded(N_IN))
@@ -258,31 +282,32 @@ def _pack(parameters, compute):
     return torch.cat(parts)
 
 
-def _constants(x, parameters, activation, output_activation, compute):
+def _constants(x, parameters, activation, output_activation, dropout, compute):
     widths = (x.shape[1], *(weight.shape[0] for weight in parameters[::2]))
     return {
         "WIDTHS": widths,
         "N_LAYERS": len(widths) - 1,
         "HIDDEN": ACTIVATIONS[activation],
         "OUTPUT": ACTIVATIONS[output_activation],
+        "DROPOUT": dropout_constants(dropout),
         "COMPUTE": compute,
     }
 
 
 def mlp_fwd(x, *arguments):
-    """y [N, out] for x [N, in], weights and biases in turn, and the two activations' names."""
-    *parameters, activation, output_activation = arguments
+    """y [N, out] for x [N, in], weights and biases in turn, seed, two activations, dropout."""
+    *parameters, seed, activation, output_activation, dropout = arguments
     out_dtype = result_dtype(x, *parameters)
     compute_torch, compute = compute_dtype(out_dtype)
     x = unit_column_stride(x)
-    constants = _constants(x, parameters, activation, output_activation, compute)
+    constants = _constants(x, parameters, activation, output_activation, dropout, compute)
     y = torch.empty((x.shape[0], constants["WIDTHS"][-1]), device=x.device, dtype=out_dtype)
     if x.shape[0] == 0:
         return y
     config = mlp_config("mlp_fwd", constants["WIDTHS"], compute)
     with device_of(x):
         mlp_fwd_kernel[(triton.cdiv(x.shape[0], config.rows),)](
-            x, _pack(parameters, compute_torch), y, x.shape[0], x.stride(0),
+            x, _pack(parameters, compute_torch), seed, y, x.shape[0], x.stride(0),
             **constants, BLOCK_ROWS=config.rows, num_warps=config.warps,
         )  # fmt: skip
     return y
@@ -290,11 +315,11 @@ def mlp_fwd(x, *arguments):
 
 def mlp_bwd(dy, x, *arguments, needs):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
-    *parameters, activation, output_activation = arguments
+    *parameters, seed, activation, output_activation, dropout = arguments
     need_dx, *needs = needs
     compute_torch, compute = compute_dtype(dy.dtype)
     dy, x = unit_column_stride(dy), unit_column_stride(x)
-    constants = _constants(x, parameters, activation, output_activation, compute)
+    constants = _constants(x, parameters, activation, output_activation, dropout, compute)
     widths, n_rows = constants["WIDTHS"], x.shape[0]
     dx = torch.empty(x.shape, device=x.device, dtype=x.dtype) if need_dx else None
     n_params = offset_of(widths, len(widths) - 1, True)
@@ -307,8 +332,8 @@ def mlp_bwd(dy, x, *arguments, needs):
             partials = torch.empty((n_pieces, n_params), device=x.device, dtype=compute_torch)
         with device_of(x):
             mlp_bwd_kernel[(n_pieces,)](
-                dy, x, _pack(parameters, compute_torch), dx, partials, n_rows, piece_rows,
-                dy.stride(0), x.stride(0), **constants,
+                dy, x, _pack(parameters, compute_torch), seed, dx, partials, n_rows,
+                piece_rows, dy.stride(0), x.stride(0), **constants,
                 BLOCK_ROWS=config.rows, num_warps=config.warps,
             )  # fmt: skip
             if any(needs):

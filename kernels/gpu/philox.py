@@ -1,7 +1,7 @@
 """Dropout masks from a counter: Philox4x32-10 of the seed and of an element's place.
 
 Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011, section 3.2. Nothing is stored:
-backward makes the masks of forward again. The masks are those of fastmlp.dropout.dropout_masks.
+backward makes the masks of forward again. The masks are those of fastmlp.dropout.
 """
 
 import triton
@@ -19,8 +19,8 @@ def load_key(seed_ptr):
 
 
 @triton.jit
-def philox(key, place, block):
-    """Four words for each place (int64) from counter (place, block, 0): eight halves of 16 bits.
+def philox(key, place, block, LAYER: tl.constexpr = 0):
+    """Four words a place (int64) from counter (place, block, LAYER): eight halves of 16 bits.
 
     Ten rounds of two products and two exclusive ors each. LLVM makes two instructions of a product,
     one a word; ways to write it that bring one for both cost more elsewhere (sm_90, Triton 3.7).
@@ -29,7 +29,7 @@ def philox(key, place, block):
     c0 = place.to(tl.uint32)
     c1 = (place >> 32).to(tl.uint32)
     c2 = tl.cast(block, tl.uint32)
-    c3 = tl.zeros((), tl.uint32)
+    c3 = tl.full((), LAYER, tl.uint32)
     for _ in tl.static_range(10):
         product0 = c0.to(tl.uint64) * 0xD2511F53
         product1 = c2.to(tl.uint64) * 0xCD9E8D57
@@ -52,6 +52,23 @@ def mask(words, N: tl.constexpr, WHERE: tl.constexpr, DROPOUT: tl.constexpr, COM
         half = word >> 16
     scale = tl.full((), DROPOUT[2 * WHERE + 1], COMPUTE)
     return tl.where(half >= DROPOUT[2 * WHERE], scale, 0.0)
+
+
+@triton.jit
+def layer_mask(
+    key, rows, LAYER: tl.constexpr, WIDTH: tl.constexpr, DROPOUT: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Factors 0 or 1/(1 - p) of a hidden layer's units, [rows, WIDTH]; see layer_dropout_masks.
+
+    A counter serves eight units: WIDTH is a power of two of at least 8.
+    """
+    blocks = tl.arange(0, WIDTH // 8)[None, :]
+    w0, w1, w2, w3 = philox(key, rows.to(tl.int64)[:, None], blocks, LAYER)
+    # a unit's number in binary: block, two digits of the word, one of the half
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    halves = tl.reshape(tl.join(words & 0xFFFF, words >> 16), (rows.shape[0], WIDTH))
+    return tl.where(halves >= DROPOUT[0], tl.full((), DROPOUT[1], COMPUTE), 0.0)
 
 
 def dropout_constants(*probabilities: float) -> tuple:

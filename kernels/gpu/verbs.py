@@ -272,7 +272,10 @@ def mlp(
         )
         here = inside[:, None] & (ins < N_IN)[None, :]
         x = tl.load(x_ptr + at[:, None] * N_IN + ins[None, :], mask=here, other=0.0)
-        values, slopes = all_layers(x, theta_ptr, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, BIAS, COMPUTE)
+        values, slopes = all_layers(
+            x, theta_ptr, mask_key, items, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, NO_DROPOUT, BIAS,
+            COMPUTE,
+        )  # fmt: skip
         wanted = inside[:, None] & (outs < N_OUT)[None, :]
         y = tl.load(y_ptr + at[:, None] * N_OUT + outs[None, :], mask=wanted, other=0.0)
         loss, g = loss_and_slope(values[N_LAYERS], y, LOSS)
@@ -280,8 +283,8 @@ def mlp(
         if grad_ptr is not None:
             g = tl.where(wanted, scale * weight[:, None] * g, 0.0)
             back_through(
-                g, values, slopes, theta_ptr, grad_ptr, e == 0, WIDTHS, N_LAYERS, HIDDEN, OUTPUT,
-                False, BIAS, COMPUTE,
+                g, values, slopes, theta_ptr, mask_key, items, grad_ptr, e == 0, WIDTHS, N_LAYERS,
+                HIDDEN, OUTPUT, NO_DROPOUT, False, BIAS, COMPUTE,
             )  # fmt: skip
             # the next tile reads the sums that this one has written
             tl.debug_barrier()

@@ -1,11 +1,16 @@
 """The op `mlp` on every backend."""
 
+import math
+
 import pytest
 import torch
 from closeness import PIECEWISE_LINEAR, assert_as_good_as_torch, mlp_terms
-from op_contract import OpContract, to
+from dense_cases import on_device
+from op_contract import OpContract, evaluate, to
 
+import fastmlp
 from fastmlp import functional, reference
+from fastmlp.dropout import layer_dropout_masks
 
 _CASES = {
     "no_rows": {"shape": (0,)},
@@ -31,22 +36,43 @@ _CASES = {
 def mlp_of(module):
     """`mlp` of a module as a function of x and of weights and biases in turn."""
 
-    def mlp(*tensors, activation, output_activation, **named):
+    def mlp(*tensors, activation, output_activation, dropout, seed, **named):
         x, *parameters = tensors or named.values()
-        return module.mlp(x, parameters[::2], parameters[1::2], activation, output_activation)
+        options = activation, output_activation, dropout, seed
+        return module.mlp(x, parameters[::2], parameters[1::2], *options)
 
     return mlp
 
 
-class TestMLP(OpContract):
+SEED = torch.tensor([0x1234_5678_9ABC_DEF0])
+
+
+def options(activation, output_activation="identity", dropout=0.0):
+    return {
+        "activation": activation,
+        "output_activation": output_activation,
+        "dropout": dropout,
+        "seed": SEED if dropout else None,
+    }
+
+
+def masks_of(x, weights, dropout, seed):
+    """The factors of every hidden layer, in float64; ``None`` without dropout."""
+    if seed is None:
+        return None
+    n, widths = math.prod(x.shape[:-1]), [len(weight) for weight in weights[:-1]]
+    return layer_dropout_masks(seed.cpu(), n, widths, dropout, torch.float64)
+
+
+class MLPContract(OpContract):
     name = "mlp"
-    options = {"activation": "relu", "output_activation": "identity"}  # noqa: RUF012
-    CASES = _CASES
 
     @staticmethod
     def terms(dy, x, *arguments):
-        *parameters, activation, output_activation = arguments
-        terms = mlp_terms(dy, x, parameters[::2], parameters[1::2], activation, output_activation)
+        *parameters, activation, output_activation, dropout, seed = arguments
+        layers = parameters[::2], parameters[1::2]
+        masks = masks_of(x, layers[0], dropout, seed)
+        terms = mlp_terms(dy, x, *layers, activation, output_activation, masks)
         named = {"y": terms["y"], "x": terms["x"]}
         for i, (weight, bias) in enumerate(zip(terms["weights"], terms["biases"], strict=True)):
             named.update({f"weight{i}": weight, f"bias{i}": bias})
@@ -68,19 +94,66 @@ class TestMLP(OpContract):
 
     def inputs(self, draw, dtype=torch.float32, **case):
         """As the contract's: no row at a place where rounding decides whether a unit is active."""
-        return away_from_kinks(to(self.make(draw, **case), dtype))
+        return self.away_from_kinks(to(self.make(draw, **case), dtype))
+
+    def away_from_kinks(self, inputs):
+        weights = list(inputs.values())[1::2]
+        chance = self.options["dropout"], self.options["seed"]
+        return away_from_kinks(inputs, masks_of(inputs["x"], weights, *chance))
+
+    @pytest.fixture(autouse=True)
+    def _seed_on_the_device(self, request):
+        for name in {"backend", "kernel_backend"} & set(request.fixturenames):
+            self.options = on_device(self.options, request.getfixturevalue(name).device)
+
+    def ours(self, inputs, dy=None, wanted=()):
+        return evaluate(self.function(functional), inputs, self.at(inputs), dy, wanted)
+
+    def plain(self, inputs, dy=None, wanted=()):
+        return evaluate(self.function(reference), inputs, self.at(inputs), dy, wanted)
+
+    def at(self, inputs):
+        return on_device(self.options, inputs["x"].device)
+
+
+class TestMLPWithDropout(MLPContract):
+    options = options("relu", dropout=0.3)
+    CASES = {  # noqa: RUF012
+        "no_rows": {"shape": (0,)},
+        "three_dimensions_before": {"shape": (2, 3, 5)},
+        "no_hidden_layer": {"widths": (4, 3)},
+        **{f"width_{n}": {"widths": (3, n, n, 2)} for n in (1, 7, 8, 9, 16, 33)},
+        "several_blocks_and_pieces": {"shape": (3001,), "widths": (64, 64, 16), "large": True},
+    }
 
     @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
     def test_every_activation(self, activation, kernel_backend, draw):
-        self.options = {"activation": activation, "output_activation": activation}
+        self.options = on_device(options(activation, "tanh", 0.2), kernel_backend.device)
+        inputs = self.make(draw, shape=(33,), widths=(3, 9, 6, 2))
+        inputs = self.away_from_kinks(to(inputs, torch.float32))
+        self.judge(inputs, draw, kernel_backend)
+
+    @pytest.mark.parametrize("dropout", [1.0, 1e-6], ids=["all", "almost_none"])
+    def test_extreme_probabilities(self, dropout, kernel_backend, draw):
+        self.options = on_device(options("relu", dropout=dropout), kernel_backend.device)
+        self.judge(self.inputs(draw), draw, kernel_backend)
+
+
+class TestMLP(MLPContract):
+    options = options("relu")
+    CASES = _CASES
+
+    @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+    def test_every_activation(self, activation, kernel_backend, draw):
+        self.options = options(activation, activation)
         for dtype in (torch.float32, torch.float64):
             inputs = self.make(draw, shape=(33,), widths=(3, 9, 6, 2))
-            self.judge(away_from_kinks(to(inputs, dtype)), draw, kernel_backend)
+            self.judge(self.away_from_kinks(to(inputs, dtype)), draw, kernel_backend)
 
     @pytest.mark.parametrize("size", [1e6, 1e15, 1e30], ids="x_{:.0e}".format)
     @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
     def test_large_inputs(self, activation, size, kernel_backend, draw):
-        self.options = {"activation": activation, "output_activation": "identity"}
+        self.options = options(activation)
         inputs = to(self.make(draw, widths=(3, 9, 2)), torch.float32)
         inputs["x"] = inputs["x"] * size
         self.judge(inputs, draw, kernel_backend, order_matters=True)
@@ -108,7 +181,7 @@ class TestMLP(OpContract):
 
     def test_gradient_checks_of_smooth_activations(self, kernel_backend, draw):
         for name in ("sigmoid", "tanh", "silu", "gelu", "sin"):
-            self.options = {"activation": name, "output_activation": name}
+            self.options = options(name, name)
             self.test_gradcheck(kernel_backend, draw)
 
     def test_memory_of_hidden_activations_is_never_allocated(self, kernel_backend, draw):
@@ -138,7 +211,44 @@ class TestMLP(OpContract):
             assert_as_good_as_torch(wrong, torchs, exact, terms=terms["y"])
 
 
-def away_from_kinks(inputs):
+@pytest.mark.parametrize("n_hidden", [1, 7, 8, 9, 20])
+def test_masks_are_those_of_the_definition_bit_for_bit(n_hidden, kernel_backend):
+    # three identity layers, each unit passed on alone: every output and every gradient is a
+    # product of factors
+    n, device, p = 70, kernel_backend.device, 0.5
+    eye = torch.eye(n_hidden, device=device)
+    first, second, third = layer_dropout_masks(SEED, n, [n_hidden] * 3, p)
+    assert not any(torch.equal(a, b) for a, b in ((first, second), (second, third)))
+    x = torch.ones(n, n_hidden, device=device, requires_grad=True)
+    weights = [eye.clone().requires_grad_() for _ in range(4)]
+    y = functional.mlp(x, weights, None, "identity", dropout=p, seed=SEED.to(device))
+    wanted = first * second * third
+    dx, *gradients = torch.autograd.grad(y, [x, *weights], torch.ones_like(y))
+    assert torch.equal(y.cpu(), wanted)
+    assert torch.equal(dx.cpu(), wanted)
+    for gradient, below, above in zip(
+        gradients,
+        (torch.ones(n, n_hidden), first, first * second, wanted),
+        (wanted, second * third, third, torch.ones(n, n_hidden)),
+        strict=True,
+    ):
+        assert torch.equal(gradient.cpu(), above.T @ below)
+
+
+def test_dropout_draws_from_the_generator(kernel_backend, draw):
+    module = fastmlp.MLP(5, [14, 9], 2, dropout=0.4).to(kernel_backend.device)
+    x = draw(9, 5).float().to(kernel_backend.device)
+    torch.manual_seed(3)
+    first, second = module(x), module(x)
+    assert not torch.equal(first, second)
+    torch.manual_seed(3)
+    assert torch.equal(module(x), first)
+    state = torch.get_rng_state()
+    assert torch.equal(module.eval()(x), module(x))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def away_from_kinks(inputs, masks=None):
     """The inputs with those rows of x moved where rounding could tell a unit active or not."""
     x = inputs["x"].double()
     parameters = [None if t is None else t.double() for t in list(inputs.values())[1:]]
@@ -146,17 +256,30 @@ def away_from_kinks(inputs):
     for _ in range(100):
         h, size = x, x.abs()
         unclear = torch.zeros(x.shape[:-1], dtype=torch.bool)
-        for weight, bias in zip(parameters[:-2:2], parameters[1:-2:2], strict=True):
+        for i, (weight, bias) in enumerate(zip(parameters[:-2:2], parameters[1:-2:2], strict=True)):
             z, size = h @ weight.T, size @ weight.abs().T
             if bias is not None:
                 z, size = z + bias, size + bias.abs()
             unclear |= ((z.abs() <= 64 * eps * size) & (z != 0)).any(-1)
             h = z.relu()
+            if masks is not None:
+                mask = masks[i].reshape(h.shape)
+                h, size = h * mask, size * mask
         if not unclear.any():
             return {**inputs, "x": x.to(inputs["x"].dtype)}
         x = torch.where(unclear.unsqueeze(-1), x * 1.01 + 0.001, x)
         x = x.to(inputs["x"].dtype).double()
     raise AssertionError("no place without a breakpoint nearby")
+
+
+def test_opcheck(kernel_backend, draw):
+    if kernel_backend.interpreted:
+        pytest.skip("too slow in Triton's interpreter; the code around the kernels is the same")
+    inputs = TestMLP().inputs(draw)
+    x, *parameters = (t.to(kernel_backend.device).requires_grad_() for t in inputs.values())
+    seed = SEED.to(kernel_backend.device)
+    for arguments in ((None, "relu", "identity", 0.0), (seed, "tanh", "sin", 0.2)):
+        torch.library.opcheck(torch.ops.fastmlp.mlp_fwd.default, (x, parameters, *arguments))
 
 
 def test_piecewise_linear_activations_are_known():
