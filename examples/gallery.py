@@ -27,7 +27,7 @@ SETTINGS = {
     "sinenet": ["--quiet"],
     "sinenet_lm": [],
     "xor_parity": [],
-    "ill_conditioned": ["--steps", "1500", "--draws", "10"],
+    "ill_conditioned": ["--draws", "10"],
     "deep_sets": ["--quiet"],
     "learned_activation": ["--quiet"],
     "neural_additive": ["--quiet"],
