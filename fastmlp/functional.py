@@ -218,9 +218,9 @@ def mlp(
     parameters = [t for layer in zip(weights, biases, strict=True) for t in layer]
     options = seed, activation, output_activation, float(dropout)
     if x.dim() == 2:
-        return _mlp(x, *parameters, *options)
+        return _as_autocast(_mlp(x, *parameters, *options))
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = _mlp(flat, *parameters, *options)
+    y = _as_autocast(_mlp(flat, *parameters, *options))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
