@@ -145,10 +145,6 @@ def _mlp_cases():
             }  # fmt: skip
             config = mlp_config(name, widths, tl.float32)
             table[name + what] = Case("mlp", constants, config=config, everywhere=False)
-        case = table[name + ", 64-64-64-16"]
-        constants = {**case.constants, "DROPOUT": (13107, 1.25)}
-        del constants["seed_ptr"]
-        table[name + ", 64-64-64-16, dropout"] = case._replace(constants=constants)
     return table
 
 
