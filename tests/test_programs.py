@@ -18,6 +18,7 @@ MODULES = {
     "stacked": lambda **kw: fastmlp.AdditiveMLP(5, 7, shared=False, **kw),
     "elementwise": lambda **kw: fastmlp.ElementwiseMLP(7, activation="silu", **kw),
     "sines": lambda **kw: fastmlp.SineSum(7, **kw),
+    "mlp": lambda **kw: fastmlp.MLP(5, [7, 6], 2, activation="tanh", **kw),
 }
 
 
@@ -115,7 +116,7 @@ def test_weight_decay_groups(module, x):
     assert all(not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", ["relu", "tanh", "stacked"])
+@pytest.mark.parametrize("name", ["relu", "tanh", "stacked", "mlp"])
 def test_compiled_training_and_inference(name, draw):
     torch._dynamo.reset()
     module = MODULES[name]()

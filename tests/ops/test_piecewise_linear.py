@@ -132,7 +132,7 @@ def test_crowded_and_far_breakpoints(spread, kernel_backend, draw):
         judge(inputs, draw, kernel_backend)
 
 
-def test_gradcheck(backend, draw):
+def test_gradcheck_to_second_order(backend, draw):
     inputs = make(draw, shape=(6,), k=3, n_out=2, dtype=torch.float64)
     inputs["x"] = inputs["x"] + 0.01  # off the breakpoints
     inputs = {name: t.to(backend.device) for name, t in inputs.items()}
@@ -152,6 +152,75 @@ def test_registered_op(kernel_backend, draw):
     compiled = torch.compile(functional.piecewise_linear, backend="aot_eager", fullgraph=True)
     plain = functional.piecewise_linear(**inputs)
     assert torch.equal(compiled(**inputs), plain)
+
+
+def test_results_are_the_same_bit_for_bit(kernel_backend, draw):
+    n = 300 if kernel_backend.interpreted else 140_003
+    inputs = {name: t.to(kernel_backend.device) for name, t in make(draw, shape=(n,)).items()}
+    dy = draw(n).to(inputs["x"])
+    first = evaluate(functional.piecewise_linear, inputs, dy)
+    n_threads = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 8):
+            torch.set_num_threads(threads)
+            again = evaluate(functional.piecewise_linear, inputs, dy)
+            assert all(torch.equal(again[name], first[name]) for name in first), threads
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def test_inputs_are_not_written_to(kernel_backend, draw):
+    inputs = {name: t.to(kernel_backend.device) for name, t in make(draw).items()}
+    dy = draw(*inputs["x"].shape).to(inputs["x"])
+    tensors = [dy, *inputs.values()]
+    before = [(t.clone(), t._version) for t in tensors]
+    evaluate(functional.piecewise_linear, inputs, dy)
+    for t, (copy, version) in zip(tensors, before, strict=True):
+        assert torch.equal(t, copy)
+        assert t._version == version
+
+
+def test_only_inputs_are_saved_for_backward(kernel_backend, draw):
+    inputs = {name: t.to(kernel_backend.device) for name, t in make(draw).items()}
+    leaves = {name: t.requires_grad_(name in PARAMETERS) for name, t in inputs.items()}
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        functional.piecewise_linear(**leaves)
+    assert saved
+    addresses = {t.untyped_storage().data_ptr() for t in leaves.values()}
+    assert {t.untyped_storage().data_ptr() for t in saved} <= addresses
+
+
+def test_function_transforms(backend, draw):
+    inputs = {name: t.to(backend.device) for name, t in make(draw).items()}
+
+    def total(module):
+        def call(x, values):
+            return module.piecewise_linear(**{**inputs, "x": x, "values": values}).square().sum()
+
+        return torch.func.grad(call, argnums=(0, 1))(inputs["x"], inputs["values"])
+
+    torch.testing.assert_close(total(functional), total(reference))
+
+
+def test_export(draw):
+    inputs = make(draw)
+
+    class Table(torch.nn.Module):
+        def forward(self, x):
+            return functional.piecewise_linear(**{**inputs, "x": x})
+
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(Table(), (inputs["x"],), dynamic_shapes=({0: batch},))
+    larger = draw(40, 5).float()
+    assert torch.equal(program.module()(larger), Table()(larger))
+
+
+def test_opcheck(kernel_backend, draw):
+    inputs = {name: t.to(kernel_backend.device) for name, t in make(draw).items()}
+    names = ("x", "values", "slopes", "breakpoints", "anchors")
+    arguments = [inputs[name].requires_grad_(name in PARAMETERS) for name in names]
+    torch.library.opcheck(torch.ops.fastmlp.piecewise_linear_fwd.default, arguments)
 
 
 @pytest.mark.parametrize(
