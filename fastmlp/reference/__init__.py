@@ -33,3 +33,7 @@ __all__ = [
     "piecewise_linear",
     "sine_sum",
 ]
+
+# pickles and messages name them as users import them
+for _module in (MLP, AdditiveMLP, ElementwiseMLP, SineSum):
+    _module.__module__ = __name__
