@@ -256,11 +256,14 @@ class _Dataset(torch.utils.data.Dataset):
 def test_forked_workers_after_first_use(draw):
     module = fastmlp.AdditiveMLP(5, 14, activation="tanh")
     x = draw(100, 5).float()
-    wanted = module(x.repeat_interleave(30, 0))[::30].detach()  # many pieces: the pool has threads
-    loader = torch.utils.data.DataLoader(
-        _Dataset(module, x), batch_size=10, num_workers=2, multiprocessing_context="fork"
-    )
-    torch.testing.assert_close(torch.cat(list(loader)), wanted)
+    many = x.repeat_interleave(300, 0)  # many pieces: threads have been started
+    wanted = module(many)[::300].detach()
+    for _ in range(50):  # of two workers each: a hundred forks
+        loader = torch.utils.data.DataLoader(
+            _Dataset(module, x[:4]), batch_size=2, num_workers=2, multiprocessing_context="fork"
+        )
+        torch.testing.assert_close(torch.cat(list(loader)), wanted[:4])
+        torch.testing.assert_close(module(many)[::300].detach(), wanted)
 
 
 def test_tensors_on_two_devices_are_refused_by_name():
