@@ -172,7 +172,7 @@ def univariate_of(structure):
     if kind == "elementwise_mlp":
         return Univariate((1, sizes[0], 1), bool(sizes[1]), 0.0)
     if kind == "dense":
-        n_hidden, bias, _, _, code, stacked, has_readout, _ = sizes
+        n_hidden, bias, _, _, code, stacked, has_readout = sizes
         if code in _KINKS and not (stacked or has_readout or structure.draws):
             return Univariate((1, n_hidden, 1), bool(bias), _KINKS[code])
     if kind == "mlp":
