@@ -118,7 +118,7 @@ def draw(report, out):
         figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
         function(report["results"], ax)
         threads = f", {about['threads']} threads" if about["device"] == "cpu" else ""
-        figure.text(0.99, 0.005, f"{device}{threads}, {about['date'][:10]}", ha="right", fontsize=6)
+        figure.suptitle(f"{device}{threads}, {about['date'][:10]}", x=0.99, ha="right", fontsize=7)
         paths.append(out / f"bench_{name}.png")
         figure.savefig(paths[-1], dpi=110)
         plt.close(figure)
