@@ -50,6 +50,11 @@ def wave(n_rows):
     return x, x.sin()
 
 
+def xor():
+    x = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    return x, x.sum(1, keepdim=True) % 2
+
+
 def full_batch(n_rows):
     """Steps by sums over segments: 4 000 points and 400 000 should cost the same."""
     return (
@@ -58,6 +63,13 @@ def full_batch(n_rows):
         {"batch_size": n_rows, "epochs": 5000, "lr": 1e-3, "weight_decay": 0.0},
     )
 
+
+JAX_OPS = {
+    fastmlp.SineSum: "sine_sum",
+    fastmlp.AdditiveMLP: "additive_mlp",
+    fastmlp.MLP: "mlp",
+}
+"""Models that have a JAX program, to the names of their ops."""
 
 # name to (groups of models, data, options of fit); models of a group have one structure
 CASES = {
@@ -81,6 +93,21 @@ CASES = {
         sweep_data,
         {"batch_size": 60, "epochs": 100, "lr": 1e-3, "weight_decay": 0.01},
     ),
+    "MLP(1, 3 × 10, 1), batch 1280, 20 epochs of 12 800 rows, Adam": (
+        lambda: [[fastmlp.MLP(1, [10, 10, 10], 1)]],
+        lambda: tuple(t[:, None] for t in wave(12_800)),
+        {"batch_size": 1280, "epochs": 20, "lr": 1e-3, "weight_decay": 0.0},
+    ),
+    "MLP(2, 5, 1) × 64, sigmoid, XOR, full batch of 4, 5000 epochs, SGD": (
+        lambda: [
+            [
+                fastmlp.MLP(2, [5], 1, activation="sigmoid", output_activation="sigmoid")
+                for _ in range(64)
+            ]
+        ],
+        xor,
+        {"batch_size": 4, "epochs": 5000, "lr": 0.1, "weight_decay": 0.0, "optimizer": "sgd"},
+    ),
     "ElementwiseMLP(3 × 10), full batch of 4 000, 5000 epochs, Adam": full_batch(4_000),
     "ElementwiseMLP(3 × 10), full batch of 400 000, 5000 epochs, Adam": full_batch(400_000),
 }
@@ -89,9 +116,8 @@ CASES = {
 def plain_loop(model, x, y, options, max_seconds):
     """The usual loop in plain PyTorch; losses of its steps, seconds a step."""
     plain = copy.deepcopy(model)
-    optimizer = torch.optim.AdamW(
-        plain.parameters(), lr=options["lr"], weight_decay=options["weight_decay"]
-    )
+    cls = torch.optim.SGD if options.get("optimizer") == "sgd" else torch.optim.AdamW
+    optimizer = cls(plain.parameters(), lr=options["lr"], weight_decay=options["weight_decay"])
     losses, began = [], time.perf_counter()
     batches = list(zip(x.split(options["batch_size"]), y.split(options["batch_size"]), strict=True))
     with fastmlp.backend("torch"):
@@ -111,7 +137,8 @@ def plain_loop(model, x, y, options, max_seconds):
 
 def run_fastmlp(groups, x, y, options):
     models = [copy.deepcopy(model) for group in groups for model in group]
-    optimizer = fastmlp.AdamW(lr=options["lr"], weight_decay=options["weight_decay"])
+    cls = fastmlp.SGD if options.get("optimizer") == "sgd" else fastmlp.AdamW
+    optimizer = cls(lr=options["lr"], weight_decay=options["weight_decay"])
     began = time.perf_counter()
     result = fastmlp.fit(
         models, x, y, epochs=options["epochs"], batch_size=options["batch_size"], shuffle=False,
@@ -123,18 +150,16 @@ def run_fastmlp(groups, x, y, options):
 
 def jax_programs(groups, x, y, options):
     """Compiled JAX programs, one for each group, and what compiling took."""
-    from peers import jax_fit
+    from peers import jax_fit, jax_ops
 
     programs, compile_seconds = [], 0.0
     for group in groups:
-        if isinstance(group[0], fastmlp.SineSum):
-            weights = torch.stack([m.w.detach() for m in group]).cpu().numpy()
-            make = jax_fit.sine_sum
-        else:
-            states = [m.state_dict() for m in group]
-            weights = {k: torch.stack([s[k] for s in states]).cpu().numpy() for k in states[0]}
-            make = jax_fit.additive_mlp
-        program, seconds = make(weights, x.cpu().numpy(), y.cpu().numpy(), **options)
+        states = [model.state_dict() for model in group]
+        weights = {k: torch.stack([s[k] for s in states]).cpu().numpy() for k in states[0]}
+        program, seconds = jax_fit.compiled(
+            jax_ops.predictor(JAX_OPS[type(group[0])], group[0]), weights, x.cpu().numpy(),
+            y.cpu().numpy(), **options,
+        )  # fmt: skip
         programs.append(program)
         compile_seconds += seconds
     return programs, compile_seconds
@@ -167,7 +192,7 @@ def measure(name, rounds, device):
     expected = statistics.fmean(first) if len(first) == steps_per_epoch else None
     run_fastmlp(groups, x, y, {**options, "epochs": 1})  # compiles or loads the kernels
     programs = None
-    if isinstance(groups[0][0], fastmlp.ElementwiseMLP):
+    if type(groups[0][0]) not in JAX_OPS or "optimizer" in options:
         record["jax"] = "no program"
     elif reason := why_no_jax(device):
         record["jax"] = reason

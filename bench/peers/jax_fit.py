@@ -1,7 +1,5 @@
 """Training runs as JAX programs: `jit` of `scan` over epochs and batches, `vmap` over models.
 
-Each function gets weights and data as NumPy arrays and returns ``(run, compile_seconds)``, where
-``run()`` trains from the start and returns the weights and the loss of each epoch as NumPy arrays.
 float32, as JAX has it by default.
 """
 
@@ -57,35 +55,27 @@ def _trainer(predict, x, y, batch_size, epochs, lr, weight_decay):
     return train
 
 
-def _compiled(function, *arguments):
+def compiled(predict, theta, x, y, **options):
+    """Train models from their weights ``theta``, arrays by name with a first dimension of models.
+
+    Args:
+        predict: Function of (one model's weights, a batch).
+        theta: NumPy arrays.
+        x: Inputs, a NumPy array.
+        y: Targets, likewise.
+        options: ``batch_size``, ``epochs``, ``lr``, ``weight_decay``.
+
+    Returns:
+        ``run`` and the seconds that compiling took; ``run()`` returns the weights and the loss of
+        each epoch as NumPy arrays.
+    """
+    train = jax.vmap(_trainer(predict, jnp.asarray(x), jnp.asarray(y), **options))
+    theta = {name: jnp.asarray(value) for name, value in theta.items()}
     began = time.perf_counter()
-    program = jax.jit(function).lower(*arguments).compile()
+    program = jax.jit(train).lower(theta).compile()
     seconds = time.perf_counter() - began
 
     def run():
-        return jax.tree.map(np.asarray, program(*arguments))
+        return jax.tree.map(np.asarray, program(theta))
 
     return run, seconds
-
-
-def sine_sum(w, x, y, *, batch_size, epochs, lr, weight_decay):
-    """Restarts of y = mean_i sin(π w_i x). Shapes: w [models, width]; x, y [N]."""
-
-    def predict(w, x):
-        return jnp.mean(jnp.sin(jnp.pi * x[:, None] * w), axis=-1)
-
-    train = _trainer(predict, jnp.asarray(x), jnp.asarray(y), batch_size, epochs, lr, weight_decay)
-    return _compiled(jax.vmap(train), jnp.asarray(w))
-
-
-def additive_mlp(theta, x, y, *, batch_size, epochs, lr, weight_decay):
-    """Σ_j V_j f(x_j) + c with one ReLU subnet. ``theta``: the parameters' arrays by name, each with
-    a first dimension of models."""
-
-    def predict(p, x):
-        hidden = jax.nn.relu(x[..., None] * p["fc1.weight"][:, 0] + p["fc1.bias"])
-        f = hidden @ p["fc2.weight"][0] + p["fc2.bias"]
-        return f @ p["fc3.weight"].T + p["fc3.bias"]
-
-    train = _trainer(predict, jnp.asarray(x), jnp.asarray(y), batch_size, epochs, lr, weight_decay)
-    return _compiled(jax.vmap(train), {k: jnp.asarray(v) for k, v in theta.items()})

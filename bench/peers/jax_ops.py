@@ -19,7 +19,7 @@ def _sine(scale):
     return lambda p, x: jnp.mean(jnp.sin((scale * x)[..., None] * p["w"]), axis=-1)
 
 
-_ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
+_ACTIVATIONS = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh}
 
 
 def _mlp(activation, names):
@@ -33,7 +33,8 @@ def _mlp(activation, names):
     return predict
 
 
-def _predict(op, plain):
+def predictor(op, plain):
+    """What a plain module computes, as a function of (its weights by name, x)."""
     if op == "mlp":
         return _mlp(plain.activation, [name for name, _ in plain.named_parameters()])
     if op == "sine_sum":
@@ -50,7 +51,7 @@ class Program:
     """
 
     def __init__(self, op, plain):
-        self._predict = _predict(op, plain)
+        self._predict = predictor(op, plain)
         self._theta = {n: jnp.asarray(p.detach().numpy()) for n, p in plain.named_parameters()}
 
     def make_step(self, x, dy, mode):

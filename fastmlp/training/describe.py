@@ -10,6 +10,7 @@ from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
 from fastmlp.patterns import ACTIVATION_NAMES
+from fastmlp.training.structures import KINK_SLOPES
 
 
 class Description(NamedTuple):
@@ -30,8 +31,7 @@ class Description(NamedTuple):
 _MLP, _ADDITIVE, _SINE = 0, 1, 2
 _CODES = {name: code for code, name in enumerate(reference.ACTIVATIONS)}
 _MODULES = {nn.Identity: "identity", **ACTIVATION_NAMES}
-_SLOPE = 0.01
-"""Of leaky ReLU, PyTorch's default."""
+_SLOPE = KINK_SLOPES["leaky_relu"]
 
 
 def describe(module):

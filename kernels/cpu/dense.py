@@ -19,8 +19,8 @@ from .block_activations import CODES
 from .dense_loops import TILE, chosen_unit, multiply
 from .jit import array_at, entry, inner, vector_at, wide_vectors
 from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
-from .philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors, draw_words
-from .readout import add_readout_gradient, gradient_at_f, read_out
+from .philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors, draw_words, seed_at_address
+from .readout import add_bias_gradient, add_readout_gradient, gradient_at_f, read_out
 
 UNITS_OF_WORK = 8
 """What a unit costs here, in canonical units: see :data:`launch.PIECE`."""
@@ -37,6 +37,15 @@ def rows_in(n, n_in):
 
 
 whole_rows = inner(rows_in)
+
+
+@inner
+def _draw_unit(seed, place, k, p, n, words, scratch, real):
+    """Unit k's masks of the numbers at ``place`` + e, e < n, where ``add_unit`` reads them."""
+    mask = UNIT_MASK + k
+    if k == 0 or mask % MASKS_PER_BLOCK == 0:
+        draw_words(seed, place, mask // MASKS_PER_BLOCK, n, words)
+    draw_factors(words, mask, p, n, scratch[2 * TILE :], real)
 
 
 @entry
@@ -67,7 +76,7 @@ def _fwd(real):
         w, b = vector_at(w_at, n_hidden, real), vector_at(b_at, n_hidden, real)
         v, d = vector_at(v_at, n_hidden, real), vector_at(d_at, 1, real)[0]
         readout, c = array_at(readout_at, n_out * n_in, real), vector_at(c_at, n_out, real)
-        seed = array_at(seed_at, 1, np.int64)[0] if seed_at != 0 else 0
+        seed = seed_at_address(seed_at)
         x, y = array_at(x_at, last * n_in, real), array_at(y_at, last * n_out, real)
         tile = n_in * whole_rows(TILE, n_in)
         words = np.empty((4, max(tile, TILE)), np.uint32)
@@ -90,10 +99,7 @@ def _fwd(real):
                 scratch[:m], scratch[TILE : TILE + m] = xs[at : at + m], d
                 for k in range(n_hidden):
                     if p_hidden > 0:
-                        mask = UNIT_MASK + k
-                        if k == 0 or mask % MASKS_PER_BLOCK == 0:
-                            draw_words(seed, start + at, mask // MASKS_PER_BLOCK, m, words)
-                        draw_factors(words, mask, p_hidden, m, scratch[2 * TILE :], real)
+                        _draw_unit(seed, start + at, k, p_hidden, m, words, scratch, real)
                     add_unit(activation, scratch, m, w[k], b[k], v[k], p_hidden > 0)
                 f[at : at + m] = scratch[TILE : TILE + m]
             if p_output > 0:
@@ -148,7 +154,7 @@ def _bwd(real):
         at_dreadout = at_dd + 1
         readout = array_at(readout_at, n_out * n_in, real)
         dreadout, dc = np.zeros(n_read, real), np.zeros(n_c, np.float64)
-        seed = array_at(seed_at, 1, np.int64)[0] if seed_at != 0 else 0
+        seed = seed_at_address(seed_at)
         dy, x = array_at(dy_at, last * n_out, real), array_at(x_at, last * n_in, real)
         dx = array_at(dx_at, last * n_in, real)
         tile = n_in * whole_rows(TILE, n_in)
@@ -184,10 +190,7 @@ def _bwd(real):
                     sums[at_dd] += g[at + e]
                 for k in range(n_hidden):
                     if p_hidden > 0:
-                        mask = UNIT_MASK + k
-                        if k == 0 or mask % MASKS_PER_BLOCK == 0:
-                            draw_words(seed, start + at, mask // MASKS_PER_BLOCK, m, words)
-                        draw_factors(words, mask, p_hidden, m, scratch[2 * TILE :], real)
+                        _draw_unit(seed, start + at, k, p_hidden, m, words, scratch, real)
                     dwk, dbk, dvk = add_unit_gradients(
                         activation, scratch, m, w[k], b[k], v[k], p_hidden > 0
                     )
@@ -204,9 +207,7 @@ def _bwd(real):
                 if p_output > 0:
                     multiply(f, output_factors, n)
                 add_readout_gradient(dys, f, n_rows, n_in, n_out, dreadout)
-                for i in range(n_rows):
-                    for m in range(n_out):
-                        dc[m] += dys[i * n_out + m]
+                add_bias_gradient(dys, n_rows, n_out, dc)
         if not any_needed(sums_at, gradients_at):
             return
         for j in range(n_read):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from . import dense, mlp, stacked
-from .jit import inner
+from .jit import address_of, array_at, inner, wide_vectors
 
 DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
 
@@ -107,10 +107,11 @@ def dense_backward(real):
 
 
 @inner
-def _fill_net(theta, sizes, net):
-    """The integer vector of the op `mlp`: layers, widths, addresses of weights and of biases."""
+def _net_of(theta, sizes, kept):
+    """The integer vector of the op `mlp` (see `mlp.py`), and where the memory behind it begins."""
     n_layers, bias = sizes[0], sizes[1]
-    at = address(theta)
+    net = array_at(address_of(kept), 2 + 3 * n_layers, np.int64)
+    at = address_of(theta)
     net[0] = n_layers
     for layer in range(n_layers + 1):
         net[1 + layer] = sizes[4 + layer]
@@ -120,56 +121,86 @@ def _fill_net(theta, sizes, net):
         at += wide * width * theta.itemsize
         net[2 + 2 * n_layers + layer] = at if bias else 0
         at += width * bias * theta.itemsize
+    return net, address_of(kept) + net.itemsize * net.size
+
+
+def _element_rows(sizes):
+    return mlp.block_rows(max(sizes[4:]))
+
+
+def mlp_block_rows(sizes, n_in):
+    """Rows whose activations forward keeps: of a net of single numbers a row is ``n_in`` rows."""
+    return max(1, _element_rows(sizes) * sizes[4] // n_in)
+
+
+def mlp_n_kept(sizes, n_in):
+    """The net, sums in float64 and the layout of a block, in numbers of either dtype."""
+    net = (sizes[0], *sizes[4:])
+    integers = 2 + 3 * sizes[0] + mlp.n_sums.py_func(net)
+    return max(
+        -(-mlp.layout(net, _element_rows(sizes), True, size, 8 * integers)[-1] // size) + 16
+        for size in (4, 8)
+    )
 
 
 def mlp_forward(real):
-    op = mlp._fwd[DTYPES[real]]
+    forward_block, _ = mlp.blocks(real)
 
     @inner
     def mlp_verb_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
-        net = np.empty(2 + 3 * sizes[0], np.int64)
-        _fill_net(theta, sizes, net)
-        op(
-            address(net),
-            net.size,
-            sizes[2],
-            sizes[3],
-            0,
-            0.0,
-            address(x),
-            address(y),
-            0,
-            x.size // net[1],
-        )
-        net[0] = 0  # keeps it until here
+        wide_vectors()
+        zero, size = real(0), theta.itemsize
+        net, at = _net_of(theta, sizes, kept)
+        n_in, n_out = net[1], net[1 + net[0]]
+        n = x.size // n_in
+        at += 8 * mlp.n_sums(net)
+        rows, memory = mlp.block_layout(net, n, sizes[2], sizes[3], 0.0, size, at)
+        for start in range(0, n, rows):
+            n_block = min(rows, n - start)
+            output = forward_block(
+                net, sizes[2], sizes[3], 0, 0.0, address_of(x) + start * n_in * size, start,
+                n_block, rows, memory, True,
+            )  # fmt: skip
+            target = address_of(y) + start * n_out * size
+            mlp.transpose(zero, output, rows * size, n_out, n_block, target, n_out * size)
 
     return mlp_verb_forward
 
 
 def mlp_backward(real):
-    op = mlp._bwd[DTYPES[real]]
+    forward_block, backward_block = mlp.blocks(real)
 
     @inner
     def mlp_verb_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
-        n_layers, bias = sizes[0], sizes[1]
-        net = np.empty(2 + 3 * n_layers, np.int64)
-        _fill_net(theta, sizes, net)
-        n_sums = 0
-        for layer in range(n_layers):
-            n_sums += (sizes[4 + layer] + 1) * sizes[5 + layer]
-        sums = np.empty(n_sums, np.float64)
-        nowhere = np.zeros(2 * n_layers, np.int64)
-        op(
-            address(net), net.size, sizes[2], sizes[3], 0, 0.0, address(dy), address(x), 0,
-            address(sums), address(nowhere), 0, x.size // net[1],
-        )  # fmt: skip
+        wide_vectors()
+        size = theta.itemsize
+        net, at = _net_of(theta, sizes, kept)
+        n_layers, bias, n_in, n_out = net[0], sizes[1], net[1], net[1 + net[0]]
+        sums = array_at(at, mlp.n_sums(net), np.float64)
+        sums[:] = 0
+        n = x.size // n_in
+        at += 8 * sums.size
+        rows, memory = mlp.block_layout(net, n, sizes[2], sizes[3], 0.0, size, at)
+        fast = mlp.fast_of(memory, size, real)
+        fast[:] = 0
+        for start in range(0, n, rows):
+            n_block = min(rows, n - start)
+            x_at = address_of(x) + start * n_in * size
+            if n > rows:  # forward kept the last block alone
+                forward_block(
+                    net, sizes[2], sizes[3], 0, 0.0, x_at, start, n_block, rows, memory, False
+                )
+            backward_block(
+                net, sizes[2], sizes[3], 0, 0.0, address_of(dy) + start * n_out * size, x_at, 0,
+                start, n_block, rows, memory, sums, True,
+            )  # fmt: skip
+        mlp.flush(net, fast, mlp.VECTOR // size, sums)
         at = to = 0
         for layer in range(n_layers):
-            size = sizes[4 + layer] * sizes[5 + layer]
-            size_kept = size + sizes[5 + layer] * bias
-            add(sums[at:], grad[to : to + size_kept], real)
-            at += size + sizes[5 + layer]
-            to += size_kept
-        net[0] = nowhere[0] = 0  # keeps them until here
+            n_weights = net[1 + layer] * net[2 + layer]
+            n_kept = n_weights + net[2 + layer] * bias
+            add(sums[at:], grad[to : to + n_kept], real)
+            at += n_weights + net[2 + layer]
+            to += n_kept
 
     return mlp_verb_backward

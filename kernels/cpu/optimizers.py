@@ -1,11 +1,12 @@
-"""One step of an optimizer on flat parameters: what `training.py` does after a batch's gradient."""
+"""One step of an optimizer on flat parameters: what `training.py` does after a batch's gradient,
+and what a plain loop does with all parameters of a group."""
 
 import math
 
 import numpy as np
 
 from ..runs import OPTIMIZERS
-from .jit import estimated_quotients, inner
+from .jit import array_at, entry, estimated_quotients, inner
 
 SGD, ADAM, ADAMW = (OPTIMIZERS.index(name) for name in ("sgd", "adam", "adamw"))
 
@@ -100,3 +101,45 @@ def update(run, state, lr, theta, moment1, moment2, grad, segments, real):
                 real(coupled),
                 real(shrink),
             )
+
+
+@entry
+def _adam_steps(real):
+    def adam_steps(table_at, n, lr, beta1, beta2, eps, weight_decay, decoupled):
+        estimated_quotients()
+        table = array_at(table_at, 6 * n, np.int64)
+        for i in range(n):
+            size = table[6 * i + 5]
+            p, g = array_at(table[6 * i], size, real), array_at(table[6 * i + 1], size, real)
+            m, v = array_at(table[6 * i + 2], size, real), array_at(table[6 * i + 3], size, real)
+            step = array_at(table[6 * i + 4], 1, np.float32)
+            step[0] += 1
+            count = np.float64(step[0])
+            _adam(
+                p,
+                g,
+                m,
+                v,
+                real(lr / (1 - beta1**count)),
+                real(1 / math.sqrt(1 - beta2**count)),
+                real(eps),
+                real(1 - beta1),
+                real(beta2),
+                real(1 - beta2),
+                real(0.0 if decoupled else weight_decay),
+                real(1 - lr * weight_decay if decoupled else 1.0),
+            )
+
+    return adam_steps
+
+
+def adam_steps(dtype, table, lr, beta1, beta2, eps, weight_decay, decoupled):
+    """One step of Adam, or of AdamW if ``decoupled``, in place on each parameter of a table.
+
+    Its rows: addresses of the parameter, gradient, two moments and float32 count of steps, size.
+    """
+    address, length = table.buffer_info()
+    _adam_steps[dtype](
+        address, length // 6, float(lr), float(beta1), float(beta2), float(eps),
+        float(weight_decay), bool(decoupled),
+    )  # fmt: skip

@@ -9,7 +9,7 @@ A number is dropped where its half is below round(65536·p), else multiplied by 
 
 import numpy as np
 
-from .jit import inner
+from .jit import array_at, inner
 
 MASKS_PER_BLOCK = 8
 UNIT_MASK = 2
@@ -38,6 +38,12 @@ def draw_words(seed, place, block, n, words, to=0, layer=0):
             c1, c3 = product1 & _LOW, product0 & _LOW
             k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
         w0[e], w1[e], w2[e], w3[e] = np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
+
+
+@inner
+def seed_at_address(seed_at):
+    """The seed that a tensor holds; 0 where there is none."""
+    return array_at(seed_at, 1, np.int64)[0] if seed_at != 0 else 0
 
 
 @inner

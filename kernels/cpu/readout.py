@@ -69,3 +69,11 @@ def add_readout_gradient(dy, f, n_rows, n_in, n_out, dv):
             row = f[i * n_in : (i + 1) * n_in]
             for j in range(n_in):
                 column[j] += dy_im * row[j]
+
+
+@inner
+def add_bias_gradient(dy, n_rows, n_out, dc):
+    """dc[m] += Σ_i dy[i, m] on a block of rows."""
+    for i in range(n_rows):
+        for m in range(n_out):
+            dc[m] += dy[i * n_out + m]

@@ -12,8 +12,8 @@ from .block_activations import CODES
 from .dense_loops import TILE, multiply
 from .jit import array_at, entry, inner, vector_at, wide_vectors
 from .launch import any_needed, store
-from .philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors
-from .readout import add_readout_gradient, gradient_at_f, read_out
+from .philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors, seed_at_address
+from .readout import add_bias_gradient, add_readout_gradient, gradient_at_f, read_out
 from .stacked_loops import (
     DX_AT,
     F_AT,
@@ -68,6 +68,18 @@ def _draw_factors_of_unit(seed, place, stride, n, width, k, p, words, factors, r
     draw_factors(words, mask, p, n * LANES, factors, real)
 
 
+@inner
+def _lane_chunk(n_in, j, size):
+    """The lanes from feature ``j`` on in a block of ``size`` numbers.
+
+    Lanes of a lane row, numbers from one lane row to the next, lane rows, lanes of the last.
+    """
+    width = lane_width(n_in, j)
+    stride = max(width, n_in)
+    rows = (size - j + stride - 1) // stride
+    return width, stride, rows, min(width, size - j - (rows - 1) * stride)
+
+
 @entry
 def _fwd(real):
     add_unit, _ = chosen_unit(real)
@@ -102,7 +114,7 @@ def _fwd(real):
         d_lanes = _over_lanes(vector_at(d_at, n_in, real), real)
         c = vector_at(c_at, n_out, real)
         readout = array_at(readout_at, n_out * n_in, real)
-        seed = array_at(seed_at, 1, np.int64)[0] if seed_at != 0 else 0
+        seed = seed_at_address(seed_at)
         x, y = array_at(x_at, last * n_in, real), array_at(y_at, last * n_out, real)
         block_rows = block_of(n_in)
         scratch, f = np.zeros(3 * TILE, real), np.empty(block_rows * n_in, real)
@@ -113,10 +125,8 @@ def _fwd(real):
             n_rows = min(block_rows, last - start)
             size = n_rows * n_in
             for j in range(0, n_in, LANES):
-                width = lane_width(n_in, j)
-                stride = max(width, n_in)
-                rows, place = (size - j + stride - 1) // stride, start * n_in + j
-                last_width = min(width, size - j - (rows - 1) * stride)
+                width, stride, rows, last_width = _lane_chunk(n_in, j, size)
+                place = start * n_in + j
                 into_lanes(x[start * n_in : start * n_in + size], j, stride, width, xt)
                 if seed_at != 0:
                     draw_lanes(seed, place, stride, rows, width, 0, words)
@@ -191,7 +201,7 @@ def _bwd(real):
         dd_lanes = np.zeros_like(d_lanes)
         readout, dreadout = array_at(readout_at, n_out * n_in, real), np.zeros(n_out * n_in, real)
         dc = np.zeros(n_out, np.float64)
-        seed = array_at(seed_at, 1, np.int64)[0] if seed_at != 0 else 0
+        seed = seed_at_address(seed_at)
         dy, x = array_at(dy_at, last * n_out, real), array_at(x_at, last * n_in, real)
         dx = array_at(dx_at, last * n_in, real)
         block_rows = block_of(n_in)
@@ -208,10 +218,8 @@ def _bwd(real):
             dys = dy[start * n_out : (start + n_rows) * n_out]
             gradient_at_f(dys, readout, n_rows, n_in, n_out, g)
             for j in range(0, n_in, LANES):
-                width = lane_width(n_in, j)
-                stride = max(width, n_in)
-                rows, place = (size - j + stride - 1) // stride, start * n_in + j
-                last_width = min(width, size - j - (rows - 1) * stride)
+                width, stride, rows, last_width = _lane_chunk(n_in, j, size)
+                place = start * n_in + j
                 into_lanes(x[start * n_in : start * n_in + size], j, stride, width, xt)
                 into_lanes(g[:size], j, stride, width, gt)
                 if seed_at != 0:
@@ -252,9 +260,7 @@ def _bwd(real):
                     multiply(ft, output_factors, TILE)
                 from_lanes(ft, j, stride, width, size, f)
             add_readout_gradient(dys, f, n_rows, n_in, n_out, dreadout)
-            for i in range(n_rows):
-                for m in range(n_out):
-                    dc[m] += dys[i * n_out + m]
+            add_bias_gradient(dys, n_rows, n_out, dc)
         if not any_needed(sums_at, gradients_at):
             return
         sums = np.zeros(3 * n + n_in + n_out * n_in + n_out, np.float64)

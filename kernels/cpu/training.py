@@ -223,10 +223,10 @@ def trainer(forward, backward, name, has_sums):
 
             # views without an owner, whose references nobody counts: that took half a short step
             item = x.itemsize
-            grad, at = array_at(space_at, run.n_parameters, real), space_at
-            at += item * run.n_parameters
-            kept = array_at(at, run.n_kept, real)
+            kept, at = array_at(space_at, run.n_kept, real), space_at
             at += item * run.n_kept
+            grad = array_at(at, run.n_parameters, real)
+            at += item * run.n_parameters
             y_hat = array_at(at, block_rows * n_out, real)
             at += item * block_rows * n_out
             dy = array_at(at, block_rows * n_out, real)
@@ -337,7 +337,7 @@ def trainer(forward, backward, name, has_sums):
                     continue
                 n_out = 3 * runs[i].block_rows * runs[i].n_out
                 n_in = runs[i].block_rows * (runs[i].n_in + 1)
-                space = np.empty(runs[i].n_parameters + runs[i].n_kept + n_out + n_in, real)
+                space = np.zeros(runs[i].n_parameters + runs[i].n_kept + n_out + n_in, real)
                 order = np.empty(runs[i].n_rows if runs[i].shuffle != 0 else 1, np.int64)
                 advance(runs[i], state, space.ctypes.data, order.ctypes.data)
                 space[0] = order[0] = 0  # keeps them until here

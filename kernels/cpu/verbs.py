@@ -18,7 +18,9 @@ from .layer_verbs import (
     dense_backward,
     dense_forward,
     mlp_backward,
+    mlp_block_rows,
     mlp_forward,
+    mlp_n_kept,
 )
 from .sine import COS, SIN
 from .sine_sum import TURNS_PER_RADIAN
@@ -269,7 +271,7 @@ VERBS = {
     "elementwise_mlp": Verbs(_subnet_forward, _subnet_backward, _many_rows, _none_kept, True),
     "additive_mlp": Verbs(_additive_forward, _additive_backward, _many_rows, _none_kept),
     "dense": Verbs(dense_forward, dense_backward, _many_rows, _none_kept, True),
-    "mlp": Verbs(mlp_forward, mlp_backward, _many_rows, _none_kept, True),
+    "mlp": Verbs(mlp_forward, mlp_backward, mlp_block_rows, mlp_n_kept, True),
 }
 """Every model by the name of its op. ``sizes`` and ``constants``, in the order of the verbs:
 

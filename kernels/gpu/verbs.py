@@ -54,6 +54,14 @@ def find(
 
 
 @triton.jit
+def loss_and_gradient(y_hat, y, weight, wanted, scale, LOSS: tl.constexpr):
+    """Σ w·ℓ(ŷ, y) over what is wanted of a tile, in float64, and scale·w·∂ℓ/∂ŷ, 0 elsewhere."""
+    loss, slope = loss_and_slope(y_hat, y, LOSS)
+    total = tl.sum(tl.where(wanted, weight * loss, 0.0).to(tl.float64))
+    return total, tl.where(wanted, scale * weight * slope, 0.0)
+
+
+@triton.jit
 def sine_sum(
     theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, keys, mask_key, first, stop, n_rows, scale,
     SHUFFLE: tl.constexpr, SIZES: tl.constexpr, CONSTANTS: tl.constexpr, LOSS: tl.constexpr,
@@ -94,10 +102,10 @@ def sine_sum(
         r = reduce_turns_any(frequency[None, :], tl.broadcast_to(x[:, None], (ITEMS, BLOCK)), phase)
         sines = sin_turns(r)
         y_hat = tl.sum(sines * a[None, :], axis=1) * tl.full((), FACTOR, COMPUTE)
-        loss, slope = loss_and_slope(y_hat, y, LOSS)
-        total += tl.sum(tl.where(inside, weight * loss, 0.0).to(tl.float64))
+        loss, g = loss_and_gradient(y_hat, y, weight, inside, scale, LOSS)
+        total += loss
         if grad_ptr is not None:
-            g = tl.where(inside, scale * weight * slope, 0.0) * tl.full((), FACTOR, COMPUTE)
+            g *= tl.full((), FACTOR, COMPUTE)
             cosines = cos_turns(r)
             dw += tl.sum((g * x)[:, None] * cosines, axis=0)
             if HAS_A:
@@ -216,10 +224,9 @@ def subnet(
             y_hat = tl.sum(f[:, :, None] * readout, axis=1) + c
         wanted = inside[:, None] & (outs < M)[None, :]
         y = tl.load(y_ptr + at[:, None] * M + outs[None, :], mask=wanted, other=0.0)
-        loss, g = loss_and_slope(y_hat, y, LOSS)
-        total += tl.sum(tl.where(wanted, weight[:, None] * loss, 0.0).to(tl.float64))
+        loss, g = loss_and_gradient(y_hat, y, weight[:, None], wanted, scale, LOSS)
+        total += loss
         if grad_ptr is not None:
-            g = tl.where(wanted, scale * weight[:, None] * g, 0.0)
             df = g
             if READOUT:
                 dreadout += f[:, :, None] * g[:, None, :]
@@ -278,10 +285,9 @@ def mlp(
         )  # fmt: skip
         wanted = inside[:, None] & (outs < N_OUT)[None, :]
         y = tl.load(y_ptr + at[:, None] * N_OUT + outs[None, :], mask=wanted, other=0.0)
-        loss, g = loss_and_slope(values[N_LAYERS], y, LOSS)
-        total += tl.sum(tl.where(wanted, weight[:, None] * loss, 0.0).to(tl.float64))
+        loss, g = loss_and_gradient(values[N_LAYERS], y, weight[:, None], wanted, scale, LOSS)
+        total += loss
         if grad_ptr is not None:
-            g = tl.where(wanted, scale * weight[:, None] * g, 0.0)
             back_through(
                 g, values, slopes, theta_ptr, mask_key, items, grad_ptr, e == 0, WIDTHS, N_LAYERS,
                 HIDDEN, OUTPUT, NO_DROPOUT, False, BIAS, COMPUTE,

@@ -1,0 +1,193 @@
+"""fastmlp.optim.Adam and AdamW against PyTorch's own, of which they are subclasses."""
+
+import copy
+
+import pytest
+import torch
+
+import fastmlp
+from fastmlp import backends
+
+pytestmark = pytest.mark.skipif(not backends.is_installed("numba"), reason="the kernel needs numba")
+
+PAIRS = {
+    "adam": (fastmlp.optim.Adam, torch.optim.Adam),
+    "adamw": (fastmlp.optim.AdamW, torch.optim.AdamW),
+}
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request):
+    return PAIRS[request.param]
+
+
+@pytest.fixture
+def kernel_steps(monkeypatch):
+    """Counts the calls of the kernel."""
+    kernels = backends.launchers("numba", "optimizers")
+    calls = []
+    run = kernels.adam_steps
+
+    def count(*arguments):
+        calls.append(arguments[0])
+        run(*arguments)
+
+    monkeypatch.setattr(kernels, "adam_steps", count)
+    return calls
+
+
+def train(model, optimizer, n_steps, scheduler=None):
+    torch.manual_seed(1)
+    dtype = next(model.parameters()).dtype
+    for _ in range(n_steps):
+        x = torch.randn(32, 3, dtype=dtype)
+        optimizer.zero_grad()
+        (model(x) - x.square().sum(1, keepdim=True)).square().mean().backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+
+
+def net(dtype):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).to(
+        dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_follows_pytorch(pair, dtype, weight_decay, kernel_steps):
+    ours, theirs = net(dtype), net(dtype)
+    optimizers = [
+        cls(model.parameters(), lr=1e-2, weight_decay=weight_decay)
+        for cls, model in zip(pair, (ours, theirs), strict=True)
+    ]
+    for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+        train(model, optimizer, 200, torch.optim.lr_scheduler.StepLR(optimizer, 50, 0.5))
+    assert kernel_steps == [dtype] * 199  # PyTorch takes the first step
+    tolerance = {torch.float32: 1e-4, torch.float64: 1e-12}[dtype]
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=tolerance, atol=tolerance)
+    for mine, other in zip(*(o.state.values() for o in optimizers), strict=True):
+        assert mine["step"] == other["step"] == 200
+
+
+def test_groups_and_parameters_without_a_gradient(pair, kernel_steps):
+    results = []
+    for cls in pair:
+        model = net(torch.float64)
+        first, _, last = model
+        last.bias.requires_grad_(False)
+        groups = [
+            {"params": first.parameters(), "lr": 1e-2},
+            {"params": last.parameters(), "betas": (0.8, 0.9), "weight_decay": 0.2},
+        ]
+        train(model, cls(groups, lr=1e-3, eps=1e-6), 50)
+        results.append(model)
+    assert len(kernel_steps) == 2 * 49
+    for mine, other in zip(*(r.parameters() for r in results), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+def test_state_goes_both_ways(pair):
+    ours, theirs = pair
+    whole = net(torch.float64)
+    train(whole, theirs(whole.parameters()), 20)
+    for first, then in ((ours, theirs), (theirs, ours)):
+        model = net(torch.float64)
+        optimizer = first(model.parameters())
+        train(model, optimizer, 10)
+        again = then(model.parameters())
+        again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        torch.manual_seed(1)
+        for i in range(20):
+            x = torch.randn(32, 3, dtype=torch.float64)
+            if i >= 10:
+                again.zero_grad()
+                (model(x) - x.square().sum(1, keepdim=True)).square().mean().backward()
+                again.step()
+        for mine, other in zip(model.parameters(), whole.parameters(), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("option", ["amsgrad", "maximize"])
+def test_what_the_kernel_does_not_know_is_pytorchs(pair, option, kernel_steps):
+    results = []
+    for cls in pair:
+        model = net(torch.float64)
+        train(model, cls(model.parameters(), **{option: True}), 10)
+        results.append(model)
+    assert not kernel_steps
+    for mine, other in zip(*(r.parameters() for r in results), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+def test_many_parameters_and_other_backends_are_pytorchs(pair, kernel_steps):
+    large = torch.nn.Linear(300, 300)
+    optimizer = pair[0](large.parameters())
+    for _ in range(3):
+        large(torch.ones(1, 300)).sum().backward()
+        optimizer.step()
+    model = net(torch.float32)
+    optimizer = pair[0](model.parameters())
+    with fastmlp.backend("torch"):
+        train(model, optimizer, 3)
+    assert not kernel_steps
+    train(model, optimizer, 3)
+    assert len(kernel_steps) == 3
+
+
+def test_hooks_run_once_and_the_closure_too(pair):
+    model = net(torch.float32)
+    pair[1](model.parameters())  # from now on PyTorch's class is wrapped
+    optimizer = pair[0](model.parameters())
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+
+    def closure():
+        calls.append("loss")
+        loss = model(torch.ones(4, 3)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        return loss
+
+    losses = [optimizer.step(closure) for _ in range(3)]
+    assert calls == ["before", "loss", "after"] * 3
+    assert losses[0] > losses[2]
+
+
+def test_a_graph_kept_over_a_step_is_found_out(pair):
+    model = net(torch.float32)
+    optimizer = pair[0](model.parameters())
+    train(model, optimizer, 2)
+    loss = model(torch.ones(4, 3)).square().mean()
+    loss.backward(retain_graph=True)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_scaled_gradients(pair):
+    model = net(torch.float32)
+    optimizer = pair[0](model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    before = [p.detach().clone() for p in model.parameters()]
+    for scale in (1.0, 1.0, float("inf")):
+        optimizer.zero_grad()
+        scaler.scale(scale * model(torch.ones(4, 3)).square().mean()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert all((p - b).abs().max() > 0 for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_bad_arguments_are_pytorchs_errors(pair):
+    parameters = list(net(torch.float32).parameters())
+    with pytest.raises(ValueError, match="learning rate"):
+        pair[0](parameters, lr=-1.0)
+    with pytest.raises(TypeError, match="fused"):
+        pair[0](parameters, fused=True)
+    with pytest.raises(ValueError, match="empty"):
+        pair[0]([])
