@@ -26,6 +26,8 @@ sys.path.append(str(ROOT / "tests"))
 
 import closeness  # noqa: E402
 
+import fastmlp  # noqa: E402
+
 MODES = ("inference", "forward", "forward_backward", "training_step")
 BACKWARD = MODES[2:]
 
@@ -72,13 +74,16 @@ def make_step(module, x, dy, mode):
 
     A program of another framework brings its own ``make_step``.
 
-    ``"training_step"`` is what a user's loop does: mean squared error to ``dy``, backward, Adam; it
+    ``"training_step"`` is what a user's loop does: mean squared error to ``dy``, backward, Adam
+    (:class:`fastmlp.optim.Adam` for a module of fastmlp's, else PyTorch's with its defaults); it
     changes the module, so its values are not to be compared.
     """
     if not isinstance(module, torch.nn.Module):
         return module.make_step(x, dy, mode)
     if mode == "training_step":
-        optimizer = torch.optim.Adam(module.parameters(), lr=1e-4)
+        ours = type(module).__module__.startswith("fastmlp.modules.")
+        library = fastmlp.optim if ours else torch.optim
+        optimizer = library.Adam(module.parameters(), lr=1e-4)
 
         def step():
             loss = torch.nn.functional.mse_loss(module(x), dy)

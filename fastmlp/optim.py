@@ -21,8 +21,76 @@ LARGEST_STEP = 1 << 16
 """Parameters that one core updates in some 20 µs, less than PyTorch takes to begin."""
 
 
+class _Group:
+    """A parameter group whose state is made: what its steps have in common.
+
+    Args:
+        group: The group.
+        state: The optimizer's.
+    """
+
+    def __init__(self, group, state):
+        self.settings = group
+        self._state = state
+        held = [(p, state[p]) for p in group["params"] if p in state]
+        self._moments = [
+            (entry, entry["exp_avg"], entry["exp_avg_sq"], entry["step"]) for _, entry in held
+        ]
+        self._parameters = [(p, p.data_ptr()) for p, _ in held]
+        self._others = [p for p in group["params"] if p not in state]
+        self._n_parameters = len(group["params"])
+        self._rows = [
+            [p.data_ptr(), 0, first.data_ptr(), second.data_ptr(), count.data_ptr(), p.numel()]
+            for (p, _), (_, first, second, count) in zip(
+                self._parameters, self._moments, strict=True
+            )
+        ]
+        self.dtype = held[0][0].dtype if held else None
+        self.size = sum(p.numel() for p, _ in held)
+        self._known = self.dtype in (torch.float32, torch.float64) and all(
+            _dense_on_cpu(t, self.dtype)
+            for (p, _), (_, first, second, _) in zip(self._parameters, self._moments, strict=True)
+            for t in (p, first, second)
+        )
+        self._known &= all(count.dtype is torch.float32 for *_, count in self._moments)
+
+    def call(self, state):
+        """Table, parameters and numbers for the kernel; ``None`` where PyTorch must step."""
+        group = self.settings
+        if not self._known or state is not self._state:
+            return None
+        if len(group["params"]) != self._n_parameters:
+            return None
+        if any(p.grad is not None for p in self._others):  # their first
+            return None
+        for entry, first, second, count in self._moments:
+            if entry["exp_avg"] is not first or entry["exp_avg_sq"] is not second:
+                return None
+            if entry["step"] is not count:
+                return None
+        if group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"]:
+            return None
+        lr, (beta1, beta2) = group["lr"], group["betas"]
+        if any(isinstance(value, torch.Tensor) for value in (lr, beta1, beta2)):
+            return None
+        table, changed = [], []
+        for (p, address), row in zip(self._parameters, self._rows, strict=True):
+            g = p.grad
+            if g is None:
+                continue
+            if p.data_ptr() != address or not _dense_on_cpu(g, self.dtype):
+                return None
+            row[1] = g.data_ptr()
+            table += row
+            changed.append(p)
+        settings = lr, beta1, beta2, group["eps"], group["weight_decay"]
+        return table, changed, (*settings, group["decoupled_weight_decay"])
+
+
 class _OneCall:
-    """Makes ``step`` of PyTorch's fused Adam one call of one kernel for all parameters."""
+    """Makes ``step`` of PyTorch's fused Adam one call of one kernel for a group's parameters."""
+
+    _groups = ()
 
     def step(self, closure=None):
         """Take one step; ``closure`` as in :class:`torch.optim.Optimizer`. Returns its loss."""
@@ -36,16 +104,26 @@ class _OneCall:
             # PyTorch wraps the method of a class once it has an instance: hooks must run once
             step = step.__wrapped__.__get__(self) if hasattr(step, "hooked") else step
             step()
+            self._groups = ()
             return loss
         kernels = backends.launchers("numba", "optimizers")
-        for dtype, rows, changed, settings in calls:
-            table = array("q", rows)
-            kernels.adam_steps(dtype, table, *settings)
-            torch.autograd.graph.increment_version(changed)
+        for group, (table, changed, settings) in zip(self._groups, calls, strict=True):
+            if changed:
+                kernels.adam_steps(group.dtype, array("q", table), *settings)
+                torch.autograd.graph.increment_version(changed)
         return loss
 
+    def zero_grad(self, set_to_none=True):
+        """As :meth:`torch.optim.Optimizer.zero_grad`."""
+        if not set_to_none or torch.autograd._profiler_enabled():
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
     def _calls(self):
-        """Arguments of the kernel for each group, or ``None`` where PyTorch must take the step.
+        """What the kernel needs of each group, or ``None`` where PyTorch must take the step.
 
         That is the first step, which makes the state; tensors that are not dense and on the CPU, or
         are many numbers; and options that the kernel does not know.
@@ -53,49 +131,23 @@ class _OneCall:
         scaled = getattr(self, "grad_scale", None), getattr(self, "found_inf", None)
         if scaled != (None, None) or torch.compiler.is_compiling():
             return None
-        calls, n = [], 0
-        for group in self.param_groups:
-            rows, changed, dtype = [], [], None
-            for p in group["params"]:
-                g = p.grad
-                if g is None:
-                    continue
-                state = self.state.get(p)
-                dtype = dtype or p.dtype
-                if not state or p.dtype is not dtype or not _dense_on_cpu(p, g, dtype):
-                    return None
-                first, second, count = state["exp_avg"], state["exp_avg_sq"], state["step"]
-                if not (_dense_on_cpu(first, second, dtype) and count.dtype is torch.float32):
-                    return None
-                rows += [t.data_ptr() for t in (p, g, first, second, count)]
-                rows.append(p.numel())
-                changed.append(p)
-                n += p.numel()
-            if not rows:
-                continue
-            lr, (beta1, beta2) = group["lr"], group["betas"]
-            unknown = any(isinstance(value, torch.Tensor) for value in (lr, beta1, beta2))
-            if unknown or any(
-                group[option] for option in ("amsgrad", "maximize", "capturable", "differentiable")
-            ):
-                return None
-            settings = lr, beta1, beta2, group["eps"], group["weight_decay"]
-            calls.append((dtype, rows, changed, (*settings, group["decoupled_weight_decay"])))
-        if n > LARGEST_STEP or not calls or backends.choose("cpu") != "numba":
-            return None
-        return calls
+        if len(self._groups) != len(self.param_groups) or any(
+            known.settings is not group
+            for known, group in zip(self._groups, self.param_groups, strict=True)
+        ):
+            self._groups = [_Group(group, self.state) for group in self.param_groups]
+        calls = [group.call(self.state) for group in self._groups]
+        small = sum(group.size for group in self._groups) <= LARGEST_STEP
+        return calls if small and None not in calls and backends.choose("cpu") == "numba" else None
 
 
-def _dense_on_cpu(a, b, dtype):
-    """Whether both are contiguous CPU tensors of the same float32 or float64 dtype."""
+def _dense_on_cpu(tensor, dtype):
+    """Whether this is a contiguous CPU tensor of the dtype."""
     return (
-        dtype in (torch.float32, torch.float64)
-        and b.dtype is dtype
-        and a.is_cpu
-        and b.is_cpu
-        and b.layout is torch.strided
-        and a.is_contiguous()
-        and b.is_contiguous()
+        tensor.dtype is dtype
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and tensor.is_contiguous()
     )
 
 
