@@ -48,6 +48,7 @@ conformance: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python bench/run.py
+	$(BIN)/python bench/bench_overhead.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -166,7 +166,7 @@ class Adam(_OneCall, torch.optim.Adam):
         betas: Decay rates of the means of the gradient and of its square.
         eps: Added to the root of the latter.
         weight_decay: Factor of the parameters that is added to their gradients.
-        options: As :class:`torch.optim.Adam` has them, except ``foreach`` and ``fused``.
+        **options: As :class:`torch.optim.Adam` has them, except ``foreach`` and ``fused``.
 
     Raises:
         TypeError: ``foreach`` or ``fused`` is given.
@@ -195,7 +195,7 @@ class AdamW(_OneCall, torch.optim.AdamW):
         betas: Decay rates of the means of the gradient and of its square.
         eps: Added to the root of the latter.
         weight_decay: Times ``lr``, the fraction that every step takes off the parameters.
-        options: As :class:`torch.optim.AdamW` has them, except ``foreach`` and ``fused``.
+        **options: As :class:`torch.optim.AdamW` has them, except ``foreach`` and ``fused``.
 
     Raises:
         TypeError: ``foreach`` or ``fused`` is given.

@@ -1,0 +1,83 @@
+"""What a call costs besides its arithmetic: AdditiveMLP(64, 14), forward + backward of one row.
+
+Beside it an `autograd.Function` that does nothing with the same tensors: it saves them, returns an
+empty output, and an empty gradient for each parameter. No module of PyTorch's can be quicker.
+"""
+
+import argparse
+import statistics
+import time
+
+import common
+import torch
+
+import fastmlp
+
+
+class Nothing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *parameters):
+        ctx.save_for_backward(x, *parameters)
+        return x.new_empty((x.shape[0], 1))
+
+    @staticmethod
+    def backward(ctx, dy):
+        return None, *(torch.empty_like(p) for p in ctx.saved_tensors[1:])
+
+
+def step_of(call, parameters, dy):
+    def step():
+        call().backward(dy)
+        for p in parameters:
+            p.grad = None
+
+    return step
+
+
+def measure(n_rows, rounds, calls=100):
+    """Microseconds of every round for each name; the names take turns."""
+    torch.manual_seed(0)
+    x, dy = torch.randn(n_rows, 64), torch.randn(n_rows, 1)
+    fused, plain = fastmlp.AdditiveMLP(64, 14), fastmlp.reference.AdditiveMLP(64, 14)
+    parameters = list(fused.parameters())
+    steps = {
+        "nothing": step_of(lambda: Nothing.apply(x, *parameters), parameters, dy),
+        "fastmlp": step_of(lambda: fused(x), parameters, dy),
+        "torch": step_of(lambda: plain(x), list(plain.parameters()), dy),
+    }
+    for step in steps.values():
+        for _ in range(calls):
+            step()
+    samples = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            for _ in range(calls):
+                step()
+            samples[name].append((time.perf_counter() - began) / calls * 1e6)
+    return samples
+
+
+def main(argv=None):
+    """Run from the command line; return the samples."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1, help="rows of x (default 1)")
+    parser.add_argument("--rounds", type=int, default=30, help="turns of each (default 30)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    about = common.metadata(torch.device("cpu"))
+    print(f"{about['cpu']}, {about['threads']} threads, load {about['load']:.1f}")
+    samples = measure(options.rows, options.rounds)
+    nothing = statistics.median(samples["nothing"])
+    for name, values in samples.items():
+        median = statistics.median(values)
+        print(
+            f"  {name:<8}{median:>8.1f} µs, min {min(values):.1f} µs; "
+            f"{median / nothing:.2f} × a Function that does nothing"
+        )
+    return samples
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""`bench/bench_overhead.py` on a few calls."""
+
+import importlib
+import sys
+from pathlib import Path
+
+BENCH = Path(__file__).parents[2] / "bench"
+
+
+def test_every_name_is_timed(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # bench/common.py adds tests/ to the path
+    module = importlib.import_module("bench_overhead")
+    monkeypatch.setattr(module.torch, "set_num_threads", lambda n: None)
+    samples = module.main(["--rounds", "2", "--rows", "2"])
+    assert list(samples) == ["nothing", "fastmlp", "torch"]
+    assert all(len(values) == 2 and min(values) > 0 for values in samples.values())
+    assert "1.00 × a Function that does nothing" in capsys.readouterr().out
