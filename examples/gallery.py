@@ -23,7 +23,7 @@ SETTINGS = {
     "x2_sum_lm": ["--restarts", "0"],
     "x2_dropout": ["--steps", "300"],
     "x2_lightning": ["--limit-batches", "100", "--quiet"],
-    "exhaustion": ["--restarts", "4", "--steps", "1000"],
+    "exhaustion": [],
     "sinenet": ["--quiet"],
     "sinenet_lm": [],
     "xor_parity": [],
