@@ -15,7 +15,7 @@ help:
 	@echo "make docs   build the documentation into build/site"
 	@echo "make conformance  run the tests of every op's properties and write docs/conformance.md"
 	@echo "make bench  time every op against plain PyTorch on the CPU"
-	@echo "make lint   check style, formatting, spelling; find dead code"
+	@echo "make lint   check style, formatting, types, spelling; find dead code"
 	@echo "make gpu    tests and benches on a CUDA machine that already has torch, triton and numba"
 	@echo "make clean  remove what make and the builds created"
 
@@ -52,6 +52,7 @@ bench: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/vulture
 	$(BIN)/codespell
 
@@ -69,5 +70,5 @@ gpu-bench: gpu-install
 	$(PYTHON) bench/bench_fit.py --device cuda --json bench/results/$(GPU_NAME)-fit.json
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
