@@ -9,7 +9,7 @@ are colour-blind. Matplotlib is imported on first use.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,13 +18,14 @@ from fastmlp import functional
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from fastmlp.piecewise import PiecewiseLinear
     from fastmlp.reference import AdditiveMLP, SineSum
     from fastmlp.training import FitResult
 
     OnAxes = Axes | None
+    Function = Callable[[Tensor], Tensor]
     Pair = tuple[Tensor, Tensor] | None
     Numbers = Tensor | Sequence[float] | None
 
@@ -185,7 +186,7 @@ def plot_fit(result: FitResult, *, ax: OnAxes = None) -> Axes:
 
 
 def plot_prediction(
-    model: nn.Module, x: Tensor, y: Tensor, *, training: Pair = None, ax: OnAxes = None
+    model: Function, x: Tensor, y: Tensor, *, training: Pair = None, ax: OnAxes = None
 ) -> Axes:
     """Draw what a model predicts, beside the truth.
 
@@ -367,11 +368,7 @@ def _grid(n):
 
 
 def plot_spectrum(
-    model: SineSum,
-    frequencies: Numbers = None,
-    amplitudes: Numbers = None,
-    *,
-    ax: OnAxes = None,
+    model: SineSum, frequencies: Numbers = None, amplitudes: Numbers = None, *, ax: OnAxes = None
 ) -> Axes:
     """Draw the sines of a SineSum: the amplitude of each over its frequency.
 
@@ -406,10 +403,8 @@ def plot_spectrum(
     sizes = torch.full((len(at),), share(max(1, len(at))))
     if amplitudes is not None and frequencies is not None:
         sizes = torch.as_tensor(amplitudes).reshape(-1)
-        if len(sizes) != len(at):
-            raise ValueError(
-                f"amplitudes must be as many as frequencies, {len(at)}, got {len(sizes)}"
-            )
+        if len(sizes) != (n := len(at)):
+            raise ValueError(f"amplitudes must be as many as frequencies, {n}, got {len(sizes)}")
     ax = _axes(ax)
     ax.axhline(0, color="0.75", lw=1, zorder=1)
     if frequencies is not None:
