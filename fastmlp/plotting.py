@@ -356,8 +356,7 @@ def _contributions(model, x, output):
 def _grid(n):
     from matplotlib import pyplot as plt
 
-    columns = min(n, 5)
-    rows = math.ceil(n / columns)
+    columns, rows = min(n, 5), math.ceil(n / 5)
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.4 * columns, 2.1 * rows), sharey=True, squeeze=False,
         layout="constrained",
