@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 GPU_NAME = $(shell $(PYTHON) -c "import re, torch; print(re.sub('[^a-z0-9]+', '-', torch.cuda.get_device_name().lower()))")
 
-.PHONY: help demo test thorough examples docs conformance bench lint gpu gpu-test gpu-bench clean
+.PHONY: help demo test thorough coverage examples docs conformance bench lint dist gpu gpu-test gpu-bench clean
 
 help:
 	@echo "make demo   install into $(VENV), then train the reference network on sums of squares"
@@ -16,6 +16,8 @@ help:
 	@echo "make conformance  run the tests of every op's properties and write docs/conformance.md"
 	@echo "make bench  time every op against plain PyTorch on the CPU"
 	@echo "make lint   check style, formatting, types, spelling; find dead code"
+	@echo "make coverage  run the tests and show which lines of fastmlp/ no test reaches; 95 % must be"
+	@echo "make dist   build sdist and wheel into dist/"
 	@echo "make gpu    tests and benches on a CUDA machine that already has torch, triton and numba"
 	@echo "make clean  remove what make and the builds created"
 
@@ -55,6 +57,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/vulture
 	$(BIN)/codespell
+
+dist: $(INSTALLED)
+	$(BIN)/python -m build
 
 gpu: gpu-test gpu-bench
 
