@@ -12,7 +12,7 @@ Nets 1 → H → … → H → 1 learn one function from 10 000 evenly spaced po
 - does a net recover after the target moves (recovery.png)? ReLU units die, LeakyReLU units move.
 
     python examples/exhaustion.py                             # under a minute on two CPU cores
-    python examples/exhaustion.py --restarts 20 --epochs 250  # as the documentation quotes it
+    python examples/exhaustion.py --restarts 20 --epochs 250  # what the documentation quotes
 """
 
 import argparse
@@ -301,15 +301,11 @@ def draw(runs, sizes, histories, options):
     for (width, depth), run in sizes.items():
         at = segments(run.tables[-1]), float(run.rms.min())
         ax.loglog(*at, "o", color="C0")
-        ax.annotate(
-            f"{depth} × {width}",
-            at,
-            xytext=(6, 4 if depth == 3 and width != 30 else -12),
-            textcoords="offset points",
-        )
-    line, target = torch.logspace(0.8, 2.5, 20), next(iter(sizes.values())).target
-    ax.loglog(line, target.rms_floor() / line.square(), "k-", label="floor of so many segments")
-    ax.set(xlabel="segments in the domain", ylabel="RMS error, best restart", title=target.name)
+        where = {"xytext": (6, -12 if width == 30 else 4), "textcoords": "offset points"}
+        ax.annotate(f"{depth} × {width}", at, **where)
+    line, floor = torch.logspace(0.8, 2.5, 20), TARGETS[6].rms_floor()
+    ax.loglog(line, floor / line.square(), "k-", label="floor of so many segments")
+    ax.set(xlabel="segments in the domain", ylabel="RMS error, best restart", title=TARGETS[6].name)
     ax.legend()
     figure.savefig(options.out / "exhaustion.png", dpi=100)
 
@@ -323,7 +319,8 @@ def draw(runs, sizes, histories, options):
             column[q].plot(2, fresh, style[:3], markersize=10, fillstyle="none",
                            label=f"{activation}, fresh")  # fmt: skip
             column[q].set_xticks(range(1, 5), [first, second, first, second])
-            column[q].set(ylabel=what, ylim=(0, None))
+            top = max(h[q] for a in ("relu", "leaky_relu") for h in histories[first, second, a])
+            column[q].set(ylabel=what, ylim=(0, 1.1 * top))
         column[0].legend()
     figure.suptitle("After the target has moved; hollow: nets that never saw another")
     figure.savefig(options.out / "recovery.png", dpi=100)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 EXAMPLES = Path(__file__).resolve().parent
 SETTINGS = {
-    "x2_sum": ["--steps", "6000", "--reference-seconds", "2"],
+    "x2_sum": ["--steps", "12000", "--reference-seconds", "2"],
     "x2_sum_fit": ["--epochs", "30", "--plain-steps", "100", "--quiet"],
     "x2_sum_lm": ["--restarts", "0"],
     "x2_dropout": ["--steps", "300"],
