@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 EXAMPLES = Path(__file__).resolve().parent
 SETTINGS = {
-    "x2_sum": ["--steps", "6000", "--reference-seconds", "2"],
+    "x2_sum": ["--steps", "12000", "--reference-seconds", "2"],
     "x2_sum_fit": ["--epochs", "30", "--plain-steps", "100", "--quiet"],
     "x2_sum_lm": ["--restarts", "0"],
     "x2_dropout": ["--steps", "300"],
     "x2_lightning": ["--limit-batches", "100", "--quiet"],
-    "exhaustion": ["--restarts", "4", "--steps", "1000"],
+    "exhaustion": [],
     "sinenet": ["--quiet"],
     "sinenet_lm": [],
     "xor_parity": [],

@@ -119,12 +119,12 @@ def main(argv=None):
         training, validation = result.train_loss[0], result.val_loss[0]
         lines.append(
             f"{dropout:>4}{training[0].item():>13.4g}{training[-1].item():>12.4g}{before:>12.4g}"
-            f"{validation[-1].item():>12.4g}{validation[-1].item() / MSE_STAR:>10.3f}"
+            f"{validation[-1].item():>12.4g}{validation[-1].item() / MSE_STAR:>11.4g}"
             f"{result.seconds:>9.1f}{plain_step * steps:>11.0f}"
             f"{plain_step * steps / result.seconds:>8.1f}×"
         )
     print(
-        f"{'p':>4}{'train, first':>13}{'last':>12}{'eval start':>12}{'end':>12}{'× MSE*':>10}"
+        f"{'p':>4}{'train, first':>13}{'last':>12}{'eval start':>12}{'end':>12}{'× MSE*':>11}"
         f"{'seconds':>9}{'PyTorch':>11}{'speed':>9}"
     )
     print("\n".join(lines))

@@ -7,6 +7,7 @@ reference) serves every device. The default is the fastest one that is installed
 import contextlib
 import importlib
 import os
+from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from importlib.util import find_spec
 BACKENDS = ("triton", "numba", "torch")
 _WINGS = {"triton": "fastmlp.kernels.gpu", "numba": "fastmlp.kernels.cpu"}
 
-_forced = ContextVar("fastmlp_backend", default=None)
+_forced: ContextVar[str | None] = ContextVar("fastmlp_backend", default=None)
 
 
 def _check_name(name, source):
@@ -24,7 +25,7 @@ def _check_name(name, source):
 
 
 @cache
-def is_installed(name):
+def is_installed(name: str) -> bool:
     """Tell whether a backend's compiler can be imported, without importing it."""
     try:
         return name == "torch" or find_spec(name) is not None
@@ -57,7 +58,7 @@ if _environment is not None:
 
 
 @contextlib.contextmanager
-def backend(name):
+def backend(name: str) -> Iterator[None]:
     """Run every fastmlp op in this context, in this thread, on one backend.
 
     The environment variable ``FASTMLP_BACKEND`` sets the same choice for a whole process.
@@ -84,7 +85,7 @@ def backend(name):
         _forced.reset(token)
 
 
-def choose(device_type):
+def choose(device_type: str) -> str:
     """The name of the backend for a kind of device (``"cpu"``, ``"cuda"``, …)."""
     name = _forced.get() or _environment
     if name is None:
@@ -97,7 +98,7 @@ def choose(device_type):
 
 # torch.compile takes the answer as a constant, as torch.compiler.assume_constant_result does;
 # that decorator would import torch._dynamo, a second of every program's start
-choose._dynamo_marked_constant = True
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def choose_compiled(device_type):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from torch import nn
 
 from fastmlp import reference
+from fastmlp.modules.elementwise_mlp import ElementwiseMLP
+from fastmlp.modules.mlp import MLP
 from fastmlp.patterns import ACTIVATION_NAMES, PLAIN, build, options_of, pattern_of
 
 __all__ = ["Match", "find", "from_sequential", "fuse", "to_sequential", "unfuse"]
@@ -27,14 +29,14 @@ class Match(NamedTuple):
     kind: str
     reason: str | None
 
-    def __str__(self):
+    def __str__(self) -> str:
         place = self.path or "(the model itself)"
         if self.reason is None:
             return f"{place}: fused to {self.kind}"
         return f"{place}: not fused to {self.kind}: {self.reason}"
 
 
-def find(module):
+def find(module: nn.Module) -> list[Match]:
     """List the places of a model that :func:`fuse` would swap, and the near misses.
 
     Nothing is changed. A module that is used in several places is listed once for each.
@@ -61,7 +63,7 @@ def find(module):
     return [match for match, _, _ in _search(module)]
 
 
-def fuse(module, *, verbose=False):
+def fuse(module: nn.Module, *, verbose: bool = False) -> nn.Module:
     """Swap every pattern we know inside a model for the fused module, in place.
 
     The patterns are ``Sequential(Linear(1, H), activation, Linear(H, 1))``, also with ``Dropout``
@@ -107,7 +109,7 @@ def fuse(module, *, verbose=False):
     return _replaced(module, replacements)
 
 
-def unfuse(module):
+def unfuse(module: nn.Module) -> nn.Module:
     """Swap every fused module inside a model for the plain one, in place.
 
     What :func:`fuse` or :func:`from_sequential` has swapped becomes the original module again,
@@ -134,7 +136,7 @@ def unfuse(module):
     return _replaced(module, {id(m): _plain(m) for m in fused})
 
 
-def from_sequential(module):
+def from_sequential(module: nn.Module) -> ElementwiseMLP | MLP:
     """Build an :class:`fastmlp.ElementwiseMLP` or :class:`fastmlp.MLP` on a ``Sequential``.
 
     Args:
@@ -169,7 +171,7 @@ def from_sequential(module):
     return _fused(module, pattern)
 
 
-def to_sequential(module):
+def to_sequential(module: nn.Module) -> nn.Sequential:
     """Build a plain ``Sequential`` on the layers of an ``ElementwiseMLP`` or ``MLP``.
 
     Args:
@@ -200,7 +202,7 @@ def to_sequential(module):
     classes = {name: cls for cls, name in ACTIVATION_NAMES.items()}
     linears = list(module.children())
     names = [module.activation] * (len(linears) - 1)
-    if getattr(module, "output_activation", None) is not None:
+    if isinstance(module, reference.MLP) and module.output_activation is not None:
         names.append(module.output_activation)
     layers = []
     for i, linear in enumerate(linears):

@@ -52,11 +52,11 @@ class DropoutReport:
     samples: int = 0
 
     @property
-    def variance_share(self):
+    def variance_share(self) -> float:
         """Part of the train-mode MSE that is dropout variance, 0 … 1."""
         return self.variance / self.train_mse if self.train_mse > 0 else 0.0
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = (
             ("eval-mode MSE", self.eval_mse, 0.0),
             ("+ shift of the mean", self.shift, self.shift_error),
@@ -76,7 +76,15 @@ class DropoutReport:
         return "\n".join(lines)
 
 
-def dropout_report(model, x, y, *, samples=64, batch_size=1024, seed=0):
+def dropout_report(
+    model: torch.nn.Module,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    *,
+    samples: int = 64,
+    batch_size: int = 1024,
+    seed: int = 0,
+) -> DropoutReport:
     """Split the training loss of a model with dropout into error and dropout variance.
 
     .. math:: E_{mask}[(y - f)^2] = (y - f_{eval})^2

@@ -21,6 +21,9 @@ class FeaturewiseLinear(nn.Module):
         dtype: Dtype of the parameters.
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
     def __init__(
         self, n_features, in_features, out_features, *, bias=True, device=None, dtype=None
     ):

@@ -5,6 +5,7 @@ trusts them.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -48,8 +49,15 @@ def _as_autocast(y):
 
 
 def elementwise_mlp(
-    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="relu", dropout=0.0, seed=None
-):
+    x: torch.Tensor,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor | None,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor | None,
+    activation: str = "relu",
+    dropout: float | Sequence[float] = 0.0,
+    seed: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Apply one scalar subnet 1 → H → 1 to every element, in one kernel.
 
     .. math:: y = \\sum_k w^{(2)}_k \\, \\sigma(w^{(1)}_k x + b^{(1)}_k) + b^{(2)}
@@ -97,17 +105,17 @@ def elementwise_mlp(
 
 
 def additive_mlp(
-    x,
-    fc1_weight,
-    fc1_bias,
-    fc2_weight,
-    fc2_bias,
-    fc3_weight,
-    fc3_bias,
-    activation="relu",
-    dropout=0.0,
-    seed=None,
-):
+    x: torch.Tensor,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor | None,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor | None,
+    fc3_weight: torch.Tensor,
+    fc3_bias: torch.Tensor | None,
+    activation: str = "relu",
+    dropout: float | Sequence[float] = 0.0,
+    seed: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Apply a scalar subnet to every feature, then one linear layer, in one kernel.
 
     .. math:: y_m = \\sum_j V_{mj} f_j(x_j) + c_m
@@ -162,14 +170,14 @@ def additive_mlp(
 
 
 def mlp(
-    x,
-    weights,
-    biases=None,
-    activation="relu",
-    output_activation="identity",
-    dropout=0.0,
-    seed=None,
-):
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor | None] | None = None,
+    activation: str = "relu",
+    output_activation: str = "identity",
+    dropout: float = 0.0,
+    seed: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Apply a dense network, any depth, in one kernel.
 
     .. math:: h_l = \\sigma_l(W_l h_{l-1} + b_l), \\quad h_0 = x, \\quad y = h_L
@@ -215,6 +223,7 @@ def mlp(
     check_choice("output_activation", output_activation, ACTIVATIONS)
     check_probability("dropout", dropout)
     seed = seed_argument(seed, x) if dropout > 0 else None
+    assert biases is not None  # or check_mlp would have refused
     parameters = [t for layer in zip(weights, biases, strict=True) for t in layer]
     options = seed, activation, output_activation, float(dropout)
     if x.dim() == 2:
@@ -224,7 +233,13 @@ def mlp(
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
-def piecewise_linear(x, breakpoints, anchors, values, slopes):
+def piecewise_linear(
+    x: torch.Tensor,
+    breakpoints: torch.Tensor,
+    anchors: torch.Tensor,
+    values: torch.Tensor,
+    slopes: torch.Tensor,
+) -> torch.Tensor:
     """Evaluate a table of lines: find the segment of every element, then one FMA.
 
     .. math:: y = v_s + p_s (x - a_s), \\quad t_{s-1} < x \\le t_s
@@ -278,7 +293,14 @@ def piecewise_linear(x, breakpoints, anchors, values, slopes):
     return _piecewise_linear(x, values, slopes, breakpoints.detach(), anchors.detach())
 
 
-def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
+def sine_sum(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    amplitude: torch.Tensor | None = None,
+    phase: torch.Tensor | None = None,
+    scale: float = math.pi,
+    reduction: str = "mean",
+) -> torch.Tensor:
     """Sum or average sines of every element, in one kernel.
 
     .. math:: y = \\operatorname{mean}_i \\, a_i \\sin(s\\, w_i x + \\varphi_i)

@@ -253,16 +253,16 @@ class LevenbergMarquardt(torch.optim.Optimizer):
 
     def __init__(
         self,
-        module,
+        module: torch.nn.Module,
         *,
-        solver="auto",
-        max_attempts=20,
-        damping=1.0,
-        scale_floor=0.1,
-        ftol=1e-12,
-        xtol=1e-12,
-        gtol=0.0,
-        process_group=None,
+        solver: str = "auto",
+        max_attempts: int = 20,
+        damping: float = 1.0,
+        scale_floor: float = 0.1,
+        ftol: float = 1e-12,
+        xtol: float = 1e-12,
+        gtol: float = 0.0,
+        process_group: torch.distributed.ProcessGroup | None = None,
     ):
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
@@ -285,7 +285,9 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         self._group = process_group
         self.stopped = None
 
-    def step(self, inputs, targets, sample_weight=None):
+    def step(  # type: ignore[override]  # the loss is its own: it takes data, no closure
+        self, inputs: torch.Tensor, targets: torch.Tensor, sample_weight: torch.Tensor | None = None
+    ) -> float:
         """Take one step, if a trial among ``max_attempts`` lowers the loss.
 
         Afterwards the attribute ``stopped`` is ``None`` after an ordinary step, else why another

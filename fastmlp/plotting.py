@@ -6,11 +6,28 @@ and the hues are those of Okabe and Ito, so that the pictures hold in greyscale 
 are colour-blind. Matplotlib is imported on first use.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fastmlp import functional
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from torch import Tensor
+
+    from fastmlp.piecewise import PiecewiseLinear
+    from fastmlp.reference import AdditiveMLP, SineSum
+    from fastmlp.training import FitResult
+
+    OnAxes = Axes | None
+    Function = Callable[[Tensor], Tensor]
+    Pair = tuple[Tensor, Tensor] | None
+    Numbers = Tensor | Sequence[float] | None
 
 __all__ = [
     "plot_fit",
@@ -34,8 +51,8 @@ COLOURS = {
 
 Source: Okabe and Ito 2008, Color Universal Design."""
 
-_TRUTH = {"color": "0.75", "lw": 4, "solid_capstyle": "butt", "zorder": 1}
-_LEARNED = {"color": "black", "lw": 1.2, "zorder": 2.5}
+_TRUTH: dict[str, Any] = {"color": "0.75", "lw": 4, "solid_capstyle": "butt", "zorder": 1}
+_LEARNED: dict[str, Any] = {"color": "black", "lw": 1.2, "zorder": 2.5}
 _STYLES = ("-", "--", "-.", ":")
 _MARKERS = ("o", "x", "^", "s", "+", "v", "D", "*")
 _MARGIN = 0.1
@@ -58,7 +75,9 @@ def _every(n, most):
     return slice(None, None, max(1, math.ceil(n / most)))
 
 
-def plot_segments(table, lo=None, hi=None, *, ax=None):
+def plot_segments(
+    table: PiecewiseLinear, lo: float | None = None, hi: float | None = None, *, ax: OnAxes = None
+) -> Axes:
     """Draw a piecewise-linear function, neighbouring segments in two colours, and its breakpoints.
 
     Args:
@@ -116,7 +135,7 @@ def _window(table, lo, hi):
     return lo, hi
 
 
-def plot_fit(result, *, ax=None):
+def plot_fit(result: FitResult, *, ax: OnAxes = None) -> Axes:
     """Draw the training loss of all models over the epochs, the best one on top.
 
     Of more than 500 models an even choice is drawn. The validation loss of the best model is
@@ -166,7 +185,9 @@ def plot_fit(result, *, ax=None):
     return ax
 
 
-def plot_prediction(model, x, y, *, training=None, ax=None):
+def plot_prediction(
+    model: Function, x: Tensor, y: Tensor, *, training: Pair = None, ax: OnAxes = None
+) -> Axes:
     """Draw what a model predicts, beside the truth.
 
     Where x is one number a row, both are drawn over x: the truth as a broad grey line, the
@@ -242,7 +263,15 @@ def _predict(model, x):
             model.train()
 
 
-def plot_shape_functions(model, x, *, output=0, features=None, names=None, ax=None):
+def plot_shape_functions(
+    model: AdditiveMLP,
+    x: Tensor,
+    *,
+    output: int = 0,
+    features: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
+    ax: Any = None,
+) -> Any:
     """Draw what each feature adds to the output of an additive model.
 
     .. math:: g_j(u) = V_{mj} f_j(u) - \\operatorname{mean}_n V_{mj} f_j(x_{nj})
@@ -327,8 +356,7 @@ def _contributions(model, x, output):
 def _grid(n):
     from matplotlib import pyplot as plt
 
-    columns = min(n, 5)
-    rows = math.ceil(n / columns)
+    columns, rows = min(n, 5), math.ceil(n / 5)
     figure, axes = plt.subplots(
         rows, columns, figsize=(2.4 * columns, 2.1 * rows), sharey=True, squeeze=False,
         layout="constrained",
@@ -338,7 +366,9 @@ def _grid(n):
     return axes.ravel()[:n]
 
 
-def plot_spectrum(model, frequencies=None, amplitudes=None, *, ax=None):
+def plot_spectrum(
+    model: SineSum, frequencies: Numbers = None, amplitudes: Numbers = None, *, ax: OnAxes = None
+) -> Axes:
     """Draw the sines of a SineSum: the amplitude of each over its frequency.
 
     A negative frequency is drawn at its magnitude with the sign of its amplitude turned, for
@@ -368,21 +398,16 @@ def plot_spectrum(model, frequencies=None, amplitudes=None, *, ax=None):
     def share(n):
         return 1 / n if model.reduction == "mean" else 1.0
 
-    if frequencies is not None:
-        frequencies = torch.as_tensor(frequencies).reshape(-1)
-        if amplitudes is None:
-            amplitudes = torch.full((len(frequencies),), share(len(frequencies)))
-        amplitudes = torch.as_tensor(amplitudes).reshape(-1)
-        if len(amplitudes) != len(frequencies):
-            raise ValueError(
-                f"amplitudes must be as many as frequencies, {len(frequencies)}, "
-                f"got {len(amplitudes)}"
-            )
+    at = torch.as_tensor([] if frequencies is None else frequencies).reshape(-1)
+    sizes = torch.full((len(at),), share(max(1, len(at))))
+    if amplitudes is not None and frequencies is not None:
+        sizes = torch.as_tensor(amplitudes).reshape(-1)
+        if len(sizes) != (n := len(at)):
+            raise ValueError(f"amplitudes must be as many as frequencies, {n}, got {len(sizes)}")
     ax = _axes(ax)
     ax.axhline(0, color="0.75", lw=1, zorder=1)
     if frequencies is not None:
-        signed = amplitudes * frequencies.sign()
-        ax.vlines(frequencies.abs(), 0, signed, color="0.75", lw=5, zorder=1, label="truth")
+        ax.vlines(at.abs(), 0, sizes * at.sign(), color="0.75", lw=5, zorder=1, label="truth")
     w = model.w.detach().cpu()
     heights = share(len(w)) * w.sign()
     if model.amplitude is not None:

@@ -35,7 +35,14 @@ class SpectralStart(NamedTuple):
     residual: float
 
 
-def frequencies(x, y, width, *, scale=math.pi, max_frequency=2.0):
+def frequencies(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    width: int,
+    *,
+    scale: float = math.pi,
+    max_frequency: float = 2.0,
+) -> SpectralStart:
     """Estimate the frequencies of y = mean_i sin(scale·w_i·x), to start a :class:`SineSum`.
 
     y is odd, so each sample counts on both sides of 0. Where x is not uniform, or has a gap, y is
@@ -99,6 +106,7 @@ def frequencies(x, y, width, *, scale=math.pi, max_frequency=2.0):
         w, residual = _to_width(x, y, angles / (step * scale), width, scale)
         if best is None or residual < 0.99 * best[1]:
             best = w, residual, order
+    assert best is not None  # y is not zero: one order at least
     w, residual, order = best
     w = w[w.abs().argsort()]
     resolved = order == width and residual < _EXPLAINED

@@ -1,6 +1,7 @@
 """What is installed, what importing costs, and what works when an optional package is absent."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -99,25 +100,49 @@ def test_absent_backend_is_refused_by_name(tmp_path):
     assert "ValueError: backend 'numba' needs the package numba" in result.stderr
 
 
+FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md",
+         "CONTRIBUTING.md", "Makefile", "constraints.txt", "mkdocs.yml")  # fmt: skip
+FOLDERS = ("fastmlp", "kernels", "tests", "bench", "examples", "docs")
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Path of a wheel built from a copy of what git tracks or would track."""
+def sdist(tmp_path_factory):
+    """Folder of an unpacked sdist, built from a copy of what git tracks or would track."""
     pytest.importorskip("setuptools", minversion="68")
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+    for name in FILES:
         (source / name).write_bytes((ROOT / name).read_bytes())
-    for folder in ("fastmlp", "kernels", "tests", "bench", "examples"):
-        for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".typed", ".json"):
-                target = source / path.relative_to(ROOT)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
+    for folder in FOLDERS:
+        leave_out = shutil.ignore_patterns("__pycache__", ".*")
+        shutil.copytree(ROOT / folder, source / folder, ignore=leave_out)
+    code = f"from setuptools import build_meta; build_meta.build_sdist({str(out)!r})"
+    result = python(code, source)
+    assert result.returncode == 0, result.stderr
+    (path,) = out.glob("*.tar.gz")
+    shutil.unpack_archive(path, out, filter="data")
+    return out / f"fastmlp-{fastmlp.__version__}"
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """Path of a wheel built from the sdist."""
+    out = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    command += ["--no-build-isolation", "--no-index", "--wheel-dir", str(out), str(source)]
+    command += ["--no-build-isolation", "--no-index", "--wheel-dir", str(out), str(sdist)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=out)
     assert result.returncode == 0, result.stderr
     (path,) = out.glob("*.whl")
     return path
+
+
+def test_sdist_holds_what_tests_and_documentation_need(sdist):
+    held = {path.relative_to(sdist).as_posix() for path in sdist.rglob("*")}
+    assert held >= set(FILES)
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.*"):
+            name = path.relative_to(ROOT)
+            if "__pycache__" not in name.parts and not path.name.startswith("."):
+                assert name.as_posix() in held
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):

@@ -1,5 +1,9 @@
 """The module AdditiveMLP."""
 
+from collections.abc import Sequence
+
+import torch
+
 from fastmlp import functional, reference
 from fastmlp.modules.checks import check_size, check_subnet, weight_and_bias
 
@@ -46,16 +50,16 @@ class AdditiveMLP(reference.AdditiveMLP):
 
     def __init__(
         self,
-        in_features=64,
-        hidden_features=14,
-        out_features=1,
+        in_features: int = 64,
+        hidden_features: int = 14,
+        out_features: int = 1,
         *,
-        shared=True,
-        activation="relu",
-        bias=True,
-        dropout=0.0,
-        device=None,
-        dtype=None,
+        shared: bool = True,
+        activation: str = "relu",
+        bias: bool = True,
+        dropout: float | Sequence[float] = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         check_size("in_features", in_features)
         check_size("out_features", out_features)
@@ -74,7 +78,7 @@ class AdditiveMLP(reference.AdditiveMLP):
             dtype=dtype,
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         layers = self._modules
         return functional.additive_mlp(
             x,

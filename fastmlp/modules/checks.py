@@ -1,5 +1,9 @@
 """What several modules share: checks of constructor arguments, and quick access to parameters."""
 
+from typing import Any
+
+import torch
+
 from fastmlp.arguments import check_choice, check_dropout
 from fastmlp.op_arguments import MAX_HIDDEN
 from fastmlp.reference import ACTIVATIONS
@@ -38,7 +42,7 @@ def check_subnet(hidden_features, activation, bias, dropout):
     check_dropout(dropout)
 
 
-def weight_and_bias(linear):
+def weight_and_bias(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``linear.weight, linear.bias`` without the detour through ``nn.Module.__getattr__``.
 
     It takes half a microsecond an attribute, which counts on small batches. A parametrized or

@@ -1,5 +1,9 @@
 """The module ElementwiseMLP."""
 
+from collections.abc import Sequence
+
+import torch
+
 from fastmlp import functional, reference
 from fastmlp.modules.checks import check_hidden, check_subnet, weight_and_bias
 from fastmlp.op_arguments import MAX_WIDTH
@@ -43,20 +47,20 @@ class ElementwiseMLP(reference.ElementwiseMLP):
 
     def __init__(
         self,
-        hidden_features=14,
+        hidden_features: int | Sequence[int] = 14,
         *,
-        activation="relu",
-        bias=True,
-        dropout=0.0,
-        device=None,
-        dtype=None,
+        activation: str = "relu",
+        bias: bool = True,
+        dropout: float | Sequence[float] = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         if isinstance(hidden_features, (list, tuple)) and len(hidden_features) > 1:
             check_hidden(hidden_features, MAX_WIDTH)
             check_subnet(1, activation, bias, dropout)
         else:
-            is_list = isinstance(hidden_features, (list, tuple)) and len(hidden_features) == 1
-            (hidden_features,) = hidden_features if is_list else (hidden_features,)
+            if isinstance(hidden_features, (list, tuple)) and hidden_features:
+                hidden_features = hidden_features[0]
             check_subnet(hidden_features, activation, bias, dropout)
         super().__init__(
             hidden_features,
@@ -67,7 +71,7 @@ class ElementwiseMLP(reference.ElementwiseMLP):
             dtype=dtype,
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not isinstance(self.hidden_features, int):
             return self._deep(x, functional.mlp, self.dropout if self.training else 0.0)
         layers = self._modules

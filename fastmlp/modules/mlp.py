@@ -1,5 +1,9 @@
 """The module MLP."""
 
+from collections.abc import Sequence
+
+import torch
+
 from fastmlp import functional, reference
 from fastmlp.arguments import check_choice, check_probability
 from fastmlp.modules.checks import check_hidden, check_size, weight_and_bias
@@ -45,16 +49,16 @@ class MLP(reference.MLP):
 
     def __init__(
         self,
-        in_features,
-        hidden_features,
-        out_features,
+        in_features: int,
+        hidden_features: int | Sequence[int],
+        out_features: int,
         *,
-        activation="relu",
-        output_activation=None,
-        bias=True,
-        dropout=0.0,
-        device=None,
-        dtype=None,
+        activation: str = "relu",
+        output_activation: str | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         check_size("in_features", in_features, MAX_WIDTH)
         check_size("out_features", out_features, MAX_WIDTH)
@@ -77,7 +81,7 @@ class MLP(reference.MLP):
             dtype=dtype,
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         pairs = [weight_and_bias(layer) for layer in self._modules.values()]
         return functional.mlp(
             x,

@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from fastmlp import functional, reference
 from fastmlp.arguments import check_choice, check_finite
 from fastmlp.modules.checks import check_size
@@ -39,14 +41,14 @@ class SineSum(reference.SineSum):
 
     def __init__(
         self,
-        width,
+        width: int,
         *,
-        scale=math.pi,
-        reduction="mean",
-        learn_amplitude=False,
-        learn_phase=False,
-        device=None,
-        dtype=None,
+        scale: float = math.pi,
+        reduction: str = "mean",
+        learn_amplitude: bool = False,
+        learn_phase: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         check_size("width", width)
         check_finite("scale", scale)
@@ -61,7 +63,7 @@ class SineSum(reference.SineSum):
             dtype=dtype,
         )
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.sine_sum(
             x, self.w, self.amplitude, self.phase, self.scale, self.reduction
         )

@@ -1,6 +1,7 @@
 """The best that a piecewise-linear function with K pieces can do."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ _PANELS = 1 << 14
 _QUADRATURE_TOLERANCE = 1e-3
 
 
-def error_floor(f, lo, hi, pieces):
+def error_floor(
+    f: Callable[[torch.Tensor], torch.Tensor], lo: float, hi: float, pieces: int
+) -> float:
     """The smallest L2 error of a continuous piecewise-linear fit with K pieces, asymptotically.
 
     .. math:: \\min_g \\Big(\\int_{lo}^{hi} (f - g)^2 dx\\Big)^{1/2}

@@ -6,6 +6,7 @@ from torch import nn
 from fastmlp import functional
 from fastmlp.piecewise.layers import is_elementwise
 from fastmlp.piecewise.nets import from_module
+from fastmlp.piecewise.table import PiecewiseLinear
 
 
 class FrozenPiecewiseLinear(nn.Module):
@@ -25,7 +26,19 @@ class FrozenPiecewiseLinear(nn.Module):
         TypeError, ValueError: Wrong arguments; a table known on an interval alone.
     """
 
-    def __init__(self, table, *, elementwise, device=None, dtype=None):
+    breakpoints: torch.Tensor
+    anchors: torch.Tensor
+    values: torch.Tensor
+    slopes: torch.Tensor
+
+    def __init__(
+        self,
+        table: PiecewiseLinear,
+        *,
+        elementwise: bool,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         if any(abs(end) != float("inf") for end in table.interval):
             raise ValueError(f"table must be known on the whole line, got {table.interval}")
@@ -36,7 +49,7 @@ class FrozenPiecewiseLinear(nn.Module):
         for name in ("breakpoints", "anchors", "values", "slopes"):
             self.register_buffer(name, getattr(table, name).to(device=device, dtype=dtype))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Evaluate the function.
 
         Args:
@@ -50,12 +63,12 @@ class FrozenPiecewiseLinear(nn.Module):
         y = functional.piecewise_linear(x, *tables)
         return y.unsqueeze(-1) if not self.elementwise and self.values.dim() == 1 else y
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """What ``repr`` shows."""
         return f"{len(self.slopes)} segments, elementwise={self.elementwise}"
 
 
-def freeze(module):
+def freeze(module: nn.Module) -> FrozenPiecewiseLinear:
     """A module for inference that evaluates a univariate net by a search among its breakpoints.
 
     It costs the same for any width and depth. The net stays as it is.

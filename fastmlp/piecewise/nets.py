@@ -7,7 +7,9 @@ from fastmlp.piecewise.table import PiecewiseLinear, check_interval
 from fastmlp.piecewise.trace import Trace
 
 
-def from_module(module, *, interval=None):
+def from_module(
+    module: torch.nn.Module, *, interval: tuple[float, float] | None = None
+) -> PiecewiseLinear:
     """The exact table of a univariate net of Linear, ReLU and LeakyReLU layers, of any depth.
 
     A breakpoint is where the activation pattern changes: where a hidden unit's pre-activation
@@ -48,7 +50,7 @@ def from_module(module, *, interval=None):
     return PiecewiseLinear(breakpoints, slopes, values, interval=(lo, hi))
 
 
-def dead_units(module, lo, hi):
+def dead_units(module: torch.nn.Module, lo: float, hi: float) -> list[torch.Tensor]:
     """Which hidden units put out 0 on a whole interval.
 
     Args:

@@ -1,13 +1,18 @@
 """PiecewiseLinear: an exact table of a function, segment by segment."""
 
+from __future__ import annotations
+
 import json
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
 from fastmlp import functional, plotting
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _FORMAT = "fastmlp.piecewise"
 _VERSION = 1
@@ -28,8 +33,8 @@ class Segment(NamedTuple):
 
     lo: float
     hi: float
-    slope: float
-    intercept: float
+    slope: float | tuple[float, ...]
+    intercept: float | tuple[float, ...]
 
 
 class PiecewiseLinear:
@@ -60,7 +65,14 @@ class PiecewiseLinear:
 intercept=0.0)]
     """
 
-    def __init__(self, breakpoints, slopes, values, *, interval=None):
+    def __init__(
+        self,
+        breakpoints: torch.Tensor,
+        slopes: torch.Tensor,
+        values: torch.Tensor,
+        *,
+        interval: tuple[float, float] | None = None,
+    ):
         self.interval = check_interval(interval)
         self.breakpoints = _numbers("breakpoints", breakpoints)
         self.slopes = _numbers("slopes", slopes)
@@ -98,20 +110,20 @@ intercept=0.0)]
             raise ValueError("the lines of neighbouring segments must meet at the breakpoint")
 
     @property
-    def anchors(self):
+    def anchors(self) -> torch.Tensor:
         """The point of each segment nearest to 0. Shape ``[K + 1]``."""
         lo, hi = (self.breakpoints.new_tensor([end]) for end in self.interval)
         edges = torch.cat([lo, self.breakpoints, hi])
         return torch.minimum(torch.maximum(edges.new_zeros(1), edges[:-1]), edges[1:])
 
     @property
-    def intercepts(self):
+    def intercepts(self) -> torch.Tensor:
         """Where the line of each segment meets x = 0. Shape of :attr:`slopes`."""
         anchors = self.anchors if self.slopes.dim() == 1 else self.anchors.unsqueeze(1)
         return self.values - self.slopes * anchors
 
     @property
-    def knot_values(self):
+    def knot_values(self) -> torch.Tensor:
         """f at the breakpoints. Shape ``[K]`` or ``[K, M]``."""
         anchors, t = self.anchors, self.breakpoints
         # one of the two neighbours has its anchor there
@@ -120,15 +132,15 @@ intercept=0.0)]
         return torch.where(at_left, self.values[:-1], self.values[1:])
 
     @property
-    def n_outputs(self):
+    def n_outputs(self) -> int:
         """How many functions of the same x the table holds."""
         return 1 if self.slopes.dim() == 1 else self.slopes.shape[1]
 
-    def __len__(self):
+    def __len__(self) -> int:
         """The number of segments."""
         return len(self.slopes)
 
-    def __call__(self, x):
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Evaluate f; differentiable in x.
 
         Args:
@@ -152,7 +164,7 @@ intercept=0.0)]
             y = y.masked_fill(outside, math.nan)
         return y.to(x.dtype)
 
-    def segments_in(self, lo, hi):
+    def segments_in(self, lo: float, hi: float) -> list[Segment]:
         """The segments that meet the open interval (lo, hi), cut to it, from left to right.
 
         Args:
@@ -180,7 +192,7 @@ intercept=0.0)]
             if left < hi and right > lo
         ]
 
-    def bends(self, tolerance=_STRAIGHT):
+    def bends(self, tolerance: float = _STRAIGHT) -> torch.Tensor:
         """At which breakpoints the function bends.
 
         Args:
@@ -193,7 +205,7 @@ intercept=0.0)]
         slopes = self.slopes.reshape(len(self), -1)
         return ((slopes[1:] - slopes[:-1]).abs() > tolerance * slopes.abs().max()).any(1)
 
-    def merged(self):
+    def merged(self) -> PiecewiseLinear:
         """The same function without the breakpoints at which it does not bend.
 
         A net's activation pattern can change where its function goes straight on: a unit with
@@ -214,7 +226,7 @@ intercept=0.0)]
             breakpoints, self.slopes[chosen], self.values[chosen], interval=self.interval
         )
 
-    def to_module(self):
+    def to_module(self) -> torch.nn.Sequential:
         """The same function as a net 1 → H → M with ReLU, at most two units more than breakpoints.
 
         Returns:
@@ -234,19 +246,16 @@ intercept=0.0)]
             both = line.new_tensor([1.0, -1.0])
             w1, b1 = torch.cat([w1, both]), torch.cat([b1, -both * origin])
             w2 = torch.cat([w2, line, -line])
-        net = nn.Sequential(
-            nn.Linear(1, len(w1), dtype=torch.float64),
-            nn.ReLU(),
-            nn.Linear(len(w1), w2.shape[1], dtype=torch.float64),
-        )
+        first = nn.Linear(1, len(w1), dtype=torch.float64)
+        last = nn.Linear(len(w1), w2.shape[1], dtype=torch.float64)
         with torch.no_grad():
-            net[0].weight.copy_(w1.unsqueeze(1))
-            net[0].bias.copy_(b1)
-            net[2].weight.copy_(w2.T)
-            net[2].bias.copy_(values[middle])
-        return net.eval()
+            first.weight.copy_(w1.unsqueeze(1))
+            first.bias.copy_(b1)
+            last.weight.copy_(w2.T)
+            last.bias.copy_(values[middle])
+        return nn.Sequential(first, nn.ReLU(), last).eval()
 
-    def to_json(self):
+    def to_json(self) -> str:
         """The table as JSON text; every number comes back bit for bit."""
         interval = [None if math.isinf(end) else end for end in self.interval]
         return json.dumps(
@@ -262,7 +271,7 @@ intercept=0.0)]
         )
 
     @classmethod
-    def from_json(cls, text):
+    def from_json(cls, text: str) -> PiecewiseLinear:
         """Read what :meth:`to_json` wrote.
 
         Args:
@@ -296,7 +305,9 @@ intercept=0.0)]
         except (TypeError, ValueError) as err:
             raise ValueError(f"a damaged table: {err}") from err
 
-    def plot(self, lo=None, hi=None, *, ax=None):
+    def plot(
+        self, lo: float | None = None, hi: float | None = None, *, ax: Axes | None = None
+    ) -> Axes:
         """Draw f by its segments: :func:`fastmlp.plotting.plot_segments`.
 
         Args:
@@ -315,7 +326,7 @@ intercept=0.0)]
             raise ValueError(f"({lo}, {hi}) reaches beyond the table's interval {self.interval}")
         return lo, hi
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         lo, hi = self.interval
         return f"PiecewiseLinear({len(self)} segments, {self.n_outputs} outputs on ({lo}, {hi}))"
 

@@ -1,6 +1,7 @@
 """The ops as functions of tensors, in plain PyTorch."""
 
 import math
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import torch
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 from fastmlp.dropout import dropout_masks, dropout_places, layer_dropout_masks
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,  # slope 0.01
     "sigmoid": torch.sigmoid,
@@ -27,8 +28,9 @@ def _promote(*tensors):
     return tuple(None if t is None else t.to(dtype) for t in tensors)
 
 
-def _subnet(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation, dropout, seed):
+def _subnet(x, layers, activation, dropout, seed):
     """f of a vector ``[n]``, or of a matrix ``[N, F]`` with a subnet per feature."""
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias = layers
     places = dropout_places(dropout)
     if not any(places):
 
@@ -58,8 +60,15 @@ def _subnet(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation, dropout, 
 
 
 def elementwise_mlp(
-    x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, activation="relu", dropout=0.0, seed=None
-):
+    x: torch.Tensor,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor | None,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor | None,
+    activation: str = "relu",
+    dropout: float | Sequence[float] = 0.0,
+    seed: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Apply one scalar subnet 1 → H → 1 to every element.
 
     .. math:: y = \\sum_k w^{(2)}_k \\, \\sigma(w^{(1)}_k x + b^{(1)}_k) + b^{(2)}
@@ -79,22 +88,22 @@ def elementwise_mlp(
     Returns:
         Output. Shape of ``x``, the promoted dtype of all arguments.
     """
-    x, *parameters = _promote(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    return _subnet(x.reshape(-1), *parameters, activation, dropout, seed).reshape(x.shape)
+    x, *layers = _promote(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    return _subnet(x.reshape(-1), layers, activation, dropout, seed).reshape(x.shape)
 
 
 def additive_mlp(
-    x,
-    fc1_weight,
-    fc1_bias,
-    fc2_weight,
-    fc2_bias,
-    fc3_weight,
-    fc3_bias,
-    activation="relu",
-    dropout=0.0,
-    seed=None,
-):
+    x: torch.Tensor,
+    fc1_weight: torch.Tensor,
+    fc1_bias: torch.Tensor | None,
+    fc2_weight: torch.Tensor,
+    fc2_bias: torch.Tensor | None,
+    fc3_weight: torch.Tensor,
+    fc3_bias: torch.Tensor | None,
+    activation: str = "relu",
+    dropout: float | Sequence[float] = 0.0,
+    seed: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Apply a scalar subnet to every feature, then one linear layer across the features.
 
     .. math:: y_m = \\sum_j V_{mj} f_j(x_j) + c_m
@@ -118,23 +127,23 @@ def additive_mlp(
     Returns:
         Output. Shape ``[*, M]``, the promoted dtype of all arguments.
     """
-    x, *parameters, fc3_weight, fc3_bias = _promote(
+    x, *layers, fc3_weight, fc3_bias = _promote(
         x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     )
     flat = x.reshape(-1) if fc1_weight.dim() == 2 else x.reshape(-1, x.shape[-1])
-    f = _subnet(flat, *parameters, activation, dropout, seed).reshape(x.shape)
+    f = _subnet(flat, layers, activation, dropout, seed).reshape(x.shape)
     return F.linear(f, fc3_weight, fc3_bias)
 
 
 def mlp(
-    x,
-    weights,
-    biases=None,
-    activation="relu",
-    output_activation="identity",
-    dropout=0.0,
-    seed=None,
-):
+    x: torch.Tensor,
+    weights: Sequence[torch.Tensor],
+    biases: Sequence[torch.Tensor | None] | None = None,
+    activation: str = "relu",
+    output_activation: str = "identity",
+    dropout: float = 0.0,
+    seed: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Apply a dense network: linear layers with an activation behind each.
 
     .. math:: h_l = \\sigma_l(W_l h_{l-1} + b_l), \\quad h_0 = x, \\quad y = h_L
@@ -157,7 +166,7 @@ def mlp(
     x, *parameters = _promote(x, *weights, *biases)
     layers = list(zip(parameters[: len(weights)], parameters[len(weights) :], strict=True))
     *hidden, (weight, bias) = layers
-    masks = [None] * len(hidden)
+    masks: list[torch.Tensor | None] = [None] * len(hidden)
     if dropout > 0 and seed is not None:
         n, widths = math.prod(x.shape[:-1]), [len(w) for w, _ in hidden]
         masks = layer_dropout_masks(seed, n, widths, dropout, x.dtype)
@@ -170,7 +179,14 @@ def mlp(
     return ACTIVATIONS[output_activation](F.linear(x, weight, bias))
 
 
-def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
+def sine_sum(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    amplitude: torch.Tensor | None = None,
+    phase: torch.Tensor | None = None,
+    scale: float = math.pi,
+    reduction: str = "mean",
+) -> torch.Tensor:
     """Sum or average sines of every element.
 
     .. math:: y = \\operatorname{mean}_i \\, a_i \\sin(s\\, w_i x + \\varphi_i)
@@ -196,7 +212,13 @@ def sine_sum(x, w, amplitude=None, phase=None, scale=math.pi, reduction="mean"):
     return waves.mean(-1) if reduction == "mean" else waves.sum(-1)
 
 
-def piecewise_linear(x, breakpoints, anchors, values, slopes):
+def piecewise_linear(
+    x: torch.Tensor,
+    breakpoints: torch.Tensor,
+    anchors: torch.Tensor,
+    values: torch.Tensor,
+    slopes: torch.Tensor,
+) -> torch.Tensor:
     """Evaluate a table of lines: the segment of every element, then its line.
 
     .. math:: y = v_s + p_s (x - a_s), \\quad t_{s-1} < x \\le t_s

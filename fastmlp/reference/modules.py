@@ -1,6 +1,8 @@
 """The layers as modules in plain PyTorch: parameters, names and `state_dict` of ours."""
 
 import math
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,15 +21,19 @@ from fastmlp.reference.functions import (
 class ElementwiseMLP(nn.Module):
     """One scalar subnet for every element, see :func:`elementwise_mlp`, :func:`mlp`."""
 
+    fc1: nn.Linear
+    fc2: nn.Linear
+    hidden_features: int | tuple[int, ...]
+
     def __init__(
         self,
-        hidden_features=14,
+        hidden_features: int | Sequence[int] = 14,
         *,
-        activation="relu",
-        bias=True,
-        dropout=0.0,
-        device=None,
-        dtype=None,
+        activation: str = "relu",
+        bias: bool = True,
+        dropout: float | Sequence[float] = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         hidden = (hidden_features,) if isinstance(hidden_features, int) else (*hidden_features,)
@@ -38,7 +44,7 @@ class ElementwiseMLP(nn.Module):
             layer = nn.Linear(n_in, n_out, bias=bias, device=device, dtype=dtype)
             self.add_module(f"fc{i + 1}", layer)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         dropout = self.dropout if self.training else 0.0
         if not isinstance(self.hidden_features, int):
             return self._deep(x, mlp, dropout)
@@ -68,18 +74,21 @@ class ElementwiseMLP(nn.Module):
 class AdditiveMLP(nn.Module):
     """One scalar subnet for every feature, then a linear layer: see :func:`additive_mlp`."""
 
+    fc1: nn.Linear | FeaturewiseLinear
+    fc2: nn.Linear | FeaturewiseLinear
+
     def __init__(
         self,
-        in_features=64,
-        hidden_features=14,
-        out_features=1,
+        in_features: int = 64,
+        hidden_features: int = 14,
+        out_features: int = 1,
         *,
-        shared=True,
-        activation="relu",
-        bias=True,
-        dropout=0.0,
-        device=None,
-        dtype=None,
+        shared: bool = True,
+        activation: str = "relu",
+        bias: bool = True,
+        dropout: float | Sequence[float] = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         factory = {"device": device, "dtype": dtype}
@@ -97,7 +106,7 @@ class AdditiveMLP(nn.Module):
             self.fc2 = FeaturewiseLinear(in_features, hidden_features, 1, bias=bias, **factory)
         self.fc3 = nn.Linear(in_features, out_features, bias=bias, **factory)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         fc1, fc2, fc3 = self.fc1, self.fc2, self.fc3
         return additive_mlp(
             x,
@@ -124,21 +133,21 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        in_features,
-        hidden_features,
-        out_features,
+        in_features: int,
+        hidden_features: int | Sequence[int],
+        out_features: int,
         *,
-        activation="relu",
-        output_activation=None,
-        bias=True,
-        dropout=0.0,
-        device=None,
-        dtype=None,
+        activation: str = "relu",
+        output_activation: str | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        single = isinstance(hidden_features, int)
+        hidden = (hidden_features,) if isinstance(hidden_features, int) else hidden_features
         self.in_features = in_features
-        self.hidden_features = (hidden_features,) if single else tuple(hidden_features)
+        self.hidden_features = tuple(hidden)
         self.out_features = out_features
         self.activation = activation
         self.output_activation = output_activation
@@ -149,8 +158,8 @@ class MLP(nn.Module):
             # the odd places of the Sequential are the activations
             self.add_module(str(2 * i), layer)
 
-    def forward(self, x):
-        layers = self._modules.values()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layers: Iterable[Any] = self._modules.values()
         return mlp(
             x,
             [layer.weight for layer in layers],
@@ -171,16 +180,19 @@ class MLP(nn.Module):
 class SineSum(nn.Module):
     """A mean of sines with learned frequencies: plain PyTorch, see :func:`sine_sum`."""
 
+    amplitude: nn.Parameter | None
+    phase: nn.Parameter | None
+
     def __init__(
         self,
-        width,
+        width: int,
         *,
-        scale=math.pi,
-        reduction="mean",
-        learn_amplitude=False,
-        learn_phase=False,
-        device=None,
-        dtype=None,
+        scale: float = math.pi,
+        reduction: str = "mean",
+        learn_amplitude: bool = False,
+        learn_phase: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ):
         super().__init__()
         self.width = width
@@ -203,7 +215,7 @@ class SineSum(nn.Module):
         if self.phase is not None:
             nn.init.zeros_(self.phase)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return sine_sum(x, self.w, self.amplitude, self.phase, self.scale, self.reduction)
 
     def extra_repr(self):

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -13,27 +14,28 @@ from fastmlp.training.levenberg_marquardt import LevenbergMarquardt
 from fastmlp.training.problem import make_problem
 from fastmlp.training.progress import reporter
 from fastmlp.training.result import FitResult
+from fastmlp.training.settings import CosineAnnealingLR, Optimizer, StepLR
 
 
 def fit(
-    models,
-    x,
-    y,
+    models: torch.nn.Module | Sequence[torch.nn.Module],
+    x: torch.Tensor,
+    y: torch.Tensor,
     *,
-    epochs,
-    batch_size=None,
-    shuffle=True,
-    optimizer=None,
-    scheduler=None,
-    loss="mse",
-    validation=None,
-    sample_weight=None,
-    patience=None,
-    clip_norm=None,
-    seed=0,
-    progress=True,
-    resume=None,
-):
+    epochs: int,
+    batch_size: int | None = None,
+    shuffle: bool = True,
+    optimizer: Optimizer | LevenbergMarquardt | None = None,
+    scheduler: StepLR | CosineAnnealingLR | None = None,
+    loss: str = "mse",
+    validation: tuple[torch.Tensor, torch.Tensor] | None = None,
+    sample_weight: torch.Tensor | None = None,
+    patience: int | None = None,
+    clip_norm: float | Sequence[float] | None = None,
+    seed: int | Sequence[int] = 0,
+    progress: bool = True,
+    resume: FitResult | None = None,
+) -> FitResult:
     """Train models in place, all at the same time, thousands of steps per kernel launch.
 
     Every model is trained as a plain PyTorch loop with ``torch.optim`` would train it alone; the
@@ -46,8 +48,9 @@ def fit(
     costs the same for any number of rows.
 
     Args:
-        models: One module or a list: ElementwiseMLP, AdditiveMLP and SineSum, mixed as you like, of
-            one dtype (float32 or float64) on one device. Frozen parameters stay as they are.
+        models: One module or a list: ElementwiseMLP, AdditiveMLP, SineSum and MLP, mixed as you
+            like, of one dtype (float32 or float64) on one device. Frozen parameters stay as they
+            are.
         x: Inputs, shared by all models. Shape ``[N, …]``, cast to the models' dtype.
         y: Targets, of the shape of ``model(x)``.
         epochs: Passes over the data, those of ``resume`` counted.

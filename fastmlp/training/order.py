@@ -54,7 +54,7 @@ def _permute(i, keys, left_bits, right_bits):
     return (left << right_bits) | right
 
 
-def batch_order(n_rows, *, epoch, model=0, seed=0):
+def batch_order(n_rows: int, *, epoch: int, model: int = 0, seed: int = 0) -> torch.Tensor:
     """The order in which :func:`fastmlp.fit` takes the rows in one epoch, shuffled.
 
     Batch b of the epoch is ``order[b * batch_size : (b + 1) * batch_size]``. The order depends on

@@ -1,12 +1,19 @@
 """What `fit` returns: losses, the best model, and all that is needed to go on."""
 
+from __future__ import annotations
+
 import math
 import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from fastmlp import plotting
 from fastmlp.kernels.runs import FINISHED, NO_PROGRESS, NOT_FINITE, RUNNING, STATE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _FORMAT = "fastmlp.FitResult"
 _VERSION = 1
@@ -52,39 +59,39 @@ class FitResult:
         self.seconds = seconds
 
     @property
-    def train_loss(self):
+    def train_loss(self) -> torch.Tensor:
         """Mean training loss, float64 ``[models, epochs]``."""
         return self._tensors["train_loss"]
 
     @property
-    def val_loss(self):
+    def val_loss(self) -> torch.Tensor | None:
         """Validation loss, float64 ``[models, epochs]``; ``None`` without validation."""
         return self._tensors["val_loss"]
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         """Optimizer steps of all models together."""
         return int(self._states["updates"].sum())
 
     @property
-    def epochs(self):
+    def epochs(self) -> torch.Tensor:
         """Whole epochs that each model has seen, int64 ``[models]``."""
         steps_per_epoch = -(-self._description["rows"] // self._description["batch_size"])
         return self._states["step"] // steps_per_epoch
 
     @property
-    def stopped(self):
+    def stopped(self) -> list[str]:
         """Why each model stopped: ``"epochs"``, ``"patience"``, ``"not finite"`` or
         ``"interrupted"``."""
         return [STOPPED[status] for status in self._states["status"].tolist()]
 
     @property
-    def loss(self):
+    def loss(self) -> str:
         """Name of the loss that was minimised, as given to ``fit``."""
         return self._description["loss"]
 
     @property
-    def final_loss(self):
+    def final_loss(self) -> torch.Tensor:
         """The loss that ranks each model, float64 ``[models]``; infinite where not finite.
 
         Where there was validation: the best validation loss under ``patience`` (whose weights the
@@ -102,18 +109,18 @@ class FitResult:
         return torch.where(final.isnan() | broken, math.inf, final)
 
     @property
-    def best(self):
+    def best(self) -> int:
         """Index of the model with the lowest :attr:`final_loss`."""
         return int(self.final_loss.argmin())
 
     @property
-    def best_model(self):
+    def best_model(self) -> torch.nn.Module:
         """The module with the lowest :attr:`final_loss`."""
         if self.models is None:
             raise ValueError("this result was loaded without modules: load(path, models=…)")
         return self.models[self.best]
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         reasons = self.stopped
         counts = ", ".join(f"{reasons.count(r)} {r}" for r in dict.fromkeys(reasons))
         return (
@@ -122,7 +129,7 @@ class FitResult:
             f"{self.seconds:.3g} s)"
         )
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result, with the weights and moments of every model, to one file.
 
         Args:
@@ -141,7 +148,11 @@ class FitResult:
         os.replace(path + ".part", path)
 
     @classmethod
-    def load(cls, path, models=None):
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        models: torch.nn.Module | Sequence[torch.nn.Module] | None = None,
+    ) -> FitResult:
         """Read a file that :meth:`save` wrote; nothing in it is executed.
 
         Args:
@@ -197,7 +208,7 @@ class FitResult:
                 at += parameter.numel()
         self.models = models
 
-    def plot(self, ax=None):
+    def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the loss of every model over the epochs: :func:`fastmlp.plotting.plot_fit`.
 
         Args:

@@ -1,11 +1,15 @@
 """Settings of `fit`: optimizers and schedules, checked when they are made."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
+
+PerModel: TypeAlias = float | Sequence[float]
+"""A setting: one value for all models, or one for each."""
 
 _NON_NEGATIVE = (0.0, math.inf)
 _BELOW_ONE = (0.0, 1.0)
@@ -111,11 +115,11 @@ class SGD(Optimizer):
         SGD(lr=0.1, momentum=0.9, dampening=0.0, weight_decay=0.0, nesterov=False)
     """
 
-    lr: object = 1e-3
-    momentum: object = 0.0
-    dampening: object = 0.0
-    weight_decay: object = 0.0
-    nesterov: object = False
+    lr: PerModel = 1e-3
+    momentum: PerModel = 0.0
+    dampening: PerModel = 0.0
+    weight_decay: PerModel = 0.0
+    nesterov: bool | Sequence[bool] = False
     name: ClassVar[str] = "sgd"
 
     def __post_init__(self):
@@ -160,10 +164,10 @@ class Adam(Optimizer):
         Adam(lr=[0.01, 0.001], betas=(0.9, 0.999), eps=1e-08, weight_decay=0.0)
     """
 
-    lr: object = 1e-3
-    betas: object = (0.9, 0.999)
-    eps: object = 1e-8
-    weight_decay: object = 0.0
+    lr: PerModel = 1e-3
+    betas: tuple[float, float] | Sequence[tuple[float, float]] = (0.9, 0.999)
+    eps: PerModel = 1e-8
+    weight_decay: PerModel = 0.0
     name: ClassVar[str] = "adam"
 
     def __post_init__(self):
@@ -216,7 +220,7 @@ class AdamW(Adam):
         0.01
     """
 
-    weight_decay: object = 0.01
+    weight_decay: PerModel = 0.01
     name: ClassVar[str] = "adamw"
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import fastmlp
+
 FILE = Path(__file__).parents[2] / "examples" / "exhaustion.py"
 
 
@@ -24,51 +26,53 @@ def example():
 def test_it_runs(example, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     runs, sizes, histories = example.main(
-        ["--steps", "2", "--restarts", "2", "--out", str(tmp_path), "--gif"]
+        ["--epochs", "2", "--restarts", "2", "--out", str(tmp_path), "--gif"]
     )
-    assert len(runs) == len(example.TARGETS)
-    assert len(sizes) == 10
-    assert len(histories) == 6
+    assert list(runs) == [target.name for target in example.TARGETS]
+    assert list(sizes) == list(example.SIZES)
+    assert [len(history) for history in histories.values()] == [5] * 6
     text = capsys.readouterr().out
     assert all(target.name in text for target in example.TARGETS)
     names = {"functions.png", "births_and_deaths.png", "exhaustion.png", "recovery.png"}
     assert {p.name for p in tmp_path.iterdir()} == {*names, "segments.gif"}
 
 
-def test_stacked_nets_take_the_steps_of_single_ones(example):
-    target = example.BY_NAME["sin"]
-    torch.manual_seed(0)
-    nets = example.Nets(3, [10, 10]).double()
-    single = nets.net(1).double()
-    x, y = target.data()
-    x, y = x[::50].double(), y[::50].double()
-    optimizers = [torch.optim.Adam(m.parameters(), lr=0.01) for m in (nets, single)]
-    for _ in range(20):
-        for optimizer, loss in zip(
-            optimizers,
-            (
-                (nets(x) - y).square().mean((1, 2)).sum(),
-                (single(x) - y).square().mean(),
-            ),
-            strict=True,
-        ):
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    torch.testing.assert_close(nets(x)[1], single(x), rtol=1e-9, atol=1e-9)
+def test_the_loop_for_dropout_takes_the_steps_of_fit(example, monkeypatch):
+    monkeypatch.setattr(example, "POINTS", 60)
+    monkeypatch.setattr(example, "BATCH", 25)
+    x, y = (t.double() for t in example.FIRST["sin"].data())
+    trained = []
+    for dropout in (0.0, 1e-30):  # so small that no unit is ever dropped
+        options = example.parse(["--restarts", "2", "--epochs", "4", "--dropout", str(dropout)])
+        nets = [net.double() for net in example.draw_nets(options)]
+        go_on = example.trainer(nets, x, y, options)
+        go_on(1)
+        go_on(4)
+        with torch.no_grad():
+            trained.append(torch.stack([net(x) for net in nets]))
+    torch.testing.assert_close(*trained, rtol=1e-9, atol=1e-9)
 
 
 def test_poles_are_missed_and_floors_are_finite(example):
     for target in example.TARGETS:
         _, y = target.data()
         assert y.isfinite().all(), target.name
-        floor = target.rms_floor(20)
+        floor = target.rms_floor()
         assert math.isfinite(floor)
         straight = target.name.startswith(("x >", "2x"))
         assert (floor == 0) == straight
 
 
+def test_the_floor_of_a_parabola_is_exact(example):
+    # pieces of width h: h² / √180
+    target = example.Target("x²", torch.square, -5, 8)
+    assert target.rms_floor() == pytest.approx(13**2 / math.sqrt(180), rel=1e-6)
+
+
 def test_knots_start_in_the_domain(example):
-    nets = example.Nets(4, [20, 20], knots_in=(5.0, 15.0))
-    t = -nets.biases[0] / nets.weights[0][..., 0]
-    assert ((t > 5 - 1e-3) & (t < 15 + 1e-3)).all()
+    options = example.parse(["--hidden", "20", "--restarts", "4"])
+    for net in example.draw_nets(options, knots_in=(5.0, 15.0)):
+        assert isinstance(net, fastmlp.MLP)
+        first = net.get_submodule("0")
+        t = -first.bias / first.weight[:, 0]
+        assert ((t > 5 - 1e-3) & (t < 15 + 1e-3)).all()
