@@ -198,7 +198,7 @@ def _training_cases():
 
     def mlp(widths, hidden, output, batch_rows, optimizer, shuffled, **options):
         sizes = len(widths) - 1, 1, codes[hidden], codes[output], *widths
-        return case("mlp", sizes, (), widths[0], batch_rows, optimizer, shuffled, **options)
+        return case("mlp", sizes, (0.0,), widths[0], batch_rows, optimizer, shuffled, **options)
 
     once = {"everywhere": False}
     return {

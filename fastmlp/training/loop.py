@@ -109,13 +109,23 @@ class _Run:
                 self.model.train(was_training)
         i, state = self.i, self.state
         key = step_key(int(self.problem.seeds[i]), int(self.problem.streams[i]), int(state["step"]))
+        seed = torch.tensor([key], device=x.device)
+        if self.problem.structures[i].kind == "mlp":
+            return reference.mlp(
+                x,
+                [leaf for name, leaf in leaves.items() if name.endswith("weight")],
+                [leaf for name, leaf in leaves.items() if name.endswith("bias")] or None,
+                self.model.activation,
+                self.model.output_activation or "identity",
+                self.model.dropout,
+                seed,
+            )
         names = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
         op = reference.elementwise_mlp
         if "fc3.weight" in leaves:
             names += ["fc3.weight", "fc3.bias"]
             op = reference.additive_mlp
         tensors = [leaves.get(name) for name in names]
-        seed = torch.tensor([key], device=x.device)
         return op(x, *tensors, self.model.activation, self.model.dropout, seed)
 
     def _loss_sum(self, x, y, weight, training):

@@ -70,7 +70,7 @@ def _additive_mlp(module):
     return *_subnet(module, "additive_mlp", n_in, n_out, True), _subnet_names(module)
 
 
-def _layers(module, activation, output_activation, features):
+def _layers(module, activation, output_activation, features, dropout=0.0):
     """Linear layers one after the other, for rows or, without ``features``, number by number."""
     names, layers = list(module._modules), list(module._modules.values())
     widths = layers[0].in_features, *(layer.out_features for layer in layers)
@@ -80,14 +80,14 @@ def _layers(module, activation, output_activation, features):
     bias = layers[0].bias is not None
     parts = ("weight", "bias") if bias else ("weight",)
     parameters = [f"{name}.{part}" for name in names for part in parts]
-    return "mlp", (len(layers), int(bias), *codes, *widths), (), features, False, parameters
+    sizes = len(layers), int(bias), *codes, *widths
+    return "mlp", sizes, (float(dropout),), features, dropout > 0, parameters
 
 
 def _mlp(module):
-    if module.dropout != 0:
-        raise ValueError(f"dropout={module.dropout}, which has no training kernel")
     features = module.in_features, module.out_features
-    return _layers(module, module.activation, module.output_activation, features)
+    options = module.activation, module.output_activation
+    return _layers(module, *options, features, module.dropout)
 
 
 def _sine_sum(module):
@@ -175,7 +175,7 @@ def univariate_of(structure):
         n_hidden, bias, _, _, code, stacked, has_readout = sizes
         if code in _KINKS and not (stacked or has_readout or structure.draws):
             return Univariate((1, n_hidden, 1), bool(bias), _KINKS[code])
-    if kind == "mlp":
+    if kind == "mlp" and not structure.draws:
         _, bias, code, last, *widths = sizes
         if code in _KINKS and last == _IDENTITY and widths[0] == widths[-1] == 1:
             return Univariate(tuple(widths), bool(bias), _KINKS[code])

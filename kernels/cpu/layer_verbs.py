@@ -124,6 +124,12 @@ def _net_of(theta, sizes, kept):
     return net, address_of(kept) + net.itemsize * net.size
 
 
+@inner
+def _mlp_dropout(n, n_rows, place, constants):
+    """Probability, 0 where the model is evaluated, and the index in the batch of the first item."""
+    return (constants[0], place * (n // n_rows)) if place >= 0 else (0.0, 0)
+
+
 def _element_rows(sizes):
     return mlp.block_rows(max(sizes[4:]))
 
@@ -153,13 +159,14 @@ def mlp_forward(real):
         net, at = _net_of(theta, sizes, kept)
         n_in, n_out = net[1], net[1 + net[0]]
         n = x.size // n_in
+        p, first = _mlp_dropout(n, n_rows, place, constants)
         at += 8 * mlp.n_sums(net)
-        rows, memory = mlp.block_layout(net, n, sizes[2], sizes[3], 0.0, size, at)
+        rows, memory = mlp.block_layout(net, n, sizes[2], sizes[3], p, size, at)
         for start in range(0, n, rows):
             n_block = min(rows, n - start)
             output = forward_block(
-                net, sizes[2], sizes[3], 0, 0.0, address_of(x) + start * n_in * size, start,
-                n_block, rows, memory, True,
+                net, sizes[2], sizes[3], seed, p, address_of(x) + start * n_in * size,
+                first + start, n_block, rows, memory, True,
             )  # fmt: skip
             target = address_of(y) + start * n_out * size
             mlp.transpose(zero, output, rows * size, n_out, n_block, target, n_out * size)
@@ -179,8 +186,9 @@ def mlp_backward(real):
         sums = array_at(at, mlp.n_sums(net), np.float64)
         sums[:] = 0
         n = x.size // n_in
+        p, first = _mlp_dropout(n, n_rows, place, constants)
         at += 8 * sums.size
-        rows, memory = mlp.block_layout(net, n, sizes[2], sizes[3], 0.0, size, at)
+        rows, memory = mlp.block_layout(net, n, sizes[2], sizes[3], p, size, at)
         fast = mlp.fast_of(memory, size, real)
         fast[:] = 0
         for start in range(0, n, rows):
@@ -188,11 +196,21 @@ def mlp_backward(real):
             x_at = address_of(x) + start * n_in * size
             if n > rows:  # forward kept the last block alone
                 forward_block(
-                    net, sizes[2], sizes[3], 0, 0.0, x_at, start, n_block, rows, memory, False
+                    net,
+                    sizes[2],
+                    sizes[3],
+                    seed,
+                    p,
+                    x_at,
+                    first + start,
+                    n_block,
+                    rows,
+                    memory,
+                    False,
                 )
             backward_block(
-                net, sizes[2], sizes[3], 0, 0.0, address_of(dy) + start * n_out * size, x_at, 0,
-                start, n_block, rows, memory, sums, True,
+                net, sizes[2], sizes[3], seed, p, address_of(dy) + start * n_out * size, x_at, 0,
+                first + start, n_block, rows, memory, sums, True,
             )  # fmt: skip
         mlp.flush(net, fast, mlp.VECTOR // size, sums)
         at = to = 0

@@ -281,7 +281,8 @@ VERBS = {
 - ``dense``, what the two above do not cover: hidden units, whether there are biases, features,
   outputs, number of the activation, whether there is a subnet for each feature, whether there is a
   read-out; the three dropout probabilities
-- ``mlp``: layers, whether there are biases, numbers of the two activations, the widths
+- ``mlp``: layers, whether there are biases, numbers of the two activations, the widths; the
+  dropout probability
 """
 
 

@@ -268,6 +268,8 @@ def mlp(
     ITEMS: tl.constexpr = SIZES[4]
     HIDDEN: tl.constexpr = CONSTANTS[0]
     OUTPUT: tl.constexpr = CONSTANTS[1]
+    # without a gradient the model is evaluated
+    DROPOUT: tl.constexpr = NO_DROPOUT if grad_ptr is None else CONSTANTS[2]
     N_IN: tl.constexpr = WIDTHS[0]
     N_OUT: tl.constexpr = WIDTHS[N_LAYERS]
     ins, outs = tl.arange(0, padded(N_IN)), tl.arange(0, padded(N_OUT))
@@ -280,7 +282,7 @@ def mlp(
         here = inside[:, None] & (ins < N_IN)[None, :]
         x = tl.load(x_ptr + at[:, None] * N_IN + ins[None, :], mask=here, other=0.0)
         values, slopes = all_layers(
-            x, theta_ptr, mask_key, items, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, NO_DROPOUT, BIAS,
+            x, theta_ptr, mask_key, items, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, DROPOUT, BIAS,
             COMPUTE,
         )  # fmt: skip
         wanted = inside[:, None] & (outs < N_OUT)[None, :]
@@ -290,7 +292,7 @@ def mlp(
         if grad_ptr is not None:
             back_through(
                 g, values, slopes, theta_ptr, mask_key, items, grad_ptr, e == 0, WIDTHS, N_LAYERS,
-                HIDDEN, OUTPUT, NO_DROPOUT, False, BIAS, COMPUTE,
+                HIDDEN, OUTPUT, DROPOUT, False, BIAS, COMPUTE,
             )  # fmt: skip
             # the next tile reads the sums that this one has written
             tl.debug_barrier()
@@ -366,7 +368,8 @@ def _mlp(sizes, constants, n_in, batch_rows, compute):
     warps = min(config.warps, items * config.cols // 128)
     functions = list(ACTIVATIONS.values())
     sizes = tuple(widths), n_layers, bias, per_row, items
-    return Verb(mlp, sizes, (functions[hidden], functions[output]), warps)
+    constants = functions[hidden], functions[output], dropout_constants(*constants)
+    return Verb(mlp, sizes, constants, warps)
 
 
 VERBS = {

@@ -124,6 +124,8 @@ def test_fit_follows_torch_optim(backend, optimizer, loss, dtype):
 DROPOUT_MODELS = {
     "elementwise": lambda: fastmlp.ElementwiseMLP(6, dropout=0.2),
     "additive": lambda: fastmlp.AdditiveMLP(3, 9, dropout=(0.1, 0.3, 0.0)),
+    "mlp": lambda: fastmlp.MLP(3, [9, 4], 2, activation="tanh", dropout=0.3),
+    "mlp_relu": lambda: fastmlp.MLP(3, [5, 9], 2, bias=False, dropout=0.2),
     "no_hidden_masks": lambda: fastmlp.AdditiveMLP(3, 9, dropout=(0.3, 0.0, 0.2)),
     "per_feature": lambda: fastmlp.AdditiveMLP(
         3, 4, 2, shared=False, activation="gelu", dropout=0.2
