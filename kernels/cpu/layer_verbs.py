@@ -196,18 +196,9 @@ def mlp_backward(real):
             x_at = address_of(x) + start * n_in * size
             if n > rows:  # forward kept the last block alone
                 forward_block(
-                    net,
-                    sizes[2],
-                    sizes[3],
-                    seed,
-                    p,
-                    x_at,
-                    first + start,
-                    n_block,
-                    rows,
-                    memory,
+                    net, sizes[2], sizes[3], seed, p, x_at, first + start, n_block, rows, memory,
                     False,
-                )
+                )  # fmt: skip
             backward_block(
                 net, sizes[2], sizes[3], seed, p, address_of(dy) + start * n_out * size, x_at, 0,
                 first + start, n_block, rows, memory, sums, True,
