@@ -84,16 +84,43 @@ def test_modules_are_documented(name):
     assert load(name).__doc__
 
 
-def test_public_names_are_documented_with_their_arguments():
-    public = [getattr(fastmlp, name) for name in fastmlp.__all__]
-    for module in [value for value in public if inspect.ismodule(value)]:
-        public += [getattr(module, name) for name in module.__all__]
-    for value in public:
-        assert inspect.getdoc(value), value
-        undocumented_class = inspect.isclass(value) and value.__module__ == "fastmlp.reference"
-        # the classes of the reference take the arguments of ours, documented there
-        if not inspect.ismodule(value) and not undocumented_class:
-            assert documented_arguments(inspect.getdoc(value)) is not None, value
+def public_names():
+    """The functions and classes that users import, by the name they have there."""
+    for name in fastmlp.__all__:
+        value = getattr(fastmlp, name)
+        if inspect.ismodule(value):
+            yield from ((f"{name}.{inner}", getattr(value, inner)) for inner in value.__all__)
+        else:
+            yield name, value
+
+
+PUBLIC = dict(public_names())
+
+
+def test_every_public_module_is_among_the_names():
+    modules = {name.split(".")[0] for name in PUBLIC if "." in name}
+    assert modules == {"convert", "functional", "optim", "piecewise", "plotting", "reference",
+                       "spectral", "training"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_documented_with_arguments_and_errors(name):
+    value = PUBLIC[name]
+    text = inspect.getdoc(value)
+    assert text
+    if name.startswith("reference."):
+        # the plain layers refuse nothing, and their classes take the arguments of ours
+        assert inspect.isclass(value) or documented_arguments(text) is not None
+        return
+    assert documented_arguments(text) is not None
+    # a record is made by us, not by users
+    is_record = inspect.isclass(value) and issubclass(value, tuple)
+    if not is_record and name not in ("FitResult", "training.FitResult"):
+        assert "Raises:" in text
+    for method_name, method in vars(value).items() if inspect.isclass(value) else ():
+        is_code = inspect.isroutine(method) or isinstance(method, property)
+        if is_code and not method_name.startswith("_"):
+            assert inspect.getdoc(getattr(value, method_name)), method_name
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -2,11 +2,14 @@
 
 from functools import cache
 
-import numba
 import numpy as np
 import pytest
 import torch
 from closeness import assert_as_good_as_torch
+
+pytest.importorskip("numba")
+
+import numba
 from fastmlp.kernels.cpu.activations import ACTIVATIONS
 from fastmlp.kernels.cpu.jit import FASTMATH
 

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from closeness import assert_as_good_as_torch
+
+pytest.importorskip("triton")
+
 import triton
 import triton.language as tl
-from closeness import assert_as_good_as_torch
 from fastmlp.kernels.gpu.activations import ACTIVATIONS
 
 from fastmlp import reference

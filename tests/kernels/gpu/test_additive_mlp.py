@@ -3,6 +3,9 @@
 import pytest
 import torch
 from closeness import additive_mlp_terms, assert_as_good_as_torch
+
+pytest.importorskip("triton")
+
 from fastmlp.kernels.gpu.additive_mlp import additive_mlp_bwd, additive_mlp_fwd
 
 from fastmlp import reference

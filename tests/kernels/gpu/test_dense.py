@@ -2,13 +2,16 @@
 
 import pytest
 import torch
-import triton
-import triton.language as tl
 from closeness import assert_as_good_as_torch
 from dense_cases import SEED, dense_terms, stacked_subnets
+from subnet_cases import subnet
+
+pytest.importorskip("triton")
+
+import triton
+import triton.language as tl
 from fastmlp.kernels.gpu.dense import dense_bwd, dense_fwd
 from fastmlp.kernels.gpu.philox import load_key, philox
-from subnet_cases import subnet
 
 from fastmlp import dropout, reference
 

@@ -5,6 +5,9 @@ import math
 import pytest
 import torch
 from closeness import assert_as_good_as_torch, sine_sum_terms
+
+pytest.importorskip("triton")
+
 from fastmlp.kernels.gpu.sine_sum import sine_sum_bwd, sine_sum_fwd
 
 from fastmlp import reference
