@@ -94,7 +94,10 @@ def cases():
         table[f"{label}, {what}"] = table[label]._replace(
             hot=None, constants=constants, dtype=dtype
         )
-    return {**table, **_dense_cases(hidden, one_out, many_out), **_mlp_cases(), **_training_cases()}
+    return {
+        **table, **_dense_cases(hidden, one_out, many_out), **_mlp_cases(), **_training_cases(),
+        **_least_squares_cases(),
+    }  # fmt: skip
 
 
 def _dense_cases(hidden, one_out, many_out):
@@ -218,3 +221,37 @@ def _training_cases():
             (1, 10, 10, 10, 1), "leaky_relu", "identity", 1280, "adam", True
         ),
     }
+
+
+def _least_squares_cases():
+    """Levenberg–Marquardt in the shapes of the experiments, all in float64."""
+    import torch
+    from fastmlp.kernels.gpu.activations import ACTIVATIONS
+    from fastmlp.kernels.gpu.launch import Config
+    from fastmlp.kernels.gpu.levenberg_marquardt import Problem
+
+    relu, linear, sigmoid = (list(ACTIVATIONS).index(n) for n in ("relu", "identity", "sigmoid"))
+    # description, its numbers, parameters, rows, inputs, type of the data
+    shapes = {
+        "AdditiveMLP(64, 14)": ((1, 64, 14, 1, 1, relu), (0.01,), 108, 90_000, 64, "fp32"),
+        "SineSum(8)": ((2, 1, 8, 1, 0, 0), (0.5, 1 / 8), 8, 60, 1, "fp64"),
+        "2-5-1, sigmoid": ((0, 2, 2, 5, 1, 1, 1, sigmoid, sigmoid), (0, 0), 21, 4, 2, "fp64"),
+        "ElementwiseMLP(10)": ((0, 2, 1, 10, 1, 1, 1, relu, linear), (0, 0), 31, 10_000, 1, "fp64"),
+        "6-6-10": ((0, 2, 6, 6, 10, 0, 0, linear, linear), (0, 0), 96, 1000, 6, "fp64"),
+    }  # fmt: skip
+    table = {}
+    for name, (net, reals, n_parameters, n_rows, n_in, dtype) in shapes.items():
+        x = torch.empty(n_rows, n_in, device="meta")
+        problem = Problem(net, reals, n_parameters, x, None, None)
+        for kernel, launch in problem.launches().items():
+            launch = dict(launch)
+            warps = launch.pop("num_warps")
+            table[f"{kernel}, {name}, fp64"] = Case(
+                "levenberg_marquardt",
+                {**launch, "weight_ptr": None},
+                dtype="fp64",
+                everywhere=kernel != "lm_loss",
+                config=Config(rows=launch["BLOCK_ROWS"], cols=1, warps=warps),
+                types={"asked_ptr": "i8", "x_ptr": dtype, "y_ptr": dtype},
+            )  # fmt: skip
+    return table
