@@ -75,6 +75,12 @@ def n_readout(description):
     return 0
 
 
+def widest_layer(description):
+    """Numbers in the widest layer of an MLP, its input among them; 0 for the other models."""
+    net = description.net
+    return max(net[2 : 3 + net[1]]) if net[0] == _MLP else 0
+
+
 def below_zero(description):
     """The slope of a hinge net's activation below 0."""
     return description.reals[0] if description.net[7] == _CODES["leaky_relu"] else 0.0

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 
 import torch
 
+from fastmlp import backends
+from fastmlp.kernels.lm import MAX_WIDTH, SOLVERS
 from fastmlp.training.describe import (
     below_zero,
     describe,
     has_biases,
     is_hinge_net,
     n_readout,
+    widest_layer,
 )
 
-SOLVERS = ("cholesky", "qr", "auto")
 MAX_PARAMETERS = 8192
 """JᵀJ or R of so many takes half a gibibyte."""
 
@@ -176,7 +178,7 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
         ValueError: No models, a model without parameters, models of different structure, shapes
             that do not fit, NaN or infinity in the data, too many parameters.
     """
-    from fastmlp.training import generic, tiles
+    from fastmlp.training import generic
 
     started = time.perf_counter()
     models = list(models)
@@ -212,8 +214,7 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
         if bool((sample_weight < 0).any()):
             raise ValueError("sample_weight must not be negative")
     starts = _starts(models, descriptions[0], settings.restarts, seed, x, y, sample_weight)
-    work = tiles if descriptions[0] is not None else generic
-    outcome = work.run(
+    outcome = _work(descriptions[0], trained[0].device).run(
         models,
         descriptions[0],
         starts,
@@ -239,6 +240,31 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
         )
     outcome.seconds = time.perf_counter() - started
     return outcome
+
+
+def _work(description, device):
+    """The module that trains the models of a description on a device."""
+    from fastmlp.training import batched, generic, tiles
+
+    if description is None:
+        return generic
+    on_device = backends.choose(device.type) == "triton" and widest_layer(description) <= MAX_WIDTH
+    return batched if on_device else tiles
+
+
+def numerical_rank(factor, scale, triangular):
+    """Rank of the scaled Jacobian from R, or from JᵀJ, of which the lower triangle counts.
+
+    ``None`` where it is unknown: no Jacobian has been taken, or it is not finite.
+    """
+    if not bool(factor.isfinite().all()) or bool((scale == 0).any()):
+        return None
+    if triangular:
+        values = torch.linalg.svdvals(factor / scale)
+    else:
+        values = torch.linalg.eigvalsh(factor / (scale * scale.unsqueeze(1)))
+    eps = torch.finfo(torch.float64).eps
+    return int((values > len(scale) * eps * values.max()).sum())
 
 
 def check_size(n_parameters):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fastmlp.training.describe import is_hinge_net, n_readout
-from fastmlp.training.levenberg_marquardt import SOLVERS, Outcome
+from fastmlp.training.levenberg_marquardt import SOLVERS, Outcome, numerical_rank
 
 WORK_OF_A_PIECE = 2e7
 """Multiplications of a piece of rows: some 5 ms, far above the cost of dealing it out."""
@@ -74,27 +74,19 @@ class Runs:
         factor = self.factors.get(run)
         if factor is None:
             return None
-        p, eps = self.p, torch.finfo(torch.float64).eps
-        factor = factor[: self.ld * self.ld].view(self.ld, self.ld)[:p, :p]
-        scale = self.state[run, 2 * p : 3 * p]
-        if not bool(factor.isfinite().all()) or bool((scale == 0).any()):
-            return None
-        if solver == self.kernels.QR:
-            values = torch.linalg.svdvals(factor / scale)
-        else:
-            # the lower triangle counts
-            values = torch.linalg.eigvalsh(factor / (scale * scale.unsqueeze(1)))
-        return int((values > p * eps * values.max()).sum())
+        factor = factor[: self.ld * self.ld].view(self.ld, self.ld)[: self.p, : self.p]
+        scale = self.state[run, 2 * self.p : 3 * self.p]
+        return numerical_rank(factor, scale, solver == self.kernels.QR)
 
 
-def _as_rows(name, tensor, columns, shape):
+def _as_rows(name, tensor, columns, shape, device):
     if tuple(tensor.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
     dtype = tensor.dtype if tensor.dtype is torch.float32 else torch.float64
-    return tensor.detach().to(device="cpu", dtype=dtype).reshape(-1, columns).contiguous()
+    return tensor.detach().to(device=device, dtype=dtype).reshape(-1, columns).contiguous()
 
 
-def prepare(description, x, y, sample_weight):
+def prepare(description, x, y, sample_weight, device="cpu"):
     """Inputs and targets as rows, checked, and the square roots of the weights."""
     if description.elementwise:
         shape = x.shape
@@ -102,8 +94,8 @@ def prepare(description, x, y, sample_weight):
         raise ValueError(f"x must have {description.n_in} columns, got shape {list(x.shape)}")
     else:
         shape = (*x.shape[:-1], description.n_out)
-    inputs = _as_rows("x", x, description.n_in, x.shape)
-    targets = _as_rows("y", y, description.n_out, shape)
+    inputs = _as_rows("x", x, description.n_in, x.shape, device)
+    targets = _as_rows("y", y, description.n_out, shape, device)
     if inputs.shape[0] == 0:
         raise ValueError("x must hold at least one row, got none")
     weight = None
@@ -113,8 +105,14 @@ def prepare(description, x, y, sample_weight):
                 f"sample_weight must have {inputs.shape[0]} numbers, one a row, "
                 f"got {sample_weight.numel()}"
             )
-        weight = sample_weight.detach().double().cpu().reshape(-1).sqrt().contiguous()
+        weight = sample_weight.detach().double().to(device).reshape(-1).sqrt().contiguous()
     return inputs, targets, weight
+
+
+def kernel_words(description):
+    """The integers and the numbers of a model as the kernels take them: sines count in turns."""
+    scale, *others = description.reals
+    return description.net, (scale if description.net[0] < 2 else scale / (2 * math.pi), *others)
 
 
 def prefix_sums(x, y, weight):
@@ -138,11 +136,8 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
     n_projected = n_readout(description) if settings.variable_projection else 0
     runs = Runs(starts, settings, max_steps, n_projected)
     n_runs, n_rows = len(starts), inputs.shape[0]
-    reals = list(description.reals)
-    if not description.net[0] < 2:
-        reals[0] /= 2 * math.pi  # sines count in turns
-    net = torch.tensor(description.net)
-    reals = torch.tensor(reals, dtype=torch.float64)
+    net, reals = kernel_words(description)
+    net, reals = torch.tensor(net), torch.tensor(reals, dtype=torch.float64)
     piecewise = is_hinge_net(description) and n_rows > ROWS_TO_SUM_UP * description.net[3]
     if piecewise:
         inputs, targets, centre = prefix_sums(inputs, targets, weight)

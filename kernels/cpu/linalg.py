@@ -10,10 +10,8 @@ import math
 
 import numpy as np
 
+from ..lm import UNSEEN
 from .jit import _compile, array_at, inner, wide_vectors
-
-UNSEEN = 1e-10
-"""Singular values below, of a matrix with columns of norm 1, count as 0."""
 
 
 @inner

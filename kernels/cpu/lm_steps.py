@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from ..lm import FASTEST_DECREASE, MIN_DAMPING, MIN_GAIN, REASONS, SOLVERS  # noqa: F401
 from .jit import inner
 from .linalg import (
     cholesky,
@@ -25,11 +26,6 @@ NORMAL, QR, LOSS, DONE, START, READOUT = 0, 1, 2, 3, 4, 5
 """What :func:`advance` asks for: JᵀJ, R, a loss, nothing more; where it begins; and R of the
 read-out's columns alone. A loss and a read-out are those of the trial, the others those of θ."""
 
-SOLVERS = ("cholesky", "qr", "auto")
-"""Choices of the solver; the code is the position."""
-
-REASONS = ("", "zero", "ftol", "xtol", "gtol", "max_steps", "no_descent", "not_finite")
-"""Why a run stopped; the code is the position."""
 _ZERO, _FTOL, _XTOL, _GTOL, _MAX_STEPS, _NO_DESCENT, _NOT_FINITE = range(1, 8)
 
 # the state of a run: θ, trial, scale [P each], then these numbers; and the counters
@@ -37,11 +33,6 @@ DELIVERED, SSE, DAMPING, GROWTH, PREDICTED, STEP_NORM, GRADIENT = range(7)
 N_NUMBERS = 8
 PHASE, STEPS, ATTEMPTS, SOLVER, REASON, N_JACOBIANS, N_LOSSES = range(7)
 N_COUNTERS = 8
-
-MIN_DAMPING = (1e-14, 1e-20)
-"""Of Cholesky and of QR: below it rounding has the say in directions that J does not see."""
-MIN_GAIN = 1e-4
-FASTEST_DECREASE = 1 / 3
 
 
 @inner

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ..lm import MAX_WIDTH
 from .activations import (
     ACTIVATIONS,
     cos_turns,
@@ -31,12 +32,6 @@ from .tiles import load_tile
 
 MLP, ADDITIVE, SINE = 0, 1, 2
 """Codes of the models, the first integer of a description, as in `kernels/cpu/jacobian.py`."""
-
-MAX_WIDTH = 128
-"""Of a layer: its weights, padded, are factors of products on chip."""
-
-TILE = 1024
-"""Elements of a tile: eight numbers of float64 a thread with four warps."""
 
 
 @triton.jit
@@ -268,12 +263,14 @@ class Verb(NamedTuple):
         constants: Its SIZES, ACTS and NUMBERS.
         n_out: Outputs M.
         rows: Most rows of a tile, a power of two of at least 16.
+        warps: Warps that evaluate a tile.
     """
 
     function: object
     constants: tuple
     n_out: int
     rows: int
+    warps: int
 
 
 def verb_of(net, reals):
@@ -289,15 +286,16 @@ def verb_of(net, reals):
         if max(widths) > MAX_WIDTH:
             raise ValueError(f"its widest layer has {max(widths)} numbers, at most {MAX_WIDTH}")
         acts = tuple(functions[code] for code in net[3 + 2 * n_layers :])
-        rows = max(16, TILE // 2 // padded(max(widths)))
+        widest = padded(max(widths))
+        rows = max(16, 512 // widest)
         constants = (tuple(widths), tuple(biases), n_layers), acts, tuple(reals)
-        return Verb(mlp, constants, widths[-1], rows)
+        return Verb(mlp, constants, widths[-1], rows, rows * widest // 512)
     if net[0] == ADDITIVE:
         _, n_in, n_hidden, n_out, bias, code = net
         block = block_of(n_in, 16)
         constants = (n_in, n_hidden, n_out, bias, block), (functions[code],), tuple(reals)
-        return Verb(additive, constants, n_out, max(16, TILE // 16))
+        return Verb(additive, constants, n_out, 64, 4)
     _, _, width, _, has_amplitude, has_phase = net
     block = block_of(width, 64)
     constants = (width, has_amplitude, has_phase, block), (), tuple(reals)
-    return Verb(sine, constants, 1, max(16, min(128, TILE // block)))
+    return Verb(sine, constants, 1, min(128, 1024 // block), 4)

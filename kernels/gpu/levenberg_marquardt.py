@@ -24,8 +24,8 @@ MAX_GRAM_COLUMNS = 256
 TILE_BYTES = 1 << 26
 """Of the rows of [J, r] of all models that are in memory at a time."""
 
-BLOCK_K = 16
-"""Rows of a product on chip at a time."""
+BLOCK_P, BLOCK_K = 32, 16
+"""Columns, and rows at a time, of a product on chip: with eight warps nothing is spilled."""
 
 
 @triton.jit
@@ -186,12 +186,12 @@ class Problem:
 
     def launches(self):
         """Constants and warps of the kernels, by name."""
-        block = max(16, block_of(self._n_columns, 64))
+        block = max(16, block_of(self._n_columns, BLOCK_P))
         return {
-            "lm_loss": {**self._constants, "num_warps": 4},
+            "lm_loss": {**self._constants, "num_warps": self._verb.warps},
             "lm_jacobian": {
                 **self._constants, "SLAB": self._slab, "BLOCK_P": block, "BLOCK_K": BLOCK_K,
-                "num_warps": 8 if block == 64 else 4,
+                "num_warps": 8 if block == BLOCK_P else 4,
             },
         }  # fmt: skip
 
@@ -212,31 +212,26 @@ class Problem:
             )  # fmt: skip
         return out.sum(1)
 
-    def grams(self, theta, asked, kept):
-        """[J, r]ᵀ[J, r] ``[models, P + 1, P + 1]``, of which the lower triangle counts.
+    def grams(self, theta, asked):
+        """[J, r]ᵀ[J, r] ``[models, P + 1, P + 1]`` of those models that are ``asked``.
 
-        Args:
-            theta: Parameters ``[models, P]``.
-            asked: Models whose θ has changed, int8 ``[models]``.
-            kept: A dictionary for what is kept of the others between calls; empty at first.
+        The lower triangle counts.
         """
+        n, shape = self._n_columns, (len(theta), self._n_pieces)
         if not self._by_kernel:
-            gram = theta.new_zeros(len(theta), self._n_columns, self._n_columns)
+            gram = theta.new_zeros(len(theta), n, n)
             for rows in self.tiles(theta):
                 gram.baddbmm_(rows, rows.mT)
             return gram
         x, y, roots = self._data
-        n, shape = self._n_columns, (len(theta), self._n_pieces)
-        if not kept:
-            kept["rows"] = theta.new_empty(*shape, n, self._verb.n_out * self._slab)
-            # a model that is not asked, or a block above the diagonal, is not written
-            kept["gram"] = theta.new_zeros(*shape, n, n)
+        rows = theta.new_empty(*shape, n, self._verb.n_out * self._slab)
+        gram = theta.new_empty(*shape, n, n)
         with device_of(x):
             lm_jacobian_kernel[shape](
-                asked, theta, x, y, roots, kept["rows"], kept["gram"], 0, self.n_rows,
-                self._piece_rows, self.p, **self.launches()["lm_jacobian"],
+                asked, theta, x, y, roots, rows, gram, 0, self.n_rows, self._piece_rows, self.p,
+                **self.launches()["lm_jacobian"],
             )  # fmt: skip
-        return kept["gram"].sum(1)
+        return gram.sum(1)
 
     def tiles(self, theta):
         """[J, r] transposed, ``[models, P + 1, rows]``, some rows at a time; each overwrites it."""

@@ -1,0 +1,304 @@
+"""Levenberg–Marquardt on the Triton kernels: all runs at once, their state on the device.
+
+Every round each run that is not over makes one trial, as the state machine of
+`kernels/cpu/lm_steps.py` makes them one after the other: the same steps and reasons to stop. A run
+that has no need of a kernel's sums takes none of its time. The host looks at the runs once in
+:data:`ROUNDS`; where rows are folded into R it also asks whose, for a factorisation is dearer than
+the wait.
+"""
+
+import math
+import time
+from types import SimpleNamespace
+
+import torch
+
+from fastmlp.kernels.lm import (
+    FASTEST_DECREASE,
+    MIN_DAMPING,
+    MIN_GAIN,
+    REASONS,
+    SOLVERS,
+    UNSEEN,
+)
+from fastmlp.training.describe import n_readout
+from fastmlp.training.levenberg_marquardt import Outcome, numerical_rank
+from fastmlp.training.tiles import MAX_KEPT_FACTORS, kernel_words, prepare
+
+ROUNDS = 8
+"""Trials between two looks at which runs are over."""
+
+NUMBERS_AT_A_TIME = 1 << 27
+"""Numbers of float64 that the runs need which are at work at a time, a gibibyte."""
+
+_CHOLESKY, _QR, _AUTO = range(3)
+_CODE = {reason: code for code, reason in enumerate(REASONS)}
+
+
+def run(models, description, starts, x, y, settings, max_steps, sample_weight, deadline, progress):
+    """Train all runs; returns their :class:`Outcome`."""
+    from fastmlp.kernels.gpu.levenberg_marquardt import Problem
+
+    device = next(models[0].parameters()).device
+    data = prepare(description, x, y, sample_weight, device)
+    problem = Problem(*kernel_words(description), description.n_parameters, *data)
+    n_projected = n_readout(description) if settings.variable_projection else 0
+    n_runs, n_columns = len(starts), problem.p + 1
+    per_run = problem.numbers_of_a_model + 8 * n_columns**2 + 2 * max_steps
+    at_a_time = max(1, NUMBERS_AT_A_TIME // per_run)
+    parts, unfinished, done = [], "max_time", 0
+    for first in range(0, n_runs, at_a_time):
+        chosen = starts[first : first + at_a_time].to(device)
+        solver = _Solver(problem, chosen, settings, max_steps, n_projected)
+        parts.append(solver.state)
+        try:
+            while unfinished != "interrupted" and (n_left := solver.advance(deadline)):
+                if progress is not None:
+                    progress(done + len(chosen) - n_left, n_runs)
+        except KeyboardInterrupt:  # every state is that after an accepted step
+            unfinished = "interrupted"
+        done += len(chosen)
+        if progress is not None:
+            progress(done, n_runs)
+    return _outcome(parts, problem.p, unfinished)
+
+
+def _outcome(parts, p, unfinished):
+    """Everything that is told about the runs."""
+    state = {
+        name: torch.cat([getattr(part, name) for part in parts]).cpu() for name in vars(parts[0])
+    }
+    solvers = state["solver"].tolist()
+    ranks = [None] * len(solvers)
+    if state["factor"].numel() <= MAX_KEPT_FACTORS:
+        ranks = [
+            numerical_rank(factor[:p, :p], scale, solver == _QR)
+            for factor, scale, solver in zip(state["factor"], state["scale"], solvers, strict=True)
+        ]
+    return Outcome(
+        sse=state["history"][:, :, 0].clone(),
+        gradient_norm=state["history"][:, :, 1].clone(),
+        parameters=state["theta"],
+        steps=state["steps"].tolist(),
+        stopped=[REASONS[i] or unfinished for i in state["reason"].tolist()],
+        rank=ranks,
+        solver=[SOLVERS[i] for i in solvers],
+        jacobians=state["jacobians"].tolist(),
+    )
+
+
+class _Solver:
+    """Runs of one problem; ``state`` has a row for each, in every tensor."""
+
+    def __init__(self, problem, starts, settings, max_steps, n_projected):
+        self.problem, self.settings, self.max_steps = problem, settings, max_steps
+        self.p, self.n_damped = problem.p, problem.p - n_projected
+        n, numbers, like = len(starts), starts.new_zeros, torch.full_like
+        zeros = torch.zeros(n, dtype=torch.int64, device=starts.device)
+        theta = starts if n_projected == 0 else self._read_out(starts)
+        self.state = SimpleNamespace(
+            theta=theta,
+            scale=numbers(n, self.p),
+            damping=numbers(n).fill_(settings.damping),
+            growth=numbers(n).fill_(2.0),
+            sse=problem.losses(theta, like(zeros, 1, dtype=torch.int8)),
+            steps=zeros,
+            attempts=like(zeros, 0),
+            solver=like(zeros, _QR if settings.solver == "qr" else _CHOLESKY),
+            reason=like(zeros, 0),
+            jacobians=like(zeros, 0),
+            stale=like(zeros, True, dtype=torch.bool),
+            factor=numbers(n, self.p + 1, self.p + 1),
+            history=numbers(n, max_steps + 1, 2).fill_(math.nan),
+        )
+
+    def advance(self, deadline):
+        """Some rounds of all runs, those with one solver together; returns how many go on."""
+        running = (self.state.reason == 0).cpu()  # the host waits here
+        late = deadline is not None and time.perf_counter() > deadline
+        if late or not bool(running.any()):
+            return 0
+        solvers = self.state.solver.cpu()
+        for solver in (_CHOLESKY, _QR):
+            chosen = (running & (solvers == solver)).nonzero().squeeze(1)
+            if len(chosen) == 0:
+                continue
+            at = chosen.to(self.state.theta.device)
+            group = SimpleNamespace(**{name: t[at] for name, t in vars(self.state).items()})
+            for _ in range(ROUNDS):
+                self._round(group, solver)
+            for name, t in vars(self.state).items():
+                t[at] = getattr(group, name)
+        return int(running.sum())
+
+    def _round(self, s, solver):
+        asked = self._running(s, solver) & s.stale
+        self._linearise(s, asked, solver)
+        gradient = self._take_jacobian(s, asked, solver)
+        running = self._running(s, solver)
+        step, predicted, norm, solved = self._solve(s, solver, gradient)
+        trial = torch.where((running & solved).unsqueeze(1), s.theta + step, s.theta)
+        moved = (trial != s.theta).any(1)
+        failed, stuck = running & ~solved, running & solved & ~moved
+        if self._may_change(solver):
+            self._change_to_qr(s, failed | stuck)
+        else:
+            self._stop(s, self._refuse(s, failed), "no_descent")
+            self._stop(s, stuck, "xtol")
+        trying = running & moved
+        if self.n_damped < self.p:
+            trial = torch.where(trying.unsqueeze(1), self._read_out(trial), trial)
+        new = self.problem.losses(trial, trying.to(torch.int8))
+        self._take_loss(s, trying, solver, trial, new, predicted, norm)
+
+    def _running(self, s, solver):
+        return (s.reason == 0) & (s.solver == solver)
+
+    def _may_change(self, solver):
+        """Whether what JᵀJ says of the end is for QR to confirm."""
+        return self.settings.solver == "auto" and solver == _CHOLESKY
+
+    def _stop(self, s, where, reason):
+        s.reason = torch.where(where & (s.reason == 0), _CODE[reason], s.reason)
+
+    def _change_to_qr(self, s, where):
+        s.solver = torch.where(where, _QR, s.solver)
+        s.stale = s.stale | where
+
+    def _refuse(self, s, where):
+        """Damp more after a trial that failed; returns whose patience that ends."""
+        s.damping = torch.where(where, s.damping * s.growth, s.damping)
+        s.growth = torch.where(where, 2.0 * s.growth, s.growth)
+        s.attempts = s.attempts + where
+        return where & (s.attempts >= self.settings.max_attempts)
+
+    def _linearise(self, s, asked, solver):
+        """[J, r]ᵀ[J, r], or the triangular factor of [J, r], of the runs that are ``asked``."""
+        if solver == _CHOLESKY:
+            gram = self.problem.grams(s.theta, asked.to(torch.int8)).tril()
+            s.factor = torch.where(asked[:, None, None], gram, s.factor)
+        else:
+            at = asked.nonzero().squeeze(1)
+            if len(at) > 0:
+                s.factor[at] = self._fold(s.theta[at], 0)
+        s.jacobians = s.jacobians + asked
+        s.stale = s.stale & ~asked
+
+    def _fold(self, theta, first):
+        """R of the columns of [J, r] from ``first`` on, a tile of rows after the other."""
+        n = self.p + 1 - first
+        factor = theta.new_zeros(len(theta), n, n)
+        for rows in self.problem.tiles(theta):
+            above = torch.cat([factor, rows[:, first:].mT], 1)
+            factor = torch.linalg.qr(above, mode="r").R
+        return factor
+
+    def _read_out(self, theta):
+        """Variable projection: θ with the last layer solved for; see `lm_steps.py`."""
+        factor = self._fold(theta, self.n_damped)
+        n = self.p - self.n_damped
+        scale = factor[:, :n, :n].norm(dim=1)
+        scale = torch.where(scale > 0, scale, 1.0)
+        roots = torch.full_like(scale, UNSEEN)
+        correction, _ = _least_squares(factor[:, :n, :n] / scale[:, None], factor[:, :n, n], roots)
+        return torch.cat(
+            [theta[:, : self.n_damped], theta[:, self.n_damped :] - correction / scale], 1
+        )
+
+    def _take_jacobian(self, s, asked, solver):
+        """Scales, the norm of the gradient and the tests before a step; returns Jᵀr."""
+        p, n_damped = self.p, self.n_damped
+        if solver == _CHOLESKY:
+            norms = s.factor.diagonal(dim1=1, dim2=2)[:, :p].sqrt()
+            gradient = s.factor[:, p, :p]
+        else:
+            norms = s.factor[:, :p, :p].norm(dim=1)
+            gradient = (s.factor[:, :p, :p] * s.factor[:, :p, p:]).sum(1)
+        damped = torch.maximum(s.scale, norms)[:, :n_damped]
+        largest = damped.amax(1, keepdim=True) if n_damped > 0 else damped
+        # the floor holds where they are those θ_j that have next to no influence
+        damped = torch.maximum(damped, self.settings.scale_floor * largest)
+        scale = torch.cat([damped, norms[:, n_damped:]], 1)
+        scale = torch.where(scale == 0, 1.0, scale)
+        s.scale = torch.where(asked.unsqueeze(1), scale, s.scale)
+        slope = torch.where(norms > 0, gradient.abs() / norms, 0.0).amax(1)
+        size = gradient.square().sum(1)
+        self._write(s, asked, s.sse, 2.0 * size.sqrt())
+        self._stop(s, asked & ~(s.sse + size < math.inf), "not_finite")
+        self._stop(s, asked & (s.sse == 0), "zero")
+        self._stop(s, asked & (slope <= self.settings.gtol * s.sse.sqrt()), "gtol")
+        self._stop(s, asked & (s.steps >= self.max_steps), "max_steps")
+        s.attempts = torch.where(asked, 0, s.attempts)
+        return gradient
+
+    def _write(self, s, where, sse, gradient_norm):
+        """Put numbers into the history at the step where each run is."""
+        rows = torch.arange(len(s.steps), device=s.steps.device)
+        numbers = torch.stack([sse, gradient_norm], 1)
+        kept = s.history[rows, s.steps]
+        s.history[rows, s.steps] = torch.where(where.unsqueeze(1), numbers, kept)
+
+    def _solve(self, s, solver, gradient):
+        """The step, the reduction that it promises, ‖D·p‖, and whether there is one."""
+        p, n_damped = self.p, self.n_damped
+        damping = s.damping.unsqueeze(1).repeat(1, p)
+        damping[:, n_damped:] = MIN_DAMPING[solver]
+        if solver == _CHOLESKY:
+            matrix = s.factor[:, :p, :p] / (s.scale.unsqueeze(1) * s.scale.unsqueeze(2))
+            matrix.diagonal(dim1=1, dim2=2).add_(damping)
+            lower, info = torch.linalg.cholesky_ex(matrix)
+            half = torch.linalg.solve_triangular(
+                lower, (-gradient / s.scale).unsqueeze(2), upper=False
+            )
+            step = torch.linalg.solve_triangular(lower.mT, half, upper=True).squeeze(2)
+            inside = half.square().sum((1, 2))
+            solved = (info == 0) & inside.isfinite()
+        else:
+            matrix = s.factor[:, :p, :p] / s.scale.unsqueeze(1)
+            step, inside = _least_squares(matrix, -s.factor[:, :p, p], damping.sqrt())
+            solved = torch.ones_like(s.stale)
+        squares = step[:, :n_damped].square().sum(1)
+        return step / s.scale, inside + s.damping * squares, squares.sqrt(), solved
+
+    def _take_loss(self, s, trying, solver, trial, new, predicted, norm):
+        """Take the trials that lower the loss enough, and see who is at the end."""
+        settings = self.settings
+        gain = torch.where(predicted > 0, (s.sse - new) / predicted, 0.0)
+        taken = trying & (gain > MIN_GAIN)  # false for NaN
+        size = (s.scale * s.theta)[:, : self.n_damped].square().sum(1).sqrt()
+        bound = settings.ftol * s.sse
+        flat = ((s.sse - new).abs() <= bound) & (predicted <= bound) & (gain <= 2)
+        short = norm <= settings.xtol * size
+        refused = trying & ~taken
+        s.theta = torch.where(taken.unsqueeze(1), trial, s.theta)
+        s.sse = torch.where(taken, new, s.sse)
+        s.steps = s.steps + taken
+        self._write(s, taken, new, torch.full_like(new, math.nan))
+        factor = (1.0 - (2.0 * gain.clamp(max=1.0) - 1.0) ** 3).clamp(min=FASTEST_DECREASE)
+        damping = (s.damping * factor).clamp(min=MIN_DAMPING[solver])
+        s.damping = torch.where(taken, damping, s.damping)
+        s.growth = torch.where(taken, 2.0, s.growth)
+        s.stale = s.stale | taken
+        tired = self._refuse(s, refused)
+        if self._may_change(solver):
+            # what JᵀJ says of the end, QR has to confirm, from the damping of the last step
+            over = (trying & (flat | short)) | tired
+            undone = 0.5 ** (s.attempts * (s.attempts + 1) // 2).double()
+            s.damping = torch.where(over & refused, s.damping * undone, s.damping)
+            s.growth = torch.where(over, 2.0, s.growth)
+            self._change_to_qr(s, over)
+        else:
+            self._stop(s, trying & flat, "ftol")
+            self._stop(s, trying & short, "xtol")
+            self._stop(s, tired, "no_descent")
+
+
+def _least_squares(matrix, target, roots):
+    """argmin_x ‖R·x − z‖² + ‖diag(roots)·x‖², and how much of ‖z‖² that takes away from both."""
+    n = matrix.shape[-1]
+    above = torch.cat([matrix, target.unsqueeze(2)], 2)
+    below = torch.cat([roots.diag_embed(), torch.zeros_like(roots).unsqueeze(2)], 2)
+    factor = torch.linalg.qr(torch.cat([above, below], 1), mode="r").R
+    rotated = factor[:, :n, n:]
+    x = torch.linalg.solve_triangular(factor[:, :n, :n], rotated, upper=True)
+    return x.squeeze(2), rotated.square().sum((1, 2))

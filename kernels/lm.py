@@ -1,0 +1,22 @@
+"""What both wings of Levenberg–Marquardt share: codes and constants of the solver."""
+
+SOLVERS = ("cholesky", "qr", "auto")
+"""Choices of the solver; the code is the position."""
+
+REASONS = ("", "zero", "ftol", "xtol", "gtol", "max_steps", "no_descent", "not_finite")
+"""Why a run stopped; the code is the position."""
+
+MIN_DAMPING = (1e-14, 1e-20)
+"""Of Cholesky and of QR: below it rounding has the say in directions that J does not see."""
+
+MIN_GAIN = 1e-4
+"""A trial is taken if the loss falls by more than this fraction of what was predicted."""
+
+FASTEST_DECREASE = 1 / 3
+"""Of the damping after a step."""
+
+UNSEEN = 1e-10
+"""Singular values below, of a matrix with columns of norm 1, count as 0."""
+
+MAX_WIDTH = 128
+"""Widest layer that the Triton kernels take: weights are factors of products on chip."""
