@@ -231,14 +231,15 @@ def _least_squares_cases():
     from fastmlp.kernels.gpu.levenberg_marquardt import Problem
 
     relu, linear, sigmoid = (list(ACTIVATIONS).index(n) for n in ("relu", "identity", "sigmoid"))
+    deep = 0, 3, 8, 64, 64, 1, 1, 1, 1, relu, relu, linear
     # description, its numbers, parameters, rows, inputs, type of the data
     shapes = {
-        "AdditiveMLP(64, 14)": ((1, 64, 14, 1, 1, relu), (0.01,), 108, 90_000, 64, "fp32"),
+        "AdditiveMLP(64, 14)": ((1, 64, 14, 1, 1, relu), (0,), 108, 90_000, 64, "fp32"),
         "SineSum(8)": ((2, 1, 8, 1, 0, 0), (0.5, 1 / 8), 8, 60, 1, "fp64"),
         "2-5-1, sigmoid": ((0, 2, 2, 5, 1, 1, 1, sigmoid, sigmoid), (0, 0), 21, 4, 2, "fp64"),
         "ElementwiseMLP(10)": ((0, 2, 1, 10, 1, 1, 1, relu, linear), (0, 0), 31, 10_000, 1, "fp64"),
         "6-6-10": ((0, 2, 6, 6, 10, 0, 0, linear, linear), (0, 0), 96, 1000, 6, "fp64"),
-        "8-64-64-1": ((0, 3, 8, 64, 64, 1, 1, 1, 1, relu, relu, linear), (0,) * 3, 4801, 1000, 8, "fp64"),
+        "8-64-64-1": (deep, (0, 0, 0), 4801, 1000, 8, "fp64"),
     }  # fmt: skip
     table = {}
     for name, (net, reals, n_parameters, n_rows, n_in, dtype) in shapes.items():

@@ -50,13 +50,13 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
     for first in range(0, n_runs, at_a_time):
         chosen = starts[first : first + at_a_time].to(device)
         solver = _Solver(problem, chosen, settings, max_steps, n_projected)
-        parts.append(solver.state)
         try:
             while unfinished != "interrupted" and (n_left := solver.advance(deadline)):
                 if progress is not None:
                     progress(done + len(chosen) - n_left, n_runs)
         except KeyboardInterrupt:  # every state is that after an accepted step
             unfinished = "interrupted"
+        parts.append(solver.state)
         done += len(chosen)
         if progress is not None:
             progress(done, n_runs)
@@ -127,8 +127,10 @@ class _Solver:
             group = SimpleNamespace(**{name: t[at] for name, t in vars(self.state).items()})
             for _ in range(ROUNDS):
                 self._round(group, solver)
-            for name, t in vars(self.state).items():
-                t[at] = getattr(group, name)
+            # one assignment: Ctrl-C finds a whole state
+            self.state = SimpleNamespace(
+                **{n: t.index_copy(0, at, getattr(group, n)) for n, t in vars(self.state).items()}
+            )
         return int(running.sum())
 
     def _round(self, s, solver):

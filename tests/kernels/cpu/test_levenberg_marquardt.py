@@ -5,62 +5,17 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, jacrev, vmap
 
 pytest.importorskip("numba")
 
-import itertools
-
 from fastmlp.kernels.cpu import jacobian
 from fastmlp.kernels.cpu import levenberg_marquardt as kernels
+from jacobian_cases import MODELS, TOLERANCE, linearised, mlp
 
 import fastmlp
 from fastmlp.training import tiles
 from fastmlp.training.describe import _CODES, describe
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, train
-
-TOLERANCE = 1e-10  # of issue 6, for entries of order 1
-
-
-def mlp(*sizes, activation=nn.Tanh, bias=True, last=None):
-    layers = []
-    for n_in, n_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out, bias=bias), activation()]
-    return nn.Sequential(*layers[:-1], *([] if last is None else [last()])).double()
-
-
-def additive(activation, n_in=5, n_out=1, bias=True):
-    net = fastmlp.reference.AdditiveMLP(n_in, 6, n_out, activation=activation, bias=bias)
-    return net.double()
-
-
-MODELS = {
-    "linear": lambda: mlp(3, 2),
-    "xor": lambda: mlp(2, 5, 1, activation=nn.Sigmoid, last=nn.Sigmoid),
-    "two_linear_layers": lambda: mlp(6, 6, 10, activation=nn.Identity, bias=False),
-    "deep_tanh": lambda: mlp(3, 7, 5, 4, 2),
-    "relu": lambda: mlp(2, 9, 9, 3, activation=nn.ReLU),
-    "leaky_relu": lambda: mlp(2, 9, 1, activation=lambda: nn.LeakyReLU(0.2)),
-    "silu": lambda: mlp(2, 4, 1, activation=nn.SiLU),
-    "gelu": lambda: mlp(2, 4, 1, activation=nn.GELU, last=nn.GELU),
-    "mixed_biases": lambda: nn.Sequential(
-        nn.Linear(2, 3, bias=False), nn.Sigmoid(), nn.Sequential(nn.Linear(3, 2))
-    ).double(),
-    "fastmlp_mlp": lambda: fastmlp.MLP(
-        2, [5, 4], 2, activation="sin", output_activation="tanh", dtype=torch.float64
-    ),
-    "elementwise": lambda: fastmlp.ElementwiseMLP(10, dtype=torch.float64),
-    "additive": lambda: fastmlp.AdditiveMLP(11, 6, dtype=torch.float64),
-    "additive_two_outputs": lambda: additive("relu", n_in=3, n_out=2),
-    "additive_without_bias": lambda: additive("relu", bias=False),
-    "additive_sigmoid": lambda: additive("sigmoid", n_out=2),
-    "additive_sin": lambda: additive("sin"),
-    "additive_leaky_relu": lambda: additive("leaky_relu"),
-    "sine_sum": lambda: fastmlp.SineSum(5, dtype=torch.float64),
-    "sine_sum_of_all": lambda: fastmlp.SineSum(
-        5, scale=1.3, reduction="sum", learn_amplitude=True, learn_phase=True, dtype=torch.float64
-    ),
-}
 
 
 class Piece:
@@ -69,10 +24,8 @@ class Piece:
     def __init__(self, model, x, y):
         description = describe(model)
         self.p, self.ld = description.n_parameters, kernels.padded.py_func(description.n_parameters)
-        reals = list(description.reals)
-        if description.net[0] == jacobian.SINE:
-            reals[0] /= 2 * torch.pi
-        self.net, self.reals = torch.tensor(description.net), torch.DoubleTensor(reals)
+        net, reals = tiles.kernel_words(description)
+        self.net, self.reals = torch.tensor(net), torch.DoubleTensor(reals)
         self.x, self.y, self.theta = x, y, flat(model)
         wide = x.dtype is torch.float64, y.dtype is torch.float64
         self.data = torch.tensor([x.data_ptr(), wide[0], y.data_ptr(), wide[1], 0, 0, 0])
@@ -91,27 +44,11 @@ class Piece:
 @pytest.fixture(params=MODELS)
 def case(request, draw):
     """A model, rows of inputs, its outputs [rows, M] and the Jacobian [rows, M, P]."""
-    model = MODELS[request.param]()
-    rows = 300  # more than two tiles, and not a multiple of one
-    n_in = describe(model).n_in
-    x = 2 * draw(rows, n_in)
-    x[7] = 0.0
-    names = [name for name, _ in model.named_parameters()]
-    sizes = [p.numel() for p in model.parameters()]
-    shapes = [p.shape for p in model.parameters()]
-
-    def row(theta, xi):
-        parts = zip(names, theta.split(sizes), shapes, strict=True)
-        values = {name: part.view(shape) for name, part, shape in parts}
-        return functional_call(model, values, (xi.unsqueeze(0),)).reshape(-1)
-
-    exact = vmap(jacrev(row), in_dims=(None, 0))(flat(model), x)
-    return model, x, model(x).detach(), exact
+    return linearised(MODELS[request.param](), draw, 300)
 
 
 def test_codes_of_activations_are_those_of_the_kernels():
     assert _CODES == jacobian.CODES
-    assert kernels.SOLVERS == tiles.SOLVERS
 
 
 def test_every_row_is_that_of_torch_func(case):

@@ -19,6 +19,9 @@ from fastmlp.kernels import gpu
 from fastmlp.kernels.gpu import launch
 from triton.runtime.autotuner import Autotuner, Heuristics
 
+from fastmlp import LevenbergMarquardt
+from fastmlp.training import batched
+
 DEVICE = torch.device("meta")
 MODULES = [
     importlib.import_module(f"fastmlp.kernels.gpu.{info.name}")
@@ -140,3 +143,17 @@ def test_no_kernel_is_tuned_when_it_is_called():
     for module in MODULES:
         for name, value in vars(module).items():
             assert not isinstance(value, (Autotuner, Heuristics)), (module.__name__, name)
+
+
+def test_a_trial_of_levenberg_marquardt_waits_for_nothing(launched):
+    kernels = importlib.import_module("fastmlp.kernels.gpu.levenberg_marquardt")
+    x, y = torch.empty(300, 1, device=DEVICE), torch.empty(300, 1, device=DEVICE)
+    problem = kernels.Problem((2, 1, 8, 1, 0, 0), (0.5, 0.125), 8, x, y, None)
+    starts = torch.empty(20, 8, dtype=torch.float64, device=DEVICE)
+    with _OnDevice():
+        solver = batched._Solver(problem, starts, LevenbergMarquardt(), 5, 0)
+        solver._round(solver.state, batched._CHOLESKY)
+        assert launched == ["lm_loss_kernel", "lm_jacobian_kernel", "lm_loss_kernel"]
+        for tile in problem.tiles(starts):
+            assert tile.device == DEVICE
+    assert len(launched) == 4
