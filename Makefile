@@ -68,6 +68,8 @@ gpu-bench: gpu-install
 	mkdir -p bench/results
 	$(PYTHON) bench/run.py --device cuda --out bench/results/$(GPU_NAME).json
 	$(PYTHON) bench/bench_fit.py --device cuda --json bench/results/$(GPU_NAME)-fit.json
+	$(PYTHON) bench/bench_levenberg_marquardt.py --device cuda \
+		| tee bench/results/$(GPU_NAME)-levenberg-marquardt.txt
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage

@@ -2,6 +2,7 @@
 
     python bench/bench_levenberg_marquardt.py             # all questions
     python bench/bench_levenberg_marquardt.py step xor    # some
+    python bench/bench_levenberg_marquardt.py --device cuda
 
 `step`: AdditiveMLP(64, 14) on 90 000 rows, time of a step and memory beside the input, against the
 Jacobian by torch.func and torch.linalg.lstsq. `sines`: 50 draws of 8 sines, 300 starts each, and
@@ -31,10 +32,10 @@ SETTINGS = fastmlp.LevenbergMarquardt
 QUESTIONS = ("step", "sines", "xor", "functions")
 
 
-def _additive(rows):
+def _additive(rows, device):
     torch.manual_seed(0)
-    x = 13 * torch.rand(rows, 64) - 5
-    return fastmlp.AdditiveMLP(64, 14), x, x.square().sum(1, keepdim=True)
+    x = (13 * torch.rand(rows, 64) - 5).to(device)
+    return fastmlp.AdditiveMLP(64, 14).to(device), x, x.square().sum(1, keepdim=True)
 
 
 def _plain_step(net, x, y):
@@ -51,18 +52,19 @@ def _plain_step(net, x, y):
     rows = vmap(jacrev(row), in_dims=(None, 0), chunk_size=9000)(parameters, x)
     jacobian = torch.cat([rows[name].flatten(1) for name in parameters], 1)
     residual = functional_call(net, parameters, (x,)) - y
-    torch.linalg.lstsq(jacobian, residual)
+    float(torch.linalg.lstsq(jacobian, residual).solution[0])  # waits for a device
     return time.perf_counter() - began
 
 
-def step():
+def step(device):
     """Time of a step and memory, interleaved with the plain way."""
-    net, x, y = _additive(90_000)
-    train([net], x, y, SETTINGS(), max_steps=1)  # compiles, or loads what was compiled
+    net, x, y = _additive(90_000, device)
+    for solver in ("cholesky", "qr"):  # compiles, or loads what was compiled
+        train([net], x, y, SETTINGS(solver=solver), max_steps=1)
     ours, qr, plain = [], [], []
     for _ in range(3):
         for solver, times in (("cholesky", ours), ("qr", qr)):
-            net, _, _ = _additive(1)
+            net, _, _ = _additive(1, device)
             outcome = train([net], x, y, SETTINGS(solver=solver), max_steps=5)
             times.append(outcome.seconds / outcome.jacobians[0])
         plain.append(_plain_step(net, x, y))
@@ -72,53 +74,63 @@ def step():
             f"  {name:<20}{statistics.median(times):>8.3f} s{min(times):>8.3f} s"
             f"{statistics.median(plain) / statistics.median(times):>8.1f}×"
         )
-    script = "import bench_levenberg_marquardt as b; b.memory()"
+    script = f"import bench_levenberg_marquardt as b; b.memory({device!r})"
     path = str(__file__).rsplit("/", 1)[0]
     subprocess.run([sys.executable, "-c", script], check=True, cwd=path)
 
 
-def memory():
+def memory(device):
     """Peak memory of a run beside the input; in a process of its own."""
-    small = _additive(200)
+    small = _additive(200, device)
     for solver in ("cholesky", "qr"):  # kernels and threads are there
         train([small[0]], *small[1:], SETTINGS(solver=solver), max_steps=1)
-    net, x, y = _additive(90_000)
+    net, x, y = _additive(90_000, device)
     size = x.nbytes + y.nbytes
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before = _peak()
+    if device == "cpu":
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    else:
+        torch.cuda.reset_peak_memory_stats()
+    before = _peak(device)
     train([net], x, y, SETTINGS(), max_steps=5)
-    print(f"  peak memory grew by {_peak() - before:.0f} MiB, input {size / 2**20:.0f} MiB")
+    print(f"  peak memory grew by {_peak(device) - before:.0f} MiB, input {size / 2**20:.0f} MiB")
 
 
-def _peak():
-    """The most memory that was resident since the mark was reset, MiB; Linux alone tells."""
+def _peak(device):
+    """The most memory that was in use since the mark was reset, MiB; of the host on Linux alone."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
-def sines():
+def sines(device):
     """Experiment 3 with 8 sines: restarts, and one spectral start."""
     x = torch.cat([torch.arange(-40, -10), torch.arange(10, 40)]).double() / 10
-    warm = fastmlp.SineSum(8, dtype=torch.float64)
-    train([warm], x, x.sin(), SETTINGS(), max_steps=1)
+    inputs = x.to(device)
+    warm = fastmlp.SineSum(8, dtype=torch.float64, device=device)
+    for solver in ("cholesky", "qr"):
+        train([warm], inputs, inputs.sin(), SETTINGS(solver=solver), max_steps=1)
     solved, spectral, seconds, errors = 0, 0, [], []
     for seed in range(50):
         # a seed that no start has: the same numbers would be drawn
         generator = torch.Generator().manual_seed(1000 + seed)
         w = 2 * torch.rand(8, generator=generator, dtype=torch.float64)
         y = torch.sin(math.pi * x[:, None] * w).mean(1)
-        net = fastmlp.SineSum(8, dtype=torch.float64)
-        outcome = train([net], x, y, SETTINGS(restarts=300), max_steps=200, seed=seed)
+        targets = y.to(device)
+        net = fastmlp.SineSum(8, dtype=torch.float64, device=device)
+        settings = SETTINGS(restarts=300)
+        outcome = train([net], inputs, targets, settings, max_steps=200, seed=seed)
         seconds.append(outcome.seconds)
         if float(outcome.final.min()) / 60 <= 1e-24:
             solved += 1
-            errors.append(float((net.w.detach().abs().sort().values - w.sort().values).abs().max()))
+            found = net.w.detach().cpu().abs().sort().values
+            errors.append(float((found - w.sort().values).abs().max()))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             start = fastmlp.spectral.frequencies(x, y, 8)
         with torch.no_grad():
             net.w.copy_(start.w)
-        outcome = train([net], x, y, SETTINGS(), max_steps=300)
+        outcome = train([net], inputs, targets, SETTINGS(), max_steps=300)
         spectral += float(outcome.final[0]) / 60 <= 1e-24
     print(
         f"8 sines, 50 draws, training MSE ≤ 1e-24: {solved} from 300 starts "
@@ -127,14 +139,16 @@ def sines():
     )
 
 
-def xor():
+def xor(device):
     """XOR from 200 starts."""
-    x = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64)
-    y = torch.tensor([[0.0], [1.0], [1.0], [0.0]], dtype=torch.float64)
+    x = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64, device=device)
+    y = torch.tensor([[0.0], [1.0], [1.0], [0.0]], dtype=torch.float64, device=device)
     warnings.simplefilter("ignore", UserWarning)
     for name, last in (("linear", []), ("sigmoid", [nn.Sigmoid()])):
         net = nn.Sequential(nn.Linear(2, 5), nn.Sigmoid(), nn.Linear(5, 1), *last).double()
-        train([net], x, y, SETTINGS(restarts=2), max_steps=1)
+        net = net.to(device)
+        for solver in ("cholesky", "qr"):
+            train([net], x, y, SETTINGS(solver=solver), max_steps=1)
         outcome = train([net], x, y, SETTINGS(restarts=200), max_steps=200)
         good = int((outcome.final < 1e-10).sum())
         print(f"XOR 2-5-1 sigmoid, {name} output: SSE < 1e-10 from {good} of 200 starts, "
@@ -149,13 +163,13 @@ FUNCTIONS = {
 }
 
 
-def functions():
+def functions(device):
     """Univariate targets on [-5, 5]."""
-    x = torch.linspace(-5, 5, 10_000, dtype=torch.float64)
+    x = torch.linspace(-5, 5, 10_000, dtype=torch.float64, device=device)
     for name, (f, second) in FUNCTIONS.items():
         y = f(x)
         for restarts in (20, 500):
-            net = fastmlp.ElementwiseMLP(10, dtype=torch.float64)
+            net = fastmlp.ElementwiseMLP(10, dtype=torch.float64, device=device)
             outcome = train([net], x, y, SETTINGS(restarts=restarts), max_steps=1000)
             rms = math.sqrt(float(outcome.final.min()) / len(x))
             line = f"{name:<5}best of {restarts:>3}: RMS {rms:.3e}, {outcome.seconds:.2f} s"
@@ -170,5 +184,7 @@ def functions():
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("questions", nargs="*", choices=[*QUESTIONS, []], metavar="question")
-    for question in parser.parse_args().questions or QUESTIONS:
-        globals()[question]()
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    options = parser.parse_args()
+    for question in options.questions or QUESTIONS:
+        globals()[question](options.device)

@@ -31,6 +31,13 @@ class LevenbergMarquardt:
     falls; λ follows the ratio of the actual to the predicted fall. D is the running maximum of the
     norms of J's columns. All in float64, whatever the models' dtype.
 
+    The rows of J of ElementwiseMLP, AdditiveMLP with a shared subnet, SineSum, MLP and a Sequential
+    like it come from kernels: Numba on the CPU, where those of a univariate net with one hidden
+    layer of (leaky) ReLU are replaced by sums over its segments, and Triton on a CUDA device, where
+    the factors and the runs' state are too. A net with a layer wider than 128 is trained by the
+    kernels of the CPU wherever it is. Of any other module J is :mod:`torch.func`'s, on the module's
+    device, one run after the other, and its factors are solved on the CPU.
+
     Args:
         solver: ``"qr"``: Householder QR of the augmented Jacobian, memory O(P²). ``"cholesky"``:
             of JᵀJ, two to four times faster, with the condition number squared. ``"auto"``:

@@ -24,6 +24,9 @@ MAX_GRAM_COLUMNS = 256
 TILE_BYTES = 1 << 26
 """Of the rows of [J, r] of all models that are in memory at a time."""
 
+MAX_TILE_PIECES = 1 << 15
+"""Programs of a model that write rows: the second dimension of a grid has 65 535 at most."""
+
 BLOCK_P, BLOCK_K = 32, 16
 """Columns, and rows at a time, of a product on chip: with eight warps nothing is spilled."""
 
@@ -239,8 +242,8 @@ class Problem:
         n_models, n_out = len(theta), self._verb.n_out
         asked = torch.ones(n_models, dtype=torch.int8, device=theta.device)
         of_rows = 8 * n_models * self._n_columns * n_out * self.rows
-        most = self.rows * max(1, TILE_BYTES // of_rows)
-        most = min(most, triton.cdiv(self.n_rows, self.rows) * self.rows)
+        most = min(max(1, TILE_BYTES // of_rows), MAX_TILE_PIECES)
+        most = self.rows * min(most, triton.cdiv(self.n_rows, self.rows))
         buffer = theta.new_empty(n_models * self._n_columns * n_out * most)
         for first in range(0, self.n_rows, most):
             n_pieces = triton.cdiv(min(most, self.n_rows - first), self.rows)
