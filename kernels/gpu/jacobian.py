@@ -5,10 +5,10 @@ verb a model::
 
     verb(theta_ptr, x_ptr, rows, stop, root, m, out_ptr, places, stride, SIZES, ACTS, NUMBERS)
 
-returns output m, f_m(x; θ), of the rows before ``stop``, and unless ``out_ptr`` is None writes
-their Jacobian times ``root``, the square roots of the rows' weights: ∂f_m/∂θ_p of a row goes to
-``out_ptr[p·stride + place]``, zeros from ``stop`` on. So the columns of a matrix lie one after the
-other, whatever the groups are that a model makes them in.
+returns output m, f_m(x; θ), of some rows, x being 0 from row ``stop`` on, and unless ``out_ptr`` is
+None writes their Jacobian times ``root``, the square roots of the rows' weights: ∂f_m/∂θ_p of a row
+goes to ``out_ptr[p·stride + place]``. So the columns of a matrix lie one after the other, whatever
+the groups are that a model makes them in.
 """
 
 from typing import NamedTuple
@@ -45,17 +45,16 @@ def activate(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
 
 
 @triton.jit
-def put(out_ptr, column, places, stride, values, inside):
+def put(out_ptr, column, places, stride, values):
     """Write one column of the Jacobian, values [rows]."""
-    at = tl.cast(column, tl.int64) * stride
-    tl.store(out_ptr + at + places, tl.where(inside, values, 0.0))
+    tl.store(out_ptr + tl.cast(column, tl.int64) * stride + places, values)
 
 
 @triton.jit
-def put_columns(out_ptr, columns, known, places, stride, values, inside):
+def put_columns(out_ptr, columns, known, places, stride, values):
     """Write those of some columns that are ``known``, values [rows, columns]."""
     at = columns.to(tl.int64)[None, :] * stride + places[:, None]
-    tl.store(out_ptr + at, tl.where(inside[:, None], values, 0.0), mask=known[None, :])
+    tl.store(out_ptr + at, values, mask=known[None, :])
 
 
 @triton.constexpr_function
@@ -113,8 +112,8 @@ def mlp(
         g = tl.where(chosen, slopes[N_LAYERS - 1] * root[:, None], 0.0)
         for layer in tl.static_range(N_LAYERS - 1, -1, -1):
             put_layer(
-                out_ptr, g, values[layer], places, stride, rows < stop, WIDTHS[layer],
-                WIDTHS[layer + 1], layer_at(WIDTHS, BIASES, layer), BIASES[layer],
+                out_ptr, g, values[layer], places, stride, WIDTHS[layer], WIDTHS[layer + 1],
+                layer_at(WIDTHS, BIASES, layer), BIASES[layer],
             )  # fmt: skip
             if layer > 0:
                 layer_ptr = theta_ptr + shift_of(WIDTHS, BIASES, layer)
@@ -126,7 +125,7 @@ def mlp(
 
 @triton.jit
 def put_layer(
-    out_ptr, g, h, places, stride, inside, N_IN: tl.constexpr, N_OUT: tl.constexpr,
+    out_ptr, g, h, places, stride, N_IN: tl.constexpr, N_OUT: tl.constexpr,
     AT: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """Write the columns of a layer, g_i h_j and g_i."""
@@ -134,9 +133,9 @@ def put_layer(
     for k in range(N_OUT):
         column = tl.sum(tl.where((i == k)[None, :], g, 0.0), axis=1)
         products = column[:, None] * h
-        put_columns(out_ptr, AT + k * N_IN + j, j < N_IN, places, stride, products, inside)
+        put_columns(out_ptr, AT + k * N_IN + j, j < N_IN, places, stride, products)
     if BIAS:
-        put_columns(out_ptr, AT + N_IN * N_OUT + i, i < N_OUT, places, stride, g, inside)
+        put_columns(out_ptr, AT + N_IN * N_OUT + i, i < N_OUT, places, stride, g)
 
 
 @triton.jit
@@ -161,7 +160,6 @@ def additive(
     b_ptr = theta_ptr + B_AT if BIAS else None
     d = load_scalar(theta_ptr + D_AT if BIAS else None, 0, True, tl.float64)
     c = load_scalar(theta_ptr + C_AT if BIAS else None, m, True, tl.float64)
-    inside = rows < stop
     readout_ptr = theta_ptr + READOUT_AT + m * F
     features = tl.arange(0, BLOCK_F)
     terms = tl.zeros((rows.shape[0], BLOCK_F), tl.float64)
@@ -185,7 +183,7 @@ def additive(
             for i in range(M):
                 own = tl.where(i == m, f * root[:, None], 0.0)
                 at = READOUT_AT + i * F + cols
-                put_columns(out_ptr, at, cols < F, places, stride, own, inside)
+                put_columns(out_ptr, at, cols < F, places, stride, own)
     if out_ptr is not None:
         for k in range(H):
             w, v = tl.load(theta_ptr + k), tl.load(theta_ptr + V_AT + k)
@@ -201,14 +199,14 @@ def additive(
                 a_sum += weight * slope
                 b_sum += weight * slope * x
                 v_sum += weight * value
-            put(out_ptr, k, places, stride, v * root * tl.sum(b_sum, axis=1), inside)
+            put(out_ptr, k, places, stride, v * root * tl.sum(b_sum, axis=1))
             if BIAS:
-                put(out_ptr, B_AT + k, places, stride, v * root * tl.sum(a_sum, axis=1), inside)
-            put(out_ptr, V_AT + k, places, stride, root * tl.sum(v_sum, axis=1), inside)
+                put(out_ptr, B_AT + k, places, stride, v * root * tl.sum(a_sum, axis=1))
+            put(out_ptr, V_AT + k, places, stride, root * tl.sum(v_sum, axis=1))
         if BIAS:
-            put(out_ptr, D_AT, places, stride, root * tl.sum(weights), inside)
+            put(out_ptr, D_AT, places, stride, root * tl.sum(weights))
             for i in range(M):
-                put(out_ptr, C_AT + i, places, stride, tl.where(i == m, root, 0.0), inside)
+                put(out_ptr, C_AT + i, places, stride, tl.where(i == m, root, 0.0))
     return tl.sum(terms, axis=1) + c
 
 
@@ -226,8 +224,7 @@ def sine(
     turns = tl.full((), NUMBERS[0], tl.float64)
     factor = tl.full((), NUMBERS[1], tl.float64)
     scale = tl.full((), NUMBERS[0] * 6.283185307179586, tl.float64)
-    inside = rows < stop
-    x = tl.load(x_ptr + rows, mask=inside, other=0.0).to(tl.float64)[:, None]
+    x = tl.load(x_ptr + rows, mask=rows < stop, other=0.0).to(tl.float64)[:, None]
     y = tl.zeros((rows.shape[0], BLOCK), tl.float64)
     xs = tl.broadcast_to(x, y.shape)
     for first in range(0, WIDTH, BLOCK):
@@ -246,12 +243,12 @@ def sine(
         y += a[None, :] * sines
         if out_ptr is not None:
             slopes = a[None, :] * cos_turns(r) * root[:, None]
-            put_columns(out_ptr, units, known, places, stride, slopes * (scale * x), inside)
+            put_columns(out_ptr, units, known, places, stride, slopes * (scale * x))
             if HAS_A:
                 of_a = factor * sines * root[:, None]
-                put_columns(out_ptr, WIDTH + units, known, places, stride, of_a, inside)
+                put_columns(out_ptr, WIDTH + units, known, places, stride, of_a)
             if HAS_PHASE:
-                put_columns(out_ptr, PHASE_AT + units, known, places, stride, slopes, inside)
+                put_columns(out_ptr, PHASE_AT + units, known, places, stride, slopes)
     return tl.sum(y, axis=1)
 
 
@@ -264,6 +261,7 @@ class Verb(NamedTuple):
         n_out: Outputs M.
         rows: Most rows of a tile, a power of two of at least 16.
         warps: Warps that evaluate a tile.
+        columns: Columns of J that are multiplied at a time, at most, by eight warps.
     """
 
     function: object
@@ -271,10 +269,13 @@ class Verb(NamedTuple):
     n_out: int
     rows: int
     warps: int
+    columns: int
 
 
 def verb_of(net, reals):
     """The :class:`Verb` of a description; sines count in turns, as on the CPU.
+
+    Sizes are those with which nothing is spilled, by the counts of bench/static_cost.py.
 
     Raises:
         ValueError: A layer wider than the kernels take.
@@ -287,15 +288,14 @@ def verb_of(net, reals):
             raise ValueError(f"its widest layer has {max(widths)} numbers, at most {MAX_WIDTH}")
         acts = tuple(functions[code] for code in net[3 + 2 * n_layers :])
         widest = padded(max(widths))
-        rows = max(16, 512 // widest)
         constants = (tuple(widths), tuple(biases), n_layers), acts, tuple(reals)
-        return Verb(mlp, constants, widths[-1], rows, rows * widest // 512)
+        return Verb(mlp, constants, widths[-1], 16, max(1, widest // 32), 16)
     if net[0] == ADDITIVE:
         _, n_in, n_hidden, n_out, bias, code = net
         block = block_of(n_in, 16)
         constants = (n_in, n_hidden, n_out, bias, block), (functions[code],), tuple(reals)
-        return Verb(additive, constants, n_out, 64, 4)
+        return Verb(additive, constants, n_out, 64, 4, 32)
     _, _, width, _, has_amplitude, has_phase = net
     block = block_of(width, 64)
     constants = (width, has_amplitude, has_phase, block), (), tuple(reals)
-    return Verb(sine, constants, 1, min(128, 1024 // block), 4)
+    return Verb(sine, constants, 1, min(128, 1024 // block), 4, 32)

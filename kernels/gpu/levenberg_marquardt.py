@@ -27,8 +27,8 @@ TILE_BYTES = 1 << 26
 MAX_TILE_PIECES = 1 << 15
 """Programs of a model that write rows: the second dimension of a grid has 65 535 at most."""
 
-BLOCK_P, BLOCK_K = 32, 16
-"""Columns, and rows at a time, of a product on chip: with eight warps nothing is spilled."""
+BLOCK_K = 16
+"""Rows of a product on chip at a time."""
 
 
 @triton.jit
@@ -37,14 +37,15 @@ def residuals(
     N_OUT: tl.constexpr, MODEL: tl.constexpr, SIZES: tl.constexpr, ACTS: tl.constexpr,
     NUMBERS: tl.constexpr,
 ):  # fmt: skip
-    """√w·(f_m − y_m) of the rows before ``stop``; writes J unless ``out_ptr`` is None."""
+    """√w·(f_m − y_m), 0 from row ``stop`` on; writes J likewise unless ``out_ptr`` is None."""
     inside = rows < stop
+    # without weight nothing counts
     root = inside.to(tl.float64)
     if weight_ptr is not None:
         root = tl.load(weight_ptr + rows, mask=inside, other=0.0)
     f = MODEL(theta_ptr, x_ptr, rows, stop, root, m, out_ptr, places, stride, SIZES, ACTS, NUMBERS)
     y = tl.load(y_ptr + rows * N_OUT + m, mask=inside, other=0.0).to(tl.float64)
-    return tl.where(inside, (f - y) * root, 0.0)
+    return (f - y) * root
 
 
 # a kernel would be compiled anew for a number that is 1 or a multiple of 16
@@ -128,14 +129,12 @@ def lm_jacobian_kernel(
     n_columns = n_parameters + 1
     theta_ptr += run * n_parameters
     start = first_row + piece * piece_rows
-    stop = tl.minimum(start + piece_rows, n_rows)
+    end = start + piece_rows
     if gram_ptr is None:
-        # the last rows of a tile are zeros
-        end = start + piece_rows
         width = SLAB * n_pieces
         rows_ptr += run * n_columns * N_OUT * width + piece * SLAB
     else:
-        end = stop
+        end = tl.minimum(end, n_rows)
         width = SLAB
         rows_ptr += (run * n_pieces + piece) * n_columns * N_OUT * width
         gram_ptr += (run * n_pieces + piece) * n_columns * n_columns
@@ -146,7 +145,7 @@ def lm_jacobian_kernel(
             for m in range(N_OUT):
                 out_ptr = rows_ptr + m * width
                 r = residuals(
-                    theta_ptr, x_ptr, y_ptr, weight_ptr, slab + places, stop, m, out_ptr, places,
+                    theta_ptr, x_ptr, y_ptr, weight_ptr, slab + places, n_rows, m, out_ptr, places,
                     stride, N_OUT, MODEL, SIZES, ACTS, NUMBERS,
                 )  # fmt: skip
                 tl.store(out_ptr + tl.cast(n_parameters, tl.int64) * stride + places, r)
@@ -189,12 +188,13 @@ class Problem:
 
     def launches(self):
         """Constants and warps of the kernels, by name."""
-        block = max(16, block_of(self._n_columns, BLOCK_P))
+        most = self._verb.columns
+        block = max(16, block_of(self._n_columns, most))
         return {
             "lm_loss": {**self._constants, "num_warps": self._verb.warps},
             "lm_jacobian": {
                 **self._constants, "SLAB": self._slab, "BLOCK_P": block, "BLOCK_K": BLOCK_K,
-                "num_warps": 8 if block == BLOCK_P else 4,
+                "num_warps": 8 if block == most else 4,
             },
         }  # fmt: skip
 

@@ -151,6 +151,36 @@ class TestReasons:
         assert (outcome.stopped, outcome.steps) == (["not_finite"], [0])
 
 
+class Stubborn:
+    """A problem of one parameter in which no trial lowers the loss."""
+
+    p = 1
+
+    def losses(self, theta, asked):
+        return torch.ones(1, dtype=torch.float64)
+
+    def grams(self, theta, asked):
+        return torch.tensor([[[1.0, 0.5], [0.5, 1.0]]], dtype=torch.float64)
+
+    def tiles(self, theta):
+        yield torch.tensor([[[1.0, 0.0], [0.5, 0.75**0.5]]], dtype=torch.float64)
+
+
+def test_qr_begins_with_the_damping_of_the_last_step():
+    starts = torch.zeros(1, 1, dtype=torch.float64)
+    solver = batched._Solver(Stubborn(), starts, LevenbergMarquardt(max_attempts=3), 5, 0)
+    for damping in (2.0, 8.0, 1.0):
+        assert int(solver.state.solver) == batched._CHOLESKY
+        solver._round(solver.state, batched._CHOLESKY)
+        assert float(solver.state.damping) == damping
+    assert int(solver.state.solver) == batched._QR
+    assert solver.advance(None) == 1
+    assert solver.advance(None) == 0
+    assert float(solver.state.damping) == 64.0
+    assert int(solver.state.reason) == batched._CODE["no_descent"]
+    assert int(solver.state.jacobians) == 2
+
+
 def test_interrupted_runs_are_told_as_such(device, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
