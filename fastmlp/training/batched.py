@@ -56,6 +56,8 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
                     progress(done + len(chosen) - n_left, n_runs)
         except KeyboardInterrupt:  # every state is that after an accepted step
             unfinished = "interrupted"
+        if n_runs * n_columns**2 > MAX_KEPT_FACTORS:
+            solver.state.factor = solver.state.sse[:, None, None] * math.nan
         parts.append(solver.state)
         done += len(chosen)
         if progress is not None:
@@ -69,12 +71,10 @@ def _outcome(parts, p, unfinished):
         name: torch.cat([getattr(part, name) for part in parts]).cpu() for name in vars(parts[0])
     }
     solvers = state["solver"].tolist()
-    ranks = [None] * len(solvers)
-    if state["factor"].numel() <= MAX_KEPT_FACTORS:
-        ranks = [
-            numerical_rank(factor[:p, :p], scale, solver == _QR)
-            for factor, scale, solver in zip(state["factor"], state["scale"], solvers, strict=True)
-        ]
+    ranks = [
+        numerical_rank(factor[:p, :p], scale, solver == _QR)
+        for factor, scale, solver in zip(state["factor"], state["scale"], solvers, strict=True)
+    ]
     return Outcome(
         sse=state["history"][:, :, 0].clone(),
         gradient_norm=state["history"][:, :, 1].clone(),
@@ -199,13 +199,13 @@ class _Solver:
         """Variable projection: θ with the last layer solved for; see `lm_steps.py`."""
         factor = self._fold(theta, self.n_damped)
         n = self.p - self.n_damped
-        scale = factor[:, :n, :n].norm(dim=1)
+        matrix, rotated = factor[:, :n, :n], factor[:, :n, n]
+        scale = matrix.norm(dim=1)
         scale = torch.where(scale > 0, scale, 1.0)
         roots = torch.full_like(scale, UNSEEN)
-        correction, _ = _least_squares(factor[:, :n, :n] / scale[:, None], factor[:, :n, n], roots)
-        return torch.cat(
-            [theta[:, : self.n_damped], theta[:, self.n_damped :] - correction / scale], 1
-        )
+        correction, _ = _least_squares(matrix / scale.unsqueeze(1), rotated, roots)
+        others, readout = theta.split([self.n_damped, n], 1)
+        return torch.cat([others, readout - correction / scale], 1)
 
     def _take_jacobian(self, s, asked, solver):
         """Scales, the norm of the gradient and the tests before a step; returns Jᵀr."""

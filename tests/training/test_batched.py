@@ -114,6 +114,8 @@ def test_same_bits_in_every_run_and_in_several_batches(device, monkeypatch):
     )
     assert_alike(alone, outcomes[0], rtol=1e-12)
     assert reports[-1] == (2, 2)
+    monkeypatch.setattr(batched, "MAX_KEPT_FACTORS", 1)
+    assert on_triton(nets, x, y, settings, device, max_steps=1).rank == [None, None]
 
 
 class TestReasons:
