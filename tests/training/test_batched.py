@@ -11,6 +11,8 @@ from torch import nn
 pytest.importorskip("triton")
 pytest.importorskip("numba")
 
+from fastmlp.kernels.gpu import levenberg_marquardt as kernels
+
 import fastmlp
 from fastmlp import LevenbergMarquardt
 from fastmlp.training import batched, generic, levenberg_marquardt, tiles
@@ -76,10 +78,12 @@ def test_sines_to_the_end(solver, device):
     settings = LevenbergMarquardt(solver=solver)
     ours, theirs = both(nets, x, y, settings, device, max_steps=15)
     assert ours.final[0] < 1e-28
-    for outcome in (ours, theirs):  # which rounding errors are left is anybody's
+    assert ours.stopped[0] in ("zero", "ftol", "xtol", "no_descent")
+    # how rounding ends a run is anybody's
+    for name in ("steps", "stopped", "solver", "jacobians"):
+        getattr(ours, name)[0] = getattr(theirs, name)[0]
+    for outcome in (ours, theirs):
         outcome.sse[0, 4:] = outcome.gradient_norm[0, 4:] = 0.0
-    ours.steps[0] = theirs.steps[0]
-    ours.jacobians[0] = theirs.jacobians[0]
     assert_alike(ours, theirs)
 
 
@@ -94,10 +98,12 @@ def test_weighted_sums_of_squares(draw, solver, projected, device):
     assert_alike(*both([net], x, y, settings, device, **arguments), rtol=1e-6)
 
 
-def test_several_outputs_without_full_rank(draw, device):
+def test_several_outputs_and_tiles_without_full_rank(draw, device, monkeypatch):
+    monkeypatch.setattr(kernels, "TILE_BYTES", 1)  # 16 rows
     x = draw(30, 3)
     net = mlp(3, 2, 4, activation=nn.Identity, bias=False)
-    assert_alike(*both([net], x, x @ draw(3, 4), LevenbergMarquardt(), device, max_steps=6))
+    settings = LevenbergMarquardt(solver="qr")
+    assert_alike(*both([net], x, x @ draw(3, 4), settings, device, max_steps=4))
 
 
 def test_same_bits_in_every_run_and_in_several_batches(device, monkeypatch):
