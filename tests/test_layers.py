@@ -39,7 +39,7 @@ ALLOWED = {
         "plotting",
     },
     "plotting": {"functional"},
-    "optim": {"training"},
+    "optim": {"training", "backends"},
     "piecewise": {"piecewise", "functional", "reference", "arguments", "plotting"},
     "spectral": {"training", "modules.checks", "arguments"},
     "diagnostics": {"modules", "reference"},

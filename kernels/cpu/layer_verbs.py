@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from . import dense, mlp, stacked
+from . import dense, mlp_blocks, stacked
+from .gemm import VECTOR, transpose
 from .jit import address_of, array_at, inner, wide_vectors
 
 DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
@@ -131,7 +132,7 @@ def _mlp_dropout(n, n_rows, place, constants):
 
 
 def _element_rows(sizes):
-    return mlp.block_rows(max(sizes[4:]))
+    return mlp_blocks.block_rows(max(sizes[4:]))
 
 
 def mlp_block_rows(sizes, n_in):
@@ -142,15 +143,15 @@ def mlp_block_rows(sizes, n_in):
 def mlp_n_kept(sizes, n_in):
     """The net, sums in float64 and the layout of a block, in numbers of either dtype."""
     net = (sizes[0], *sizes[4:])
-    integers = 2 + 3 * sizes[0] + mlp.n_sums.py_func(net)
+    integers = 2 + 3 * sizes[0] + mlp_blocks.n_sums.py_func(net)
     return max(
-        -(-mlp.layout(net, _element_rows(sizes), True, size, 8 * integers)[-1] // size) + 16
+        -(-mlp_blocks.layout(net, _element_rows(sizes), True, size, 8 * integers)[-1] // size) + 16
         for size in (4, 8)
     )
 
 
 def mlp_forward(real):
-    forward_block, _ = mlp.blocks(real)
+    forward_block, _ = mlp_blocks.blocks(real)
 
     @inner
     def mlp_verb_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
@@ -160,8 +161,8 @@ def mlp_forward(real):
         n_in, n_out = net[1], net[1 + net[0]]
         n = x.size // n_in
         p, first = _mlp_dropout(n, n_rows, place, constants)
-        at += 8 * mlp.n_sums(net)
-        rows, memory = mlp.block_layout(net, n, sizes[2], sizes[3], p, size, at)
+        at += 8 * mlp_blocks.n_sums(net)
+        rows, memory = mlp_blocks.block_layout(net, n, sizes[2], sizes[3], p, size, at)
         for start in range(0, n, rows):
             n_block = min(rows, n - start)
             output = forward_block(
@@ -169,13 +170,13 @@ def mlp_forward(real):
                 first + start, n_block, rows, memory, True,
             )  # fmt: skip
             target = address_of(y) + start * n_out * size
-            mlp.transpose(zero, output, rows * size, n_out, n_block, target, n_out * size)
+            transpose(zero, output, rows * size, n_out, n_block, target, n_out * size)
 
     return mlp_verb_forward
 
 
 def mlp_backward(real):
-    forward_block, backward_block = mlp.blocks(real)
+    forward_block, backward_block = mlp_blocks.blocks(real)
 
     @inner
     def mlp_verb_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
@@ -183,13 +184,13 @@ def mlp_backward(real):
         size = theta.itemsize
         net, at = _net_of(theta, sizes, kept)
         n_layers, bias, n_in, n_out = net[0], sizes[1], net[1], net[1 + net[0]]
-        sums = array_at(at, mlp.n_sums(net), np.float64)
+        sums = array_at(at, mlp_blocks.n_sums(net), np.float64)
         sums[:] = 0
         n = x.size // n_in
         p, first = _mlp_dropout(n, n_rows, place, constants)
         at += 8 * sums.size
-        rows, memory = mlp.block_layout(net, n, sizes[2], sizes[3], p, size, at)
-        fast = mlp.fast_of(memory, size, real)
+        rows, memory = mlp_blocks.block_layout(net, n, sizes[2], sizes[3], p, size, at)
+        fast = mlp_blocks.fast_of(memory, size, real)
         fast[:] = 0
         for start in range(0, n, rows):
             n_block = min(rows, n - start)
@@ -203,7 +204,7 @@ def mlp_backward(real):
                 net, sizes[2], sizes[3], seed, p, address_of(dy) + start * n_out * size, x_at, 0,
                 first + start, n_block, rows, memory, sums, True,
             )  # fmt: skip
-        mlp.flush(net, fast, mlp.VECTOR // size, sums)
+        mlp_blocks.flush(net, fast, VECTOR // size, sums)
         at = to = 0
         for layer in range(n_layers):
             n_weights = net[1 + layer] * net[2 + layer]
