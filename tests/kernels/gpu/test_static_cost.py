@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("triton")
+
 SCRIPT = Path(__file__).parents[3] / "bench" / "static_cost.py"
 KEPT = json.loads(SCRIPT.with_suffix(".json").read_text("utf-8"))
 
