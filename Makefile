@@ -33,7 +33,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/x2_sum_lm.py --restarts 0
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
 
 thorough: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 tests/robustness --hypothesis-profile thorough
