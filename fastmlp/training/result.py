@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -163,10 +165,10 @@ class FitResult:
             ValueError: The file is no FitResult, or damaged; ``models`` do not match it.
             OSError: The file cannot be read.
         """
+        # read first: what is wrong with the content is no OSError, whatever PyTorch makes of it
+        file = io.BytesIO(Path(path).read_bytes())
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
+            content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(f"{path} is no saved FitResult, or damaged: {error}") from error
         reason = _defect(content)

@@ -55,17 +55,10 @@ def test_a_setting_for_each_model_may_be_any_sequence(as_what):
     assert not torch.equal(losses[0], losses[1])
 
 
-@pytest.mark.parametrize(
-    ("net", "text"),
-    [
-        (fastmlp.ElementwiseMLP([3, 3], dropout=0.1), "several hidden layers and dropout"),
-        (fastmlp.MLP(1, [3], 1, dropout=0.1), r"models\[0\] has dropout=0.1"),
-    ],
-)
-def test_a_net_without_a_training_kernel_is_refused(net, text):
+def test_a_net_without_a_training_kernel_is_refused():
     x = torch.linspace(-1, 1, 4).unsqueeze(1)
-    with pytest.raises(ValueError, match=text):
-        quiet_fit(net, x, x, epochs=1)
+    with pytest.raises(ValueError, match="several hidden layers and dropout"):
+        quiet_fit(fastmlp.ElementwiseMLP([3, 3], dropout=0.1), x, x, epochs=1)
 
 
 @pytest.mark.parametrize(
