@@ -68,8 +68,8 @@ def section(report, source):
     lines = [
         f"Each peer's time over fastmlp's, float32, medians of interleaved runs ({where}; "
         f"torch {about['torch']}, {about['date'][:10]}; `{source}`). Bold: the peer is faster. "
-        "The floor is the bytes that must move over the bandwidth measured in the same run. Adam is "
-        "`fastmlp.optim.Adam` with ours, `torch.optim.Adam` as it comes with PyTorch's.",
+        "The floor is the bytes that must move over the bandwidth measured in the same run. Adam "
+        "is `fastmlp.optim.Adam` with ours, `torch.optim.Adam` as it comes with PyTorch's.",
         "",
         f"| case | fastmlp | × floor | {' | '.join(PEERS[name] for name in peers)} |",
         f"|---|---:|---:|{'---:|' * len(peers)}",
