@@ -30,29 +30,23 @@ class _Group:
     """
 
     def __init__(self, group, state):
-        self.settings = group
-        self._state = state
-        held = [(p, state[p]) for p in group["params"] if p in state]
-        self._moments = [
-            (entry, entry["exp_avg"], entry["exp_avg_sq"], entry["step"]) for _, entry in held
-        ]
-        self._parameters = [(p, p.data_ptr()) for p, _ in held]
-        self._others = [p for p in group["params"] if p not in state]
+        self.settings, self._state = group, state
         self._n_parameters = len(group["params"])
-        self._rows = [
-            [p.data_ptr(), 0, first.data_ptr(), second.data_ptr(), count.data_ptr(), p.numel()]
-            for (p, _), (_, first, second, count) in zip(
-                self._parameters, self._moments, strict=True
-            )
-        ]
-        self.dtype = held[0][0].dtype if held else None
-        self.size = sum(p.numel() for p, _ in held)
+        self._new = [p for p in group["params"] if p not in state]
+        self._held = []  # parameter, its state, moments and count, row of the kernel's table
+        for p in group["params"]:
+            if p in state:
+                entry = state[p]
+                kept = entry["exp_avg"], entry["exp_avg_sq"], entry["step"]
+                row = [p.data_ptr(), 0, *(t.data_ptr() for t in kept), p.numel()]
+                self._held.append((p, entry, kept, row))
+        self.dtype = self._held[0][0].dtype if self._held else None
+        self.size = sum(p.numel() for p, *_ in self._held)
         self._known = self.dtype in (torch.float32, torch.float64) and all(
-            _dense_on_cpu(t, self.dtype)
-            for (p, _), (_, first, second, _) in zip(self._parameters, self._moments, strict=True)
-            for t in (p, first, second)
+            count.dtype is torch.float32
+            and all(_dense_on_cpu(t, self.dtype) for t in (p, first, second))
+            for p, _, (first, second, count), _ in self._held
         )
-        self._known &= all(count.dtype is torch.float32 for *_, count in self._moments)
 
     def call(self, state):
         """Table, parameters and numbers for the kernel; ``None`` where PyTorch must step."""
@@ -61,24 +55,22 @@ class _Group:
             return None
         if len(group["params"]) != self._n_parameters:
             return None
-        if any(p.grad is not None for p in self._others):  # their first
+        if any(p.grad is not None for p in self._new):  # their first
             return None
-        for entry, first, second, count in self._moments:
-            if entry["exp_avg"] is not first or entry["exp_avg_sq"] is not second:
-                return None
-            if entry["step"] is not count:
-                return None
         if group["amsgrad"] or group["maximize"] or group["capturable"] or group["differentiable"]:
             return None
         lr, (beta1, beta2) = group["lr"], group["betas"]
         if any(isinstance(value, torch.Tensor) for value in (lr, beta1, beta2)):
             return None
         table, changed = [], []
-        for (p, address), row in zip(self._parameters, self._rows, strict=True):
+        for p, entry, (first, second, count), row in self._held:
+            same = entry["exp_avg"] is first and entry["exp_avg_sq"] is second
+            if not same or entry["step"] is not count or p.data_ptr() != row[0]:
+                return None
             g = p.grad
             if g is None:
                 continue
-            if p.data_ptr() != address or not _dense_on_cpu(g, self.dtype):
+            if not _dense_on_cpu(g, self.dtype):
                 return None
             row[1] = g.data_ptr()
             table += row

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+
+pytest.importorskip("triton")
+
 from fastmlp.kernels.gpu import jacobian, levenberg_marquardt
 from fastmlp.kernels.gpu.activations import ACTIVATIONS
 from fastmlp.kernels.gpu.levenberg_marquardt import Problem
