@@ -20,11 +20,11 @@ from array import array
 import numpy as np
 
 from .block_activations import CODES, passes
-from .gemm import VECTOR, multiply, size_of, transpose
+from .gemm import VECTOR, size_of, transpose
 from .jit import address_of, array_at, entry, wide_vectors
 from .launch import PIECE, any_needed, cast_back, prepare, prepare_as, run, run_summed, store
 from .mlp_blocks import (
-    bias_or_zeros,
+    apply_layer,
     block_layout,
     blocks,
     drop,
@@ -76,11 +76,8 @@ def _fwd(real):
             transpose(zero, x_at + start * n_in * size, n_in * size, n_rows, n_in, ping, row_bytes)
             h, z = ping, pong
             for layer in range(n_layers):
-                wide, width = net[1 + layer], net[2 + layer]
-                multiply(
-                    zero, net[2 + n_layers + layer], wide * size, size, h, row_bytes, z, row_bytes,
-                    bias_or_zeros(net, n_layers, layer, zeros_at), width, n_vectors, wide,
-                )  # fmt: skip
+                width = net[2 + layer]
+                apply_layer(zero, net, layer, h, z, row_bytes, n_vectors, zeros_at)
                 code = hidden_code if layer < n_layers - 1 else output_code
                 activate(code, array_at(z, width * rows, real))
                 if dropout > 0 and layer < n_layers - 1:

@@ -41,9 +41,14 @@ def widest_of(net, n_layers):
 
 
 @inner
-def bias_or_zeros(net, n_layers, layer, zeros_at):
+def apply_layer(zero, net, layer, h_at, z_at, row_bytes, n_vectors, zeros_at):
+    """z = W·h + b of one layer, both [width, rows]."""
+    n_layers, wide, width, size = net[0], net[1 + layer], net[2 + layer], size_of(zero)
     bias_at = net[2 + 2 * n_layers + layer]
-    return bias_at if bias_at != 0 else zeros_at
+    multiply(
+        zero, net[2 + n_layers + layer], wide * size, size, h_at, row_bytes, z_at, row_bytes,
+        bias_at if bias_at != 0 else zeros_at, width, n_vectors, wide,
+    )  # fmt: skip
 
 
 @inner
@@ -192,13 +197,9 @@ def blocks(real):
             code = hidden_code if layer < n_layers - 1 else output_code
             if layer == n_layers - 1 and code == IDENTITY and not whole:
                 break
-            wide, width = net[1 + layer], net[2 + layer]
+            width = net[2 + layer]
             h = layers_at + layer * layer_bytes
-            multiply(
-                zero, net[2 + n_layers + layer], wide * size, size, h, row_bytes,
-                h + layer_bytes, row_bytes,
-                bias_or_zeros(net, n_layers, layer, zeros_at), width, n_vectors, wide,
-            )  # fmt: skip
+            apply_layer(zero, net, layer, h, h + layer_bytes, row_bytes, n_vectors, zeros_at)
             values = array_at(h + layer_bytes, width * rows, real)
             kept = array_at(slopes_at + layer * layer_bytes, width * rows, real)
             activate_and_keep(code, values, kept)

@@ -33,17 +33,21 @@ def _sgd(p, g, m, lr, momentum, dampening, nesterov, weight_decay, is_first):
 
 
 @inner
-def _adam(p, g, m, v, step_size, root_scale, eps, rest1, beta2, rest2, weight_decay, shrink):
-    """torch.optim.Adam; AdamW where ``shrink`` = 1 − lr·weight_decay and weight_decay = 0."""
+def _adam(p, g, m, v, lr, power1, power2, beta1, beta2, eps, weight_decay, decoupled, real):
+    """torch.optim.Adam, or AdamW if ``decoupled``; the powers are β₁ⁿ and β₂ⁿ of step n."""
     estimated_quotients()
+    step_size, root_scale = real(lr / (1 - power1)), real(1 / math.sqrt(1 - power2))
+    rest1, keep2, rest2, least = real(1 - beta1), real(beta2), real(1 - beta2), real(eps)
+    shrink = real(1 - lr * weight_decay if decoupled else 1.0)
+    coupled = real(0.0 if decoupled else weight_decay)
     for e in range(p.size):
         pe = p[e] * shrink
-        ge = g[e] + weight_decay * pe
+        ge = g[e] + coupled * pe
         me = m[e] + rest1 * (ge - m[e])
-        ve = beta2 * v[e] + rest2 * (ge * ge)
+        ve = keep2 * v[e] + rest2 * (ge * ge)
         m[e] = me
         v[e] = ve
-        p[e] = pe - step_size * (me / (math.sqrt(ve) * root_scale + eps))
+        p[e] = pe - step_size * (me / (math.sqrt(ve) * root_scale + least))
 
 
 @inner
@@ -68,9 +72,6 @@ def update(run, state, lr, theta, moment1, moment2, grad, segments, real):
     state.updates += 1
     state.beta1_power *= run.beta1
     state.beta2_power *= run.beta2
-    coupled, shrink = run.weight_decay, 1.0
-    if run.optimizer == ADAMW:
-        coupled, shrink = 0.0, 1 - lr * run.weight_decay
     for s in range(segments.size // 2):
         start, stop = segments[2 * s], segments[2 * s + 1]
         p, g, m, v = theta[start:stop], grad[start:stop], moment1[start:stop], moment2[start:stop]
@@ -83,7 +84,7 @@ def update(run, state, lr, theta, moment1, moment2, grad, segments, real):
                 real(run.momentum),
                 real(1 - run.dampening),
                 run.nesterov != 0,
-                real(coupled),
+                real(run.weight_decay),
                 is_first,
             )
         else:
@@ -92,14 +93,15 @@ def update(run, state, lr, theta, moment1, moment2, grad, segments, real):
                 g,
                 m,
                 v,
-                real(lr / (1 - state.beta1_power)),
-                real(1 / math.sqrt(1 - state.beta2_power)),
-                real(run.eps),
-                real(1 - run.beta1),
-                real(run.beta2),
-                real(1 - run.beta2),
-                real(coupled),
-                real(shrink),
+                lr,
+                state.beta1_power,
+                state.beta2_power,
+                run.beta1,
+                run.beta2,
+                run.eps,
+                run.weight_decay,
+                run.optimizer == ADAMW,
+                real,
             )
 
 
@@ -115,20 +117,8 @@ def _adam_steps(real):
             step = array_at(table[6 * i + 4], 1, np.float32)
             step[0] += 1
             count = np.float64(step[0])
-            _adam(
-                p,
-                g,
-                m,
-                v,
-                real(lr / (1 - beta1**count)),
-                real(1 / math.sqrt(1 - beta2**count)),
-                real(eps),
-                real(1 - beta1),
-                real(beta2),
-                real(1 - beta2),
-                real(0.0 if decoupled else weight_decay),
-                real(1 - lr * weight_decay if decoupled else 1.0),
-            )
+            powers = beta1**count, beta2**count
+            _adam(p, g, m, v, lr, *powers, beta1, beta2, eps, weight_decay, decoupled, real)
 
     return adam_steps
 
