@@ -24,7 +24,7 @@ import numpy as np
 
 from .activations import ACTIVATIONS
 from .block_activations import CODES, IDENTITY, LEAKY_RELU, RELU
-from .jit import inner, wide_vectors
+from .jit import inner, inner_vectorized, wide_vectors
 from .sine import COS, SIN, frequencies, reduced
 
 TILE = 128
@@ -260,7 +260,7 @@ def _additive_jacobian(net, reals, theta, x, n, work, m, jacobian):
                 out[e] = 1.0 if i == m else 0.0
 
 
-@inner
+@inner_vectorized
 def _sine_forward(net, reals, theta, x, n, work, f):
     """Work: sine and cosine of every unit, [W, TILE] each."""
     wide_vectors()

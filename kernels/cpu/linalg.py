@@ -11,10 +11,10 @@ import math
 import numpy as np
 
 from ..lm import UNSEEN
-from .jit import _compile, array_at, inner, wide_vectors
+from .jit import _compile, array_at, inner, inner_vectorized, wide_vectors
 
 
-@inner
+@inner_vectorized
 def add_gram(jacobian, tile, n, ld, gram):
     """gram += JᵀJ, lower triangle in blocks of 4 × 4; J [ld, tile], n rows of it count."""
     wide_vectors()
@@ -77,7 +77,7 @@ def add_products(jacobian, tile, n, p, residual, products):
         products[i] += total
 
 
-@inner
+@inner_vectorized
 def fold(rows, tile, n, p, ld, residual, factor, rotated, staircase):
     """Fold rows into a triangular factor: Q [R z; J r] → [R z; 0 ·], R upper triangular.
 

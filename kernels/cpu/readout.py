@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from .jit import inner, narrow_vectors
+from .jit import inner, inner_vectorized, narrow_vectors
 
 
-@inner
+@inner_vectorized
 def read_out(f, readout, c, n_rows, n_in, n_out, y, start, real):
     """y[start + i, m] = Σ_j V[m, j]·f[i, j] + c[m] on a block of rows; returns a sum of 0·y."""
     narrow_vectors()

@@ -23,7 +23,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from .jit import array_at, fma, inner, wide_vectors
+from .jit import array_at, fma, inner, inner_vectorized, wide_vectors
 from .subnet import BLOCK
 
 HEADER = 8
@@ -169,7 +169,7 @@ def _float_of(typingctx, i):
     return types.float32(types.int32), codegen
 
 
-@inner
+@inner_vectorized
 def find(x, s, header, starts, thresholds):
     """s[e] = number of thresholds below x[e], on a block; at least n for NaN."""
     wide_vectors()
@@ -194,7 +194,7 @@ def find(x, s, header, starts, thresholds):
         half = np.int32(half >> np.int32(1))
 
 
-@inner
+@inner_vectorized
 def lines_at(x, s, anchors, values, slopes, y):
     """y = v_s + p_s·(x − a_s) on a block."""
     wide_vectors()

@@ -14,7 +14,7 @@ import numpy as np
 from .activations import ACTIVATIONS
 from .block_activations import CODES
 from .dense_loops import TILE, gradient
-from .jit import inner
+from .jit import inner, inner_vectorized
 from .philox import draw_words
 
 LANES = 64
@@ -258,7 +258,7 @@ def relu_units(real):
     def forward_of(count):
         load, value = _hinges(real, count)
 
-        @inner
+        @inner_vectorized
         def add_units(scratch, units, at, n_rows):
             lanes = np.uintp(LANES)
             for r in range(0, n_rows, ROWS_AT_ONCE):
@@ -274,7 +274,7 @@ def relu_units(real):
     def backward_of(count):
         load, add, store = _sums(real, count)
 
-        @inner
+        @inner_vectorized
         def add_sums(scratch, units, at, n_rows):
             lanes = np.uintp(LANES)
             for r in range(0, n_rows, ROWS_AT_ONCE):

@@ -19,7 +19,7 @@ import math
 
 import numpy as np
 
-from .jit import fma, inner, narrow_vectors
+from .jit import fma, inner, inner_vectorized, narrow_vectors
 
 LANES = 64
 """Width of a tile of :func:`add_hinge_sums`: a constant, so that addresses are immediate."""
@@ -181,7 +181,7 @@ def values(x, t, c, s, c0, fits, w, b, v, d, f, real):
         mend_values(x, fits, w, b, v, d, f, real)
 
 
-@inner
+@inner_vectorized
 def add_slopes(x, order, n_rising, t, w, v, s):
     """s += f'(x) = Σ_k v_k·w_k·[active] on a block."""
     narrow_vectors()
