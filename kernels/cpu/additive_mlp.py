@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .dense import dense_bwd, dense_fwd, is_canonical
-from .jit import array_at, entry, inner, narrow_vectors, vector_at
+from .jit import array_at, copy, entry, inner, narrow_vectors, vector_at
 from .launch import (
     any_needed,
     cast_back,
@@ -92,11 +92,11 @@ def _pack(source, n_rows, n_in, rows_per_lane_row, chunk, tile):
     if rows_per_lane_row > 1:
         for i in range(n_rows):
             to = (i // rows_per_lane_row) * LANES + (i % rows_per_lane_row) * n_in
-            tile[to : to + n_in] = source[i * n_in : (i + 1) * n_in]
+            copy(source[i * n_in : (i + 1) * n_in], tile[to : to + n_in])
     else:
         for i in range(n_rows):
             at = i * n_in + first
-            tile[i * LANES : i * LANES + width] = source[at : at + width]
+            copy(source[at : at + width], tile[i * LANES : i * LANES + width])
 
 
 @inner

@@ -17,7 +17,7 @@ import torch
 from . import stacked
 from .block_activations import CODES
 from .dense_loops import TILE, chosen_unit, multiply
-from .jit import array_at, entry, inner, vector_at, wide_vectors
+from .jit import array_at, copy, entry, inner, vector_at, wide_vectors
 from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors, draw_words, seed_at_address
 from .readout import add_bias_gradient, add_readout_gradient, gradient_at_f, read_out
@@ -86,7 +86,7 @@ def _fwd(real):
         for start in range(first * n_in, last * n_in, tile):
             n = min(tile, last * n_in - start)
             xs, f = xt[:n], ft[:n]
-            xs[:] = x[start : start + n]
+            copy(x[start : start + n], xs)
             if seed_at != 0:
                 draw_words(seed, start, 0, n, words)
             if p_input > 0:
@@ -96,16 +96,17 @@ def _fwd(real):
                 draw_factors(words, 1, p_output, n, output_factors, real)
             for at in range(0, n, TILE):
                 m = min(TILE, n - at)
-                scratch[:m], scratch[TILE : TILE + m] = xs[at : at + m], d
+                copy(xs[at : at + m], scratch[:m])
+                scratch[TILE : TILE + m] = d
                 for k in range(n_hidden):
                     if p_hidden > 0:
                         _draw_unit(seed, start + at, k, p_hidden, m, words, scratch, real)
                     add_unit(activation, scratch, m, w[k], b[k], v[k], p_hidden > 0)
-                f[at : at + m] = scratch[TILE : TILE + m]
+                copy(scratch[TILE : TILE + m], f[at : at + m])
             if p_output > 0:
                 multiply(f, output_factors, n)
             if readout_at == 0:
-                y[start : start + n] = f
+                copy(f, y[start : start + n])
             else:
                 read_out(f, readout, c, n // n_in, n_in, n_out, y, start // n_in, real)
 
@@ -167,7 +168,7 @@ def _bwd(real):
             n = min(tile, last * n_in - start)
             xs, f, g, dxs = xt[:n], ft[:n], gt[:n], dxt[:n]
             row, n_rows = start // n_in, n // n_in
-            xs[:] = x[start : start + n]
+            copy(x[start : start + n], xs)
             if seed_at != 0:
                 draw_words(seed, start, 0, n, words)
             if p_input > 0:
@@ -175,7 +176,7 @@ def _bwd(real):
                 multiply(xs, input_factors, n)
             dys = dy[row * n_out : (row + n_rows) * n_out]
             if readout_at == 0:
-                g[:] = dys
+                copy(dys, g)
             else:
                 gradient_at_f(dys, readout, n_rows, n_in, n_out, g)
             if p_output > 0:
@@ -183,8 +184,9 @@ def _bwd(real):
                 multiply(g, output_factors, n)
             for at in range(0, n, TILE):
                 m = min(TILE, n - at)
-                scratch[:m], scratch[TILE : TILE + m] = xs[at : at + m], d
-                scratch[3 * TILE : 3 * TILE + m] = g[at : at + m]
+                copy(xs[at : at + m], scratch[:m])
+                scratch[TILE : TILE + m] = d
+                copy(g[at : at + m], scratch[3 * TILE : 3 * TILE + m])
                 scratch[4 * TILE :] = 0
                 for e in range(m):
                     sums[at_dd] += g[at + e]
@@ -197,12 +199,12 @@ def _bwd(real):
                     sums[k] += dwk
                     sums[at_db + k] += dbk
                     sums[at_dv + k] += dvk
-                f[at : at + m] = scratch[TILE : TILE + m]
-                dxs[at : at + m] = scratch[4 * TILE : 4 * TILE + m]
+                copy(scratch[TILE : TILE + m], f[at : at + m])
+                copy(scratch[4 * TILE : 4 * TILE + m], dxs[at : at + m])
             if dx_at != 0:
                 if p_input > 0:
                     multiply(dxs, input_factors, n)
-                dx[start : start + n] = dxs
+                copy(dxs, dx[start : start + n])
             if readout_at != 0:
                 if p_output > 0:
                     multiply(f, output_factors, n)
@@ -212,7 +214,7 @@ def _bwd(real):
             return
         for j in range(n_read):
             sums[at_dreadout + j] = dreadout[j]
-        sums[at_dreadout + n_read :] = dc
+        copy(dc, sums[at_dreadout + n_read :])
         store(sums, sums_at, gradients_at, sizes, real)
 
     return dense_bwd

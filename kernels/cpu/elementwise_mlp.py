@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from .dense import dense_bwd, dense_fwd, is_canonical
-from .jit import array_at, entry, vector_at
+from .jit import array_at, copy, entry, vector_at
 from .launch import (
     any_needed,
     cast_back,
@@ -92,8 +92,8 @@ def _bwd(real):
             xs, gs = xb, gb
             if not regular or size < BLOCK:
                 xs, gs = tile_x, tile_g
-                xs[:size] = xb
-                gs[:size] = gb
+                copy(xb, xs[:size])
+                copy(gb, gs[:size])
                 gs[size:] = 0
                 for e in range(size):
                     if not (fits and is_finite(xb[e]) and is_finite(gb[e])):

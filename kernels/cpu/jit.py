@@ -270,6 +270,13 @@ def vector_at(address, size, real):
     return array_at(address, size, real)
 
 
+@inner
+def copy(source, target):
+    """target[:] = source, which would compile two seconds of messages about shapes."""
+    for i in range(source.size):
+        target[i] = source[i]
+
+
 @intrinsic
 def fma(typingctx, a, b, c):
     """a·b + c with one rounding."""

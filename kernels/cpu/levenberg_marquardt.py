@@ -16,7 +16,7 @@ alike in all three: the bits do not depend on threads.
 import numpy as np
 
 from .jacobian import TILE, forward, jacobian, sizes, workspace_rows
-from .jit import _compile, array_at, inner
+from .jit import _compile, array_at, copy, inner
 from .linalg import add_gram, add_products, all_zero, dot, fold
 from .lm_steps import (  # noqa: F401  callers read a state by these names
     DAMPING,
@@ -136,8 +136,8 @@ def _combine(ask, first, p, part, part_rotated, factor, rotated):
     """Add a piece's JᵀJ and Jᵀr to those of the pieces before it, or fold its R into theirs."""
     ld = padded(p)
     if first:
-        factor[:] = part
-        rotated[:p] = part_rotated[:p]
+        copy(part, factor)
+        copy(part_rotated[:p], rotated[:p])
     elif ask == NORMAL:
         for e in range(ld * ld):
             factor[e] += part[e]
@@ -208,7 +208,7 @@ def _lm_run(
         state[3 * p + DELIVERED] = total
         ask = advance(p, limits, choices, state, counters, history, whole, whole_rotated, damped)
     if factor_at != 0:
-        array_at(factor_at, ld * ld, np.float64)[:] = factor
+        copy(factor, array_at(factor_at, ld * ld, np.float64))
 
 
 def _lm_piece(

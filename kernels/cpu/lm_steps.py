@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from ..lm import FASTEST_DECREASE, MIN_DAMPING, MIN_GAIN, REASONS, SOLVERS  # noqa: F401
-from .jit import inner
+from .jit import copy, inner
 from .linalg import (
     cholesky,
     dot,
@@ -170,7 +170,7 @@ def _take_readout(p, choices, state, counters, factor, rotated):
         trial[first + i] -= correction[i]
     if counters[N_JACOBIANS] > 0:
         return _ask(counters, LOSS)
-    state[:p] = trial
+    copy(trial, state[:p])
     return _ask(counters, counters[SOLVER])
 
 
@@ -228,7 +228,7 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
     elif numbers[STEP_NORM] <= limits[1] * math.sqrt(size):
         reason = _XTOL
     if accepted:
-        theta[:] = trial
+        copy(trial, theta)
         counters[STEPS] += 1
         numbers[SSE] = new
         history[2 * counters[STEPS]] = new
@@ -270,7 +270,7 @@ def advance(p, limits, choices, state, counters, history, factor, rotated, dampe
         numbers[DAMPING], numbers[GROWTH] = limits[3], 2.0
         counters[SOLVER] = QR if choices[0] == 1 else NORMAL
         if choices[3] > 0:
-            state[p : 2 * p] = state[:p]
+            copy(state[:p], state[p : 2 * p])
             return _ask(counters, READOUT)
         return _ask(counters, counters[SOLVER])
     if counters[PHASE] == DONE:

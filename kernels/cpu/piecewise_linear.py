@@ -7,7 +7,7 @@ sums dy and dy·(x − a) of each segment in float64.
 import numpy as np
 import torch
 
-from .jit import array_at, entry
+from .jit import array_at, copy, entry
 from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
 from .search import build_cells, find, lines_at, new_block, new_index, tables
 from .subnet import BLOCK
@@ -27,7 +27,7 @@ def _index(real):
         )
         t, a = array_at(t_at, n, real), array_at(a_at, n + 1, real)
         v, p = array_at(v_at, (n + 1) * n_out, real), array_at(p_at, (n + 1) * n_out, real)
-        thresholds[:n] = t
+        copy(t, thresholds[:n])
         power = build_cells(header, starts, thresholds, n, n_cells, real)
         padded = 3 * n + 4
         for s in range(n + power):

@@ -10,7 +10,7 @@ import numpy as np
 
 from .block_activations import CODES
 from .dense_loops import TILE, multiply
-from .jit import array_at, entry, inner, vector_at, wide_vectors
+from .jit import array_at, copy, entry, inner, vector_at, wide_vectors
 from .launch import any_needed, store
 from .philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors, seed_at_address
 from .readout import add_bias_gradient, add_readout_gradient, gradient_at_f, read_out
@@ -270,8 +270,8 @@ def _bwd(real):
             for l in range(width):
                 sums[3 * n + j + l % n_in] += dd_lanes[j + l]
         at_dreadout = 3 * n + n_in
-        sums[at_dreadout : at_dreadout + n_out * n_in] = dreadout
-        sums[at_dreadout + n_out * n_in :] = dc
+        copy(dreadout, sums[at_dreadout : at_dreadout + n_out * n_in])
+        copy(dc, sums[at_dreadout + n_out * n_in :])
         store(sums, sums_at, gradients_at, sizes, real)
 
     return stacked_bwd

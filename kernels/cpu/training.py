@@ -27,7 +27,7 @@ import math
 import numpy as np
 
 from ..runs import LOSSES, NO_PROGRESS, NOT_FINITE, RUNNING, STATE
-from .jit import array_at, entry, estimated_quotients, inner, wide_vectors
+from .jit import array_at, copy, entry, estimated_quotients, inner, wide_vectors
 from .least_squares import no_sums, of_sums
 from .optimizers import update
 from .shuffle import fill_order, step_key
@@ -315,7 +315,7 @@ def trainer(forward, backward, name, has_sums):
                     val_loss = validate(run, theta, sizes, constants, y_hat, dy, kept)
                 is_best = _close_epoch(run, state, epoch, theta, val_loss)
                 if is_best and run.best != 0:
-                    array_at(run.best, run.n_parameters, real)[:] = theta
+                    copy(theta, array_at(run.best, run.n_parameters, real))
                 if state.status != RUNNING:
                     return
                 epoch, batch = epoch + 1, 0

@@ -19,7 +19,7 @@ import math
 import numpy as np
 import torch
 
-from .jit import array_at, entry, inner, inner_in_order, vector_at
+from .jit import array_at, copy, entry, inner, inner_in_order, vector_at
 from .launch import cut, run, run_summed, store
 from .readout import add_readout_gradient, gradient_at_f, read_out
 from .search import build_cells, find, lines_at, new_index, tables
@@ -81,9 +81,9 @@ def _index(real):
             return
         tau, sorted_units = _thresholds(w, b, t, order, n_flat, n_rising, real)
         n = tau.size
-        thresholds[:n] = tau
+        copy(tau, thresholds[:n])
         power = build_cells(header, starts, thresholds, n, n_cells, real)
-        array_at(units_at, n_hidden, np.int64)[:n] = sorted_units
+        copy(sorted_units, array_at(units_at, n_hidden, np.int64))
         # left of all thresholds the falling units are active
         p = p_carry = q_carry = 0.0
         q = np.float64(d)
