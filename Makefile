@@ -33,14 +33,14 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/x2_sum_lm.py --restarts 0
 
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 25
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal --durations 25
 
 thorough: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 tests/robustness --hypothesis-profile thorough
 
 coverage: $(INSTALLED)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q \
+	$(BIN)/coverage run -m pytest -n 2 --dist worksteal -q \
 		--ignore tests/kernels --ignore tests/bench
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report

@@ -181,14 +181,15 @@ def summary(samples):
 
 
 def time_interleaved(steps, *, seconds, min_rounds=5, max_rounds=100, block=0.02):
-    """Time functions in turn, so that a slow spell of the machine meets them all.
+    """Time functions that have run before in turn: a slow spell of the machine meets them all.
 
     A sample is the mean over a block of calls that lasts ``block`` seconds, or over one call.
 
     Args:
         steps: Dictionary from name to function.
         seconds: About how long all rounds may take.
-        min_rounds: Rounds done in any case.
+        min_rounds: Rounds done in any case; of rounds so long that these would take thrice
+            ``seconds``, no more than three.
         max_rounds: Rounds that are enough.
         block: Seconds of a block.
 
@@ -197,14 +198,14 @@ def time_interleaved(steps, *, seconds, min_rounds=5, max_rounds=100, block=0.02
     """
     calls = {}
     for name, step in steps.items():
-        step()
         start = time.perf_counter()
         step()
         calls[name] = max(1, min(1000, round(block / (time.perf_counter() - start))))
     samples = {name: [] for name in steps}
     began = time.perf_counter()
     for done in range(max_rounds):
-        if done >= min_rounds and time.perf_counter() - began > seconds:
+        spent = time.perf_counter() - began
+        if (done >= min_rounds and spent > seconds) or (done >= 3 and spent > 3 * seconds):
             break
         for name, step in steps.items():
             start = time.perf_counter()
@@ -260,6 +261,8 @@ def measure_bandwidth(device, n_bytes=1 << 28):
     source = torch.ones(n_bytes // 4, device=device)
     target = torch.empty_like(source)
     steps = {"read": source.sum, "copy": lambda: target.copy_(source)}
+    for step in steps.values():
+        step()
     if device.type == "cuda":
         times = {name: time_cuda(step, graph=False) for name, step in steps.items()}
     else:

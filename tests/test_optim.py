@@ -109,6 +109,7 @@ optimizer = fastmlp.optim.LevenbergMarquardt(net, solver=solver)
 rows = slice(0, 25) if rank == "0" else slice(25, None)
 losses = [optimizer.step(x[rows], y[rows]) for _ in range(4)]
 torch.save([losses, net[0].weight.detach()], out)
+dist.barrier()
 dist.destroy_process_group()
 """
 

@@ -146,6 +146,7 @@ with fastmlp.backend("numba"):
     fastmlp.SineSum(2)(torch.ones(3))
 """
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "HOME": str(tmp_path)}
+    environment.pop("NUMBA_CACHE_DIR", None)
     subprocess.run(
         [sys.executable, "-B", "-c", use, str(site)], check=True, cwd=tmp_path, env=environment
     )
