@@ -123,15 +123,21 @@ def run(suites, names, device, *, quick=False, seconds=4.0, say=print):
             f"warning: other programs are running (load {about['load']:.1f} on {about['cores']} "
             "cores); threads that wait for each other suffer most, so ratios are not to be trusted"
         )
-    results = []
+    results, measured = [], set()
     for suite in suites:
         for case in suite.cases:
-            if quick and not case.quick:
+            # suites may share a case
+            modes = [
+                mode
+                for mode in case.modes
+                if (suite.op, case.name, mode) not in measured
+                and not (quick and (mode == "forward" or not case.quick))
+            ]
+            if not modes:
                 continue
             prepared = set_up(suite, case, device)
-            for mode in case.modes:
-                if quick and mode == "forward":
-                    continue
+            for mode in modes:
+                measured.add((suite.op, case.name, mode))
                 steps, errors = admit(suite, case, mode, names, *prepared)
                 results += measure(suite, case, mode, steps, errors, device, bandwidth, seconds)
                 say(f"  {suite.op} {case.name} {mode}: {time.perf_counter() - began:.0f} s")

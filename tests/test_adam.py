@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import torch.optim.optimizer as hooks
 
 import fastmlp
 from fastmlp import backends
@@ -156,6 +157,26 @@ def test_hooks_run_once_and_the_closure_too(pair):
     losses = [optimizer.step(closure) for _ in range(3)]
     assert calls == ["before", "loss", "after"] * 3
     assert losses[0] > losses[2]
+
+
+def test_hooks_of_all_optimizers_run_and_the_profiler_sees_the_step(pair):
+    model = net(torch.float32)
+    optimizer = pair[0](model.parameters())
+    train(model, optimizer, 2)
+    calls = []
+    before = hooks.register_optimizer_step_pre_hook(lambda *call: calls.append(call[1:]))
+    after = hooks.register_optimizer_step_post_hook(lambda *_: calls.append("after"))
+    try:
+        optimizer.step()
+    finally:
+        before.remove()
+        after.remove()
+    assert calls == [((optimizer,), {}), "after"]
+    with torch.profiler.profile() as profile:
+        optimizer.step()
+    names = [event.name for event in profile.events()]
+    assert f"Optimizer.step#{pair[0].__name__}.step" in names
+    assert len(calls) == 2
 
 
 def test_a_graph_kept_over_a_step_is_found_out(pair):
