@@ -1,8 +1,9 @@
-"""Write the README's table of measured speed from a results file.
+"""Write the tables of measured speed from a results file.
 
-    python bench/report.py bench/results/FILE.json [--readme README.md]
+    python bench/report.py bench/results/FILE.json
 
-The table lies between two marks; what is around them stays.
+The README gets the main cases, those of `run.py --quick`, and all in which a peer is faster; the
+performance guide gets every case. A table lies between two marks; what is around them stays.
 """
 
 import argparse
@@ -10,6 +11,9 @@ import json
 from pathlib import Path
 
 from providers import BASELINE
+from run import SUITES
+
+MAIN = {(suite.op, case.name) for suite in SUITES.values() for case in suite.cases if case.quick}
 
 BEGIN, END = (
     "<!-- measured speed: bench/report.py writes this -->",
@@ -49,18 +53,25 @@ def _cell(times, provider):
     return text if ratio >= 1 else f"**{text}**"
 
 
-def section(report, source):
+def _shown(key, by):
+    """Whether the README has a row for a case and mode."""
+    ours = by["fastmlp"]["median_us"]
+    return key[:2] in MAIN or any(by[peer]["median_us"] < ours for peer in by.keys() & PEERS.keys())
+
+
+def section(report, source, every=False):
     """The text between the marks.
 
     Args:
         report: What `run.py` wrote.
         source: Path of the file, for the reader.
+        every: Whether to show all cases.
     """
     about = report["metadata"]
     times = {
         key: by
         for key, by in times_by_case(report["results"]).items()
-        if {BASELINE, "fastmlp"} <= by.keys() and key[2] != "forward"
+        if {BASELINE, "fastmlp"} <= by.keys() and key[2] != "forward" and (every or _shown(key, by))
     }
     peers = [name for name in PEERS if any(name in by for by in times.values())]
     device = about["cpu"] if about["device"] == "cpu" else about["device"]
@@ -91,7 +102,7 @@ def _duration(us):
 
 
 def rewrite(text, new):
-    """The README's text with a new section between the marks."""
+    """A file's text with a new section between the marks."""
     before, _, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
@@ -105,11 +116,17 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("results", type=Path, help="what run.py --json wrote")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="file to rewrite")
+    for name, default, what in (
+        ("--readme", "README.md", "main cases"),
+        ("--guide", "docs/performance.md", "all cases"),
+    ):
+        text = f"file to rewrite with the {what} (default {default})"
+        parser.add_argument(name, type=Path, default=Path(default), metavar="FILE", help=text)
     options = parser.parse_args(argv)
     report = json.loads(options.results.read_text("utf-8"))
-    new = section(report, options.results.as_posix())
-    options.readme.write_text(rewrite(options.readme.read_text("utf-8"), new), "utf-8")
+    for path, every in ((options.readme, False), (options.guide, True)):
+        new = section(report, options.results.as_posix(), every)
+        path.write_text(rewrite(path.read_text("utf-8"), new), "utf-8")
 
 
 if __name__ == "__main__":

@@ -19,18 +19,23 @@ def report(monkeypatch):
     return importlib.import_module("report")
 
 
-def test_the_readme_shows_the_committed_results(report):
-    text = (ROOT / "README.md").read_text("utf-8")
-    section = report.section(json.loads(RESULTS.read_text("utf-8")), str(RESULTS.relative_to(ROOT)))
+@pytest.mark.parametrize(("path", "every"), [("README.md", False), ("docs/performance.md", True)])
+def test_the_tables_show_the_committed_results(report, path, every):
+    text = (ROOT / path).read_text("utf-8")
+    results = json.loads(RESULTS.read_text("utf-8"))
+    section = report.section(results, str(RESULTS.relative_to(ROOT)), every)
     assert report.rewrite(text, section) == text
 
 
 def test_a_peer_that_is_faster_is_shown_in_bold(report):
     results = json.loads(RESULTS.read_text("utf-8"))
+    rows = report.section(results, "file", every=True).count("\n| ")
+    assert report.section(results, "file").count("\n| ") < rows
     for record in results["results"]:
         if record["provider"] == "torch":
             record["median_us"] *= 1e-6
     assert "| **" in report.section(results, "file")
+    assert report.section(results, "file").count("\n| ") == rows
 
 
 def test_text_around_the_marks_stays(report):
