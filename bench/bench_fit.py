@@ -240,7 +240,7 @@ def measure_counts(rounds, device):
         # on a CPU time grows with the models: as many steps in all from 64 on
         epochs = COUNT_EPOCHS
         if device.type == "cpu":
-            epochs = max(10, epochs * 64 // max(64, n_models))
+            epochs = max(100, epochs * 64 // max(64, n_models))
         run_fastmlp(groups, x, y, {**options, "epochs": 1})
         seconds = [
             run_fastmlp(groups, x, y, {**options, "epochs": epochs})[0] for _ in range(rounds)

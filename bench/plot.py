@@ -1,8 +1,8 @@
-"""Draw a results file: speed-ups, position to the floor, time over the batch.
+"""Draw results files: speed-ups, position to the floor, time over batch and width, over models.
 
-    python bench/plot.py bench/results/FILE.json [--out docs/figures]
+    python bench/plot.py bench/results/FILE.json bench/results/FILE-fit.json [--out docs/figures]
 
-Reads JSON alone and measures nothing.
+Reads what `run.py` and `bench_fit.py` wrote, and measures nothing.
 """
 
 import argparse
@@ -27,11 +27,6 @@ STYLES = {
 }
 
 
-def _rows(case):
-    match = re.match(r"\[(\d+), 64\], H = 14$", case)
-    return int(match.group(1)) if match else None
-
-
 def _crossing(xs, ours, theirs):
     """Batch at which the order of two curves changes, log–log between two measurements."""
     for i in range(len(xs) - 1):
@@ -42,16 +37,17 @@ def _crossing(xs, ours, theirs):
     return None
 
 
-def time_over_batch(results, ax):
-    """AdditiveMLP's forward and backward from one row to a million, with the floor."""
+def _curves(results, ax, pattern, what):
+    """AdditiveMLP's forward and backward over the number in a case's name, with the floor."""
     curves, floor = {}, {}
     for (op, case, mode, graph), by in times_by_case(results).items():
-        rows = _rows(case)
-        if op != "additive_mlp" or mode != "forward_backward" or graph or rows is None:
+        match = re.match(pattern, case)
+        if op != "additive_mlp" or mode != "forward_backward" or graph or match is None:
             continue
+        x = int(match[1])
         for provider, record in by.items():
-            curves.setdefault(provider, {})[rows] = record["median_us"]
-            floor[rows] = record["floor_us"]
+            curves.setdefault(provider, {})[x] = record["median_us"]
+            floor[x] = record["floor_us"]
     for provider, points in curves.items():
         xs = sorted(points)
         ax.plot(xs, [points[x] for x in xs], **STYLES[provider])
@@ -64,13 +60,34 @@ def time_over_batch(results, ax):
         if provider != "fastmlp" and at is not None:
             ax.axvline(at, color=STYLES[provider]["color"], linewidth=0.8, linestyle="--")
             ax.annotate(
-                f"{STYLES[provider]['label']}: {at:.0f} rows", (at, 1), rotation=90,
+                f"{STYLES[provider]['label']}: {at:.0f} {what}", (at, 1), rotation=90,
                 xycoords=("data", "axes fraction"), va="top", ha="right", fontsize=8,
             )  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="rows", ylabel="forward + backward, µs")
-    ax.set_title("AdditiveMLP(64, 14)")
+    ax.set(xscale="log", yscale="log", xlabel=what, ylabel="forward + backward, µs")
     ax.legend(fontsize=8)
     ax.grid(alpha=0.3)
+
+
+def time_over_batch(results, ax):
+    """From one row to a million."""
+    _curves(results, ax, r"\[(\d+), 64\], H = 14$", "rows")
+    ax.set_title("AdditiveMLP(64, 14)")
+
+
+def time_over_width(results, ax):
+    """From one hidden unit to a thousand: wide ReLU subnets are evaluated by their segments."""
+    _curves(results, ax, r"\[1000, 64\], H = (\d+)$", "hidden units")
+    ax.set_title("AdditiveMLP(64, H) on 1000 rows")
+
+
+def steps_over_models(records, ax):
+    """Steps per second of `fit`, all models together."""
+    xs, ys = [r["models"] for r in records], [r["steps_per_second"] for r in records]
+    ax.plot(xs, ys, **STYLES["fastmlp"])
+    ax.set(xscale="log", yscale="log", xlabel="models", ylabel="steps per second, all models")
+    ax.set_ylim(10 ** math.floor(math.log10(min(ys))), 10 ** math.ceil(math.log10(max(ys))))
+    ax.set_title("fit: SineSum(8), full batch of 60, AdamW")
+    ax.grid(alpha=0.3, which="both")
 
 
 def _dots(results, ax, names, value):
@@ -105,19 +122,27 @@ def over_floor(results, ax):
     ax.set_xlabel("floor (bytes over measured bandwidth) over time: 1 is the limit")
 
 
-FIGURES = {"speed_ups": speed_ups, "over_floor": over_floor, "time_over_batch": time_over_batch}
+# function, what of the report it draws, height in inches
+FIGURES = {
+    "speed_ups": (speed_ups, "results", 7),
+    "over_floor": (over_floor, "results", 7),
+    "time_over_batch": (time_over_batch, "results", 5),
+    "time_over_width": (time_over_width, "results", 5),
+}
+FIT_FIGURES = {"steps_over_models": (steps_over_models, "steps_per_second", 4)}
 
 
 def draw(report, out):
     """Write one PNG a figure; return their paths."""
     about = report["metadata"]
     device = about["cpu"] if about["device"] == "cpu" else about["device"]
+    threads = f", {about['threads']} threads" if about["device"] == "cpu" else ""
     out.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, function in FIGURES.items():
-        figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-        function(report["results"], ax)
-        threads = f", {about['threads']} threads" if about["device"] == "cpu" else ""
+    figures = FIT_FIGURES if "steps_per_second" in report else FIGURES
+    for name, (function, part, height) in figures.items():
+        figure, ax = plt.subplots(figsize=(8, height), layout="constrained")
+        function(report[part], ax)
         figure.suptitle(f"{device}{threads}, {about['date'][:10]}", x=0.99, ha="right", fontsize=7)
         paths.append(out / f"bench_{name}.png")
         figure.savefig(paths[-1], dpi=110)
@@ -130,11 +155,14 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, help="what run.py --json wrote")
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="what run.py --json or bench_fit.py --json wrote"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/figures"), help="folder")
     options = parser.parse_args(argv)
-    for path in draw(json.loads(options.results.read_text("utf-8")), options.out):
-        print(path)
+    for results in options.results:
+        for path in draw(json.loads(results.read_text("utf-8")), options.out):
+            print(path)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Write the tables of measured speed from a results file.
 
-    python bench/report.py bench/results/FILE.json
+    python bench/report.py bench/results/FILE.json bench/results/FILE-fit.json
 
-The README gets the main cases, those of `run.py --quick`, and all in which a peer is faster; the
-performance guide gets every case. A table lies between two marks; what is around them stays.
+Of what `run.py` wrote, the README gets the main cases, those of `--quick`, and all in which a peer
+is faster; the performance guide gets every case. Of what `bench_fit.py` wrote, the README gets all.
+A table lies between two marks; what is around them stays.
 """
 
 import argparse
@@ -15,10 +16,7 @@ from run import SUITES
 
 MAIN = {(suite.op, case.name) for suite in SUITES.values() for case in suite.cases if case.quick}
 
-BEGIN, END = (
-    "<!-- measured speed: bench/report.py writes this -->",
-    "<!-- end of measured speed -->",
-)
+SPEED, TRAINING = "measured speed", "measured training"
 PEERS = {BASELINE: "PyTorch", "torch_compile": "torch.compile", "jax": "JAX"}
 TITLES = {
     "additive_mlp": "AdditiveMLP",
@@ -48,7 +46,10 @@ def times_by_case(results):
 def _cell(times, provider):
     if provider not in times:
         return "–"
-    ratio = times[provider]["median_us"] / times["fastmlp"]["median_us"]
+    return _ratio(times[provider]["median_us"] / times["fastmlp"]["median_us"])
+
+
+def _ratio(ratio):
     text = f"{ratio:.2g}×" if ratio < 10 else f"{ratio:.0f}×"
     return text if ratio >= 1 else f"**{text}**"
 
@@ -94,6 +95,29 @@ def section(report, source, every=False):
     return "\n".join(lines)
 
 
+def training_section(report, source):
+    """The text between the marks, of whole training runs: as :func:`section`."""
+    about = report["metadata"]
+    lines = [
+        "Whole training runs with `fit` beside the usual PyTorch loop and a compiled JAX program "
+        f"(`jit` of `scan`, `vmap` over models; compiling not counted): `{source}`. The PyTorch "
+        "loop is timed on a part and extrapolated.",
+        "",
+        f"| {about['date'][:10]}, as above | fastmlp | a step of a model | PyTorch | JAX |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for record in report["results"]:
+        ours = record["fastmlp"]
+        cells = [_duration(ours["median_seconds"] * 1e6), _duration(ours["us_per_step"])]
+        for peer in ("torch", "jax"):
+            if isinstance(record.get(peer), dict):
+                cells.append(_ratio(record[peer]["median_seconds"] / ours["median_seconds"]))
+            else:
+                cells.append("–")
+        lines.append(f"| {record['case']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _duration(us):
     for unit, size in (("s", 1e6), ("ms", 1e3)):
         if us >= size:
@@ -101,13 +125,14 @@ def _duration(us):
     return f"{us:.3g} µs"
 
 
-def rewrite(text, new):
+def rewrite(text, new, what=SPEED):
     """A file's text with a new section between the marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise ValueError(f"the file has no lines {BEGIN!r} and {END!r}")
-    return f"{before}{BEGIN}\n\n{new}\n\n{END}{after}"
+    begin, end = f"<!-- {what}: bench/report.py writes this -->", f"<!-- end of {what} -->"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise ValueError(f"the file has no lines {begin!r} and {end!r}")
+    return f"{before}{begin}\n\n{new}\n\n{end}{after}"
 
 
 def main(argv=None):
@@ -115,18 +140,24 @@ def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("results", type=Path, help="what run.py --json wrote")
-    for name, default, what in (
-        ("--readme", "README.md", "main cases"),
-        ("--guide", "docs/performance.md", "all cases"),
-    ):
-        text = f"file to rewrite with the {what} (default {default})"
+    parser.add_argument(
+        "results", type=Path, nargs="+", help="what run.py --json or bench_fit.py --json wrote"
+    )
+    for name, default in (("--readme", "README.md"), ("--guide", "docs/performance.md")):
+        text = f"file to rewrite (default {default})"
         parser.add_argument(name, type=Path, default=Path(default), metavar="FILE", help=text)
     options = parser.parse_args(argv)
-    report = json.loads(options.results.read_text("utf-8"))
-    for path, every in ((options.readme, False), (options.guide, True)):
-        new = section(report, options.results.as_posix(), every)
-        path.write_text(rewrite(path.read_text("utf-8"), new), "utf-8")
+    for results in options.results:
+        report, source = json.loads(results.read_text("utf-8")), results.as_posix()
+        if "steps_per_second" in report:
+            sections = [(options.readme, TRAINING, training_section(report, source))]
+        else:
+            sections = [
+                (path, SPEED, section(report, source, every))
+                for path, every in ((options.readme, False), (options.guide, True))
+            ]
+        for path, what, new in sections:
+            path.write_text(rewrite(path.read_text("utf-8"), new, what), "utf-8")
 
 
 if __name__ == "__main__":

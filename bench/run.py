@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import bench_additive_mlp
-import bench_batch
+import bench_curves
 import bench_elementwise_mlp
 import bench_mlp
 import bench_sine_sum
@@ -36,7 +36,8 @@ SUITES = {
         bench_elementwise_mlp.SUITE,
         bench_mlp.SUITE,
         bench_sine_sum.SUITE,
-        bench_batch.SUITE,
+        bench_curves.BATCH,
+        bench_curves.WIDTH,
     )
 }
 

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results" / "intel-xeon-2.8ghz-2-cores.json"
+FIT = RESULTS.with_name("intel-xeon-2.8ghz-2-cores-fit.json")
 
 
 @pytest.fixture
@@ -27,6 +28,12 @@ def test_the_tables_show_the_committed_results(report, path, every):
     assert report.rewrite(text, section) == text
 
 
+def test_the_readme_shows_the_committed_training_runs(report):
+    text, results = (ROOT / "README.md").read_text("utf-8"), json.loads(FIT.read_text("utf-8"))
+    section = report.training_section(results, str(FIT.relative_to(ROOT)))
+    assert report.rewrite(text, section, report.TRAINING) == text
+
+
 def test_a_peer_that_is_faster_is_shown_in_bold(report):
     results = json.loads(RESULTS.read_text("utf-8"))
     rows = report.section(results, "file", every=True).count("\n| ")
@@ -39,9 +46,12 @@ def test_a_peer_that_is_faster_is_shown_in_bold(report):
 
 
 def test_text_around_the_marks_stays(report):
-    text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
-    new = report.rewrite(text, "new")
-    assert new == f"before\n{report.BEGIN}\n\nnew\n\n{report.END}\nafter\n"
+    begin, end = (
+        "<!-- measured speed: bench/report.py writes this -->",
+        "<!-- end of measured speed -->",
+    )
+    new = report.rewrite(f"before\n{begin}\nold\n{end}\nafter\n", "new")
+    assert new == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"
     with pytest.raises(ValueError, match="no lines"):
         report.rewrite("nothing", "new")
 
@@ -49,5 +59,10 @@ def test_text_around_the_marks_stays(report):
 def test_figures_are_drawn_from_json(report, tmp_path):
     pytest.importorskip("matplotlib")
     plot = importlib.import_module("plot")
-    paths = plot.draw(json.loads(RESULTS.read_text("utf-8")), tmp_path)
+    paths = [
+        path
+        for file in (RESULTS, FIT)
+        for path in plot.draw(json.loads(file.read_text("utf-8")), tmp_path)
+    ]
+    assert len(paths) == 5
     assert all(path.stat().st_size > 10_000 for path in paths)
