@@ -1,6 +1,7 @@
-"""Whole training runs: fastmlp.fit against the plain loop and the JAX program of `peers/`.
+"""Whole training runs: fastmlp.fit against PyTorch and the JAX program of `peers/`.
 
-The plain loop is timed on a part and extrapolated; the others run whole. A provider is timed only
+PyTorch comes as the usual loop over one model and, where there are several, as `torch.func` on all
+at once; both are timed on a part and extrapolated, the others run whole. A provider is timed only
 after its losses have agreed with the plain loop's, over the part's first epoch, to 1e-3 relative.
 Then steps per second of `fit` by the number of models. JAX runs where its own backend is that of
 the device: `jax[cpu]`, the extra `bench`, on the CPU alone.
@@ -135,6 +136,37 @@ def plain_loop(model, x, y, options, max_seconds):
     return torch.stack(losses).tolist(), seconds
 
 
+def vmap_loop(group, x, y, options, max_seconds):
+    """All models of a group at once by `torch.func`: the first one's losses, seconds a step."""
+    models = [copy.deepcopy(model) for model in group]
+    parameters, buffers = torch.func.stack_module_state(models)
+    bare = models[0]
+
+    def loss_of(parameters, buffers, inputs, targets):
+        y_hat = torch.func.functional_call(bare, (parameters, buffers), (inputs,))
+        return torch.nn.functional.mse_loss(y_hat, targets)
+
+    step = torch.func.vmap(torch.func.grad_and_value(loss_of), in_dims=(0, 0, None, None))
+    cls = torch.optim.SGD if options.get("optimizer") == "sgd" else torch.optim.AdamW
+    settings = {"lr": options["lr"], "weight_decay": options["weight_decay"]}
+    optimizer = cls(parameters.values(), **settings)
+    losses, began = [], time.perf_counter()
+    batches = list(zip(x.split(options["batch_size"]), y.split(options["batch_size"]), strict=True))
+    with fastmlp.backend("torch"):
+        for inputs, targets in batches * options["epochs"]:
+            gradients, loss = step(parameters, buffers, inputs, targets)
+            for name, parameter in parameters.items():
+                parameter.grad = gradients[name]
+            optimizer.step()
+            losses.append(loss[0].detach())
+            if time.perf_counter() - began > max_seconds:
+                break
+    if x.is_cuda:
+        torch.cuda.synchronize()
+    seconds = (time.perf_counter() - began) / len(losses) / len(group)
+    return torch.stack(losses).tolist(), seconds
+
+
 def run_fastmlp(groups, x, y, options):
     models = [copy.deepcopy(model) for group in groups for model in group]
     cls = fastmlp.SGD if options.get("optimizer") == "sgd" else fastmlp.AdamW
@@ -201,7 +233,8 @@ def measure(name, rounds, device):
         loss = float(programs[0]()[1][0, 0])
         if expected is not None:
             assert abs(loss - expected) <= LARGEST_DIFFERENCE * expected, ("jax", loss, expected)
-    samples = {"fastmlp": [], "jax": [], "torch": []}
+    several = any(len(group) > 1 for group in groups)
+    samples = {"fastmlp": [], "jax": [], "vmap": [], "torch": []}
     for _ in range(rounds):
         seconds, (loss, _) = run_fastmlp(groups, x, y, options)
         if expected is not None:
@@ -212,19 +245,24 @@ def measure(name, rounds, device):
             for program in programs:
                 program()
             samples["jax"].append(time.perf_counter() - began)
-        # the plain loop on a part: every structure for a while, weighted alike
-        parts = [
-            plain_loop(group[0], x, y, options, PLAIN_SECONDS / len(groups))[1] * len(group)
-            for group in groups
-        ]
-        samples["torch"].append(sum(parts) * n_steps / sum(map(len, groups)))
+        # PyTorch on a part: every structure for a while, weighted alike
+        n_models = sum(map(len, groups))
+        share = PLAIN_SECONDS / len(groups)
+        parts = [plain_loop(group[0], x, y, options, share)[1] * len(group) for group in groups]
+        samples["torch"].append(sum(parts) * n_steps / n_models)
+        if several:
+            runs = [vmap_loop(group, x, y, options, share) for group in groups]
+            loss, expected_loss = runs[0][0][0], losses[0]
+            assert abs(loss - expected_loss) <= LARGEST_DIFFERENCE * expected_loss, ("vmap", loss)
+            parts = [run[1] * len(group) for run, group in zip(runs, groups, strict=True)]
+            samples["vmap"].append(sum(parts) * n_steps / n_models)
     for provider, values in samples.items():
         if values:
             record[provider] = {
                 "median_seconds": statistics.median(values),
                 "min_seconds": min(values),
                 "us_per_step": statistics.median(values) / n_steps * 1e6,
-                "extrapolated": provider == "torch",
+                "extrapolated": provider in ("torch", "vmap"),
             }
     return record
 
@@ -271,8 +309,10 @@ def table(records):
     for record in records:
         ours = record["fastmlp"]["median_seconds"]
         lines.append(f"\n{record['case']}: {record['steps']} steps")
-        for provider in ("torch", "jax", "fastmlp"):
+        for provider in ("torch", "vmap", "jax", "fastmlp"):
             numbers = record.get(provider)
+            if provider == "vmap" and numbers is None:
+                continue  # a single model
             if not isinstance(numbers, dict):
                 lines.append(f"  {provider:<10}{numbers or 'not run'}")
                 continue

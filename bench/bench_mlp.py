@@ -1,5 +1,7 @@
 """MLP, a whole dense network, against plain PyTorch: a toy net of experiment 2 and wider ones."""
 
+import itertools
+
 import torch
 from common import BACKWARD, MODES, Case, Suite, closeness
 
@@ -32,6 +34,15 @@ def bytes_moved(case, mode):
     return 2 * once if mode in BACKWARD else once
 
 
+def flops(case, mode):
+    """Two for a multiply-add of each product; dW and dx cost as much as forward each, dx of the
+    first layer left out."""
+    n_rows, widths = case.shape[0], case.settings["widths"]
+    sizes = [a * b for a, b in itertools.pairwise(widths)]
+    products = 3 * sum(sizes) - sizes[0] if mode in BACKWARD else sum(sizes)
+    return 2 * n_rows * products
+
+
 def terms(dy, x, net):
     layers = list(net.children())
     sizes = closeness.mlp_terms(
@@ -56,4 +67,5 @@ SUITE = Suite(
     draw=lambda case: torch.empty(case.shape).uniform_(-1, 1),
     bytes_moved=bytes_moved,
     terms=terms,
+    flops=flops,
 )

@@ -55,6 +55,8 @@ class Suite:
         fused: Function of a case: fastmlp's module.
         draw: Function of a case: the input, on the CPU.
         bytes_moved: Function of (case, mode): bytes that no implementation can avoid moving.
+        flops: Function of (case, mode): arithmetic that none can avoid, where it is known. A ReLU
+            subnet needs none a unit: it can be evaluated by its segments.
         terms: Function of ``(dy, x, module)``: sizes of the summed terms by name, for the gate.
         name: Name of the suite on the command line; the op's if it has none of its own.
     """
@@ -66,6 +68,7 @@ class Suite:
     draw: Callable
     bytes_moved: Callable
     terms: Callable
+    flops: Callable = lambda case, mode: 0
     name: str = ""
 
 
@@ -269,6 +272,63 @@ def measure_bandwidth(device, n_bytes=1 << 28):
         times = time_interleaved(steps, seconds=1.0, min_rounds=7)
     moved = {"read": n_bytes, "copy": 2 * n_bytes}
     return {name: moved[name] / times[name]["median_us"] / 1e3 for name in steps}
+
+
+def measure_arithmetic(device, n=2048):
+    """10⁹ operations a second of an fp32 matrix product, a multiply-add taken for two."""
+    a, b = torch.rand(n, n, device=device), torch.rand(n, n, device=device)
+    product = torch.mm(a, b)
+
+    def step():
+        torch.mm(a, b, out=product)
+
+    if device.type == "cuda":
+        microseconds = time_cuda(step, graph=False)["median_us"]
+    else:
+        step()
+        microseconds = time_interleaved({"mm": step}, seconds=0.5)["mm"]["median_us"]
+    return 2 * n**3 / microseconds / 1e3
+
+
+ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
+"""The processor's own count of the energy it took, in microjoules, where it may be read."""
+
+
+def energy_per_call(step, device, seconds=0.3):
+    """Microjoules of one call, by what the device reports; ``None`` where it reports nothing."""
+    meter = _cuda_energy(device) if device.type == "cuda" else _rapl_energy()
+    if meter is None:
+        return None
+    calls, began, before = 0, time.perf_counter(), meter()
+    while time.perf_counter() - began < seconds:
+        step()
+        calls += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    return (meter() - before) / calls
+
+
+def _rapl_energy():
+    try:
+        ENERGY.read_text()
+    except OSError:
+        return None
+    return lambda: int(ENERGY.read_text())
+
+
+def _cuda_energy(device):
+    """Total energy since the driver was loaded, of NVIDIA's management library."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(
+            f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        )
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except Exception:  # the library, the device or its driver has none
+        return None
+    return lambda: 1e3 * pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
 
 
 def metadata(device):

@@ -116,10 +116,10 @@ def speed_ups(results, ax):
 
 
 def over_floor(results, ax):
-    """Share of the bandwidth that each provider's time leaves: 1 is the floor."""
+    """The floor over each provider's time."""
     names = ("fastmlp", *PEERS)
     _dots(results, ax, names, lambda by, name: by[name]["floor_us"] / by[name]["median_us"])
-    ax.set_xlabel("floor (bytes over measured bandwidth) over time: 1 is the limit")
+    ax.set_xlabel("floor over time: 1 is the limit of the measured bandwidth or arithmetic")
 
 
 # function, what of the report it draws, height in inches

@@ -80,7 +80,8 @@ def section(report, source, every=False):
     lines = [
         f"Each peer's time over fastmlp's, float32, medians of interleaved runs ({where}; "
         f"torch {about['torch']}, {about['date'][:10]}; `{source}`). Bold: the peer is faster. "
-        "The floor is the bytes that must move over the bandwidth measured in the same run. Adam "
+        "The floor is the bytes that must move over the bandwidth measured in the same run, or the "
+        "matrix products over the rate of one, whichever takes longer. Adam "
         "is `fastmlp.optim.Adam` with ours, `torch.optim.Adam` as it comes with PyTorch's.",
         "",
         f"| case | fastmlp | × floor | {' | '.join(PEERS[name] for name in peers)} |",
@@ -99,17 +100,18 @@ def training_section(report, source):
     """The text between the marks, of whole training runs: as :func:`section`."""
     about = report["metadata"]
     lines = [
-        "Whole training runs with `fit` beside the usual PyTorch loop and a compiled JAX program "
-        f"(`jit` of `scan`, `vmap` over models; compiling not counted): `{source}`. The PyTorch "
-        "loop is timed on a part and extrapolated.",
+        "Whole training runs with `fit` beside the usual PyTorch loop, `torch.func` (all models at "
+        "once by `vmap`) and a compiled JAX program (`jit` of `scan`, `vmap` over models; "
+        f"compiling not counted): `{source}`. PyTorch's are timed on a part and extrapolated.",
         "",
-        f"| {about['date'][:10]}, as above | fastmlp | a step of a model | PyTorch | JAX |",
-        "|---|---:|---:|---:|---:|",
+        f"| {about['date'][:10]}, as above | fastmlp | a step of a model | PyTorch "
+        "| torch.func | JAX |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for record in report["results"]:
         ours = record["fastmlp"]
         cells = [_duration(ours["median_seconds"] * 1e6), _duration(ours["us_per_step"])]
-        for peer in ("torch", "jax"):
+        for peer in ("torch", "vmap", "jax"):
             if isinstance(record.get(peer), dict):
                 cells.append(_ratio(record[peer]["median_seconds"] / ours["median_seconds"]))
             else:

@@ -4,7 +4,9 @@ Each provider must first agree with float64 as well as plain PyTorch does; one t
 with its message instead of a time. CPU: providers take turns, median with 20 % and 80 %. CUDA:
 `triton.testing.do_bench`, call by call and replayed as a CUDA graph. Peak extra memory of one call
 counts its results; on the CPU it is the rise of the resident set (VmHWM), which sees what compiled
-kernels allocate. The floor is the bytes that must move over the bandwidth measured in the same run.
+kernels allocate. The floor is the bytes that must move over the bandwidth measured in the same run,
+or the arithmetic of matrix products over the rate of one measured there, whichever takes longer.
+Energy of a call is reported where the device counts it.
 
     python bench/run.py                  all cases
     python bench/run.py --quick          the main cases, under three minutes on two cores
@@ -75,16 +77,20 @@ def admit(suite, case, mode, names, x, dy, plain, gate):
     return steps, errors
 
 
-def measure(suite, case, mode, steps, errors, device, bandwidth, seconds):
+def measure(suite, case, mode, steps, errors, device, about, seconds):
     """One record per provider (and, on CUDA, per way to launch) of one case in one mode."""
+    bandwidth, rate = about["bandwidth_gb_per_s"], about["arithmetic_gflop_per_s"]
+    n_bytes, flops = suite.bytes_moved(case, mode), suite.flops(case, mode)
     fixed = {
         "op": suite.op,
         "case": case.name,
         "mode": mode,
         "input_bytes": 4 * math.prod(case.shape),
-        "bytes_moved": suite.bytes_moved(case, mode),
-        "floor_us": suite.bytes_moved(case, mode) / max(bandwidth.values()) / 1e3,
+        "bytes_moved": n_bytes,
+        "flops": flops,
+        "floor_us": max(n_bytes / max(bandwidth.values()), flops / rate) / 1e3,
     }
+    energy = {name: common.energy_per_call(step, device) for name, step in steps.items()}
     memory = {name: common.peak_extra_bytes(step, device) for name, step in steps.items()}
     records = []
     if device.type == "cuda":
@@ -101,6 +107,7 @@ def measure(suite, case, mode, steps, errors, device, bandwidth, seconds):
             records.append({**fixed, "provider": name, "graph": False, **times})
     for record in records:
         record["peak_extra_bytes"] = memory[record["provider"]]
+        record["energy_uj"] = energy[record["provider"]]
         record["gb_per_s"] = record["bytes_moved"] / record["median_us"] / 1e3
         record["error"] = None
     for key, message in errors.items():
@@ -114,10 +121,12 @@ def run(suites, names, device, *, quick=False, seconds=4.0, say=print):
     began = time.perf_counter()
     about = common.metadata(device)  # first: its load is that of others
     bandwidth = about["bandwidth_gb_per_s"] = common.measure_bandwidth(device)
+    about["arithmetic_gflop_per_s"] = common.measure_arithmetic(device)
     say(
         f"fastmlp {about['commit']}, torch {about['torch']}, {about['device']}, {about['cpu']}, "
         f"{about['threads']} threads; reading {bandwidth['read']:.1f} GB/s, "
-        f"copying {bandwidth['copy']:.1f} GB/s"
+        f"copying {bandwidth['copy']:.1f} GB/s, matrix products "
+        f"{about['arithmetic_gflop_per_s']:.0f} GFLOP/s"
     )
     if device.type == "cpu" and about["load"] and about["load"] > about["cores"] / 4:
         say(
@@ -140,7 +149,7 @@ def run(suites, names, device, *, quick=False, seconds=4.0, say=print):
             for mode in modes:
                 measured.add((suite.op, case.name, mode))
                 steps, errors = admit(suite, case, mode, names, *prepared)
-                results += measure(suite, case, mode, steps, errors, device, bandwidth, seconds)
+                results += measure(suite, case, mode, steps, errors, device, about, seconds)
                 say(f"  {suite.op} {case.name} {mode}: {time.perf_counter() - began:.0f} s")
     return {"metadata": about, "results": results}
 

@@ -39,6 +39,7 @@ def test_a_report_has_every_provider_and_count(bench, tmp_path, capsys, monkeypa
     assert record["steps"] == 4 * 3 * 2
     assert record["jax"] == "not run"
     assert record["torch"]["extrapolated"]
+    assert record["vmap"]["extrapolated"]
     assert record["fastmlp"]["us_per_step"] > 0
     assert [row["models"] for row in report["steps_per_second"]] == [1, 2]
     assert all(row["steps_per_second"] > 0 for row in report["steps_per_second"])
@@ -52,6 +53,15 @@ def test_losses_that_differ_are_not_timed(bench, monkeypatch):
     monkeypatch.setattr(bench, "plain_loop", lambda *a: ([2 * loss for loss in loop(*a)[0]], 1e-3))
     with fastmlp.backend("torch"), pytest.raises(AssertionError, match="fit"):
         bench.measure("tiny", 1, torch.device("cpu"))
+
+
+def test_all_models_at_once_take_the_steps_of_each(bench):
+    torch.manual_seed(0)
+    models, (x, y) = bench.sine_models(3, 4), bench.sweep_data()
+    options = {"batch_size": 20, "epochs": 5, "lr": 1e-2, "weight_decay": 0.01}
+    alone, _ = bench.plain_loop(models[0], x, y, options, 60)
+    together, _ = bench.vmap_loop(models, x, y, options, 60)
+    assert together == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import itertools
 import json
 import re
 import sys
@@ -12,8 +13,10 @@ import torch
 
 BENCH = Path(__file__).parents[2] / "bench"
 METADATA = {"date", "commit", "device", "cpu", "threads", "python", "torch", "triton", "numba"}
-FIXED = {"op", "case", "mode", "provider", "graph", "error", "floor_us", "bytes_moved"}
-MEASURED = {"median_us", "low_us", "high_us", "n_samples", "peak_extra_bytes", "gb_per_s"}
+FIXED = {"op", "case", "mode", "provider", "graph", "error", "floor_us", "bytes_moved", "flops"}
+MEASURED = {"median_us", "low_us", "high_us", "n_samples", "peak_extra_bytes", "gb_per_s"} | {
+    "energy_uj"
+}
 
 
 @pytest.fixture
@@ -41,6 +44,7 @@ def bench(monkeypatch):
         suites[op] = common.Suite(**{**fields, "cases": (case,)})
     monkeypatch.setattr(module, "SUITES", suites)
     monkeypatch.setattr(common, "measure_bandwidth", lambda device: {"read": 5.0, "copy": 6.0})
+    monkeypatch.setattr(common, "measure_arithmetic", lambda device: 100.0)
     return module
 
 
@@ -167,6 +171,41 @@ def test_gate_sums_chunks_to_the_whole(bench, monkeypatch):
     for name in whole.exact:
         torch.testing.assert_close(parts.exact[name], whole.exact[name], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(parts.terms[name], whole.terms[name], rtol=1e-12, atol=1e-12)
+
+
+def test_the_floor_is_the_larger_of_bytes_and_arithmetic(bench):
+    suite = bench.SUITES["mlp"]
+    (case,) = suite.cases
+    widths = case.settings["widths"]
+    products = sum(a * b for a, b in itertools.pairwise(widths))
+    assert suite.flops(case, "inference") == 2 * 20 * products
+    about = {"bandwidth_gb_per_s": {"read": 1.0}, "arithmetic_gflop_per_s": 1.0}
+    arguments = suite, case, "inference", {"torch": lambda: None}, {}, torch.device("cpu")
+    (record,) = bench.measure(*arguments, about, 0)
+    assert record["floor_us"] == pytest.approx(max(2 * 20 * products, 20 * 2 * 4) / 1e3)
+    about["arithmetic_gflop_per_s"] = 1e9
+    (record,) = bench.measure(*arguments, about, 0)
+    assert record["floor_us"] == pytest.approx(20 * 2 * 4 / 1e3)
+
+
+def test_energy_is_what_the_counter_gained(bench, monkeypatch, tmp_path):
+    counter = tmp_path / "energy_uj"
+    monkeypatch.setattr(bench.common, "ENERGY", counter)
+    device = torch.device("cpu")
+    assert bench.common.energy_per_call(lambda: None, device, seconds=0) is None
+    counter.write_text("1000")
+
+    def step():
+        counter.write_text(str(int(counter.read_text()) + 7))
+
+    assert bench.common.energy_per_call(step, device, seconds=0.01) == pytest.approx(7)
+
+
+def test_arithmetic_is_counted_in_giga(bench, monkeypatch):
+    monkeypatch.undo()
+    common = importlib.import_module("common")
+    rate = common.measure_arithmetic(torch.device("cpu"), n=128)
+    assert 0.01 < rate < 1e5
 
 
 def test_providers_have_one_baseline(bench):
