@@ -119,7 +119,7 @@ def over_floor(results, ax):
     """The floor over each provider's time."""
     names = ("fastmlp", *PEERS)
     _dots(results, ax, names, lambda by, name: by[name]["floor_us"] / by[name]["median_us"])
-    ax.set_xlabel("floor over time: 1 is the limit of the measured bandwidth or arithmetic")
+    ax.set_xlabel("floor over time (1: measured bandwidth or arithmetic used up)")
 
 
 # function, what of the report it draws, height in inches

@@ -46,7 +46,9 @@ def times_by_case(results):
 def _cell(times, provider):
     if provider not in times:
         return "–"
-    return _ratio(times[provider]["median_us"] / times["fastmlp"]["median_us"])
+    records = times[provider], times["fastmlp"]
+    unsteady = any(record["high_us"] > 3 * record["low_us"] for record in records)
+    return _ratio(records[0]["median_us"] / records[1]["median_us"]) + "?" * unsteady
 
 
 def _ratio(ratio):
@@ -79,7 +81,8 @@ def section(report, source, every=False):
     where = f"{device}, {about['threads']} threads" if about["device"] == "cpu" else device
     lines = [
         f"Each peer's time over fastmlp's, float32, medians of interleaved runs ({where}; "
-        f"torch {about['torch']}, {about['date'][:10]}; `{source}`). Bold: the peer is faster. "
+        f"torch {about['torch']}, {about['date'][:10]}; `{source}`). Bold: the peer is faster; "
+        "a question mark: the middle 60 % of the times differ more than threefold. "
         "The floor is the bytes that must move over the bandwidth measured in the same run, or the "
         "matrix products over the rate of one, whichever takes longer. Adam "
         "is `fastmlp.optim.Adam` with ours, `torch.optim.Adam` as it comes with PyTorch's.",

@@ -45,6 +45,18 @@ def test_a_peer_that_is_faster_is_shown_in_bold(report):
     assert report.section(results, "file").count("\n| ") == rows
 
 
+def test_times_that_scatter_are_marked(report):
+    results = json.loads(RESULTS.read_text("utf-8"))
+    for record in results["results"]:
+        if not record["error"]:
+            record["low_us"] = record["high_us"] = record["median_us"]
+    assert "×? |" not in report.section(results, "file", every=True)
+    for record in results["results"]:
+        if record["provider"] == "fastmlp":
+            record["high_us"] *= 3.01
+    assert "×? |" in report.section(results, "file")
+
+
 def test_text_around_the_marks_stays(report):
     begin, end = (
         "<!-- measured speed: bench/report.py writes this -->",
