@@ -114,18 +114,19 @@ CASES = {
 }
 
 
-def plain_loop(model, x, y, options, max_seconds):
-    """The usual loop in plain PyTorch; losses of its steps, seconds a step."""
-    plain = copy.deepcopy(model)
+def timed_steps(step, parameters, x, y, options, max_seconds):
+    """Take steps of PyTorch on the batches in turn; the losses, seconds a step.
+
+    ``step(inputs, targets)`` sets the gradients of the parameters and returns the loss.
+    """
     cls = torch.optim.SGD if options.get("optimizer") == "sgd" else torch.optim.AdamW
-    optimizer = cls(plain.parameters(), lr=options["lr"], weight_decay=options["weight_decay"])
+    optimizer = cls(parameters, lr=options["lr"], weight_decay=options["weight_decay"])
     losses, began = [], time.perf_counter()
     batches = list(zip(x.split(options["batch_size"]), y.split(options["batch_size"]), strict=True))
     with fastmlp.backend("torch"):
         for inputs, targets in batches * options["epochs"]:
             optimizer.zero_grad()
-            loss = torch.nn.functional.mse_loss(plain(inputs), targets)
-            loss.backward()
+            loss = step(inputs, targets)
             optimizer.step()
             losses.append(loss.detach())  # a number of it would wait for the device
             if time.perf_counter() - began > max_seconds:
@@ -136,35 +137,37 @@ def plain_loop(model, x, y, options, max_seconds):
     return torch.stack(losses).tolist(), seconds
 
 
+def plain_loop(model, x, y, options, max_seconds):
+    """The usual loop in plain PyTorch; losses of its steps, seconds a step."""
+    plain = copy.deepcopy(model)
+
+    def step(inputs, targets):
+        loss = torch.nn.functional.mse_loss(plain(inputs), targets)
+        loss.backward()
+        return loss
+
+    return timed_steps(step, plain.parameters(), x, y, options, max_seconds)
+
+
 def vmap_loop(group, x, y, options, max_seconds):
     """All models of a group at once by `torch.func`: the first one's losses, seconds a step."""
     models = [copy.deepcopy(model) for model in group]
     parameters, buffers = torch.func.stack_module_state(models)
-    bare = models[0]
 
     def loss_of(parameters, buffers, inputs, targets):
-        y_hat = torch.func.functional_call(bare, (parameters, buffers), (inputs,))
+        y_hat = torch.func.functional_call(models[0], (parameters, buffers), (inputs,))
         return torch.nn.functional.mse_loss(y_hat, targets)
 
-    step = torch.func.vmap(torch.func.grad_and_value(loss_of), in_dims=(0, 0, None, None))
-    cls = torch.optim.SGD if options.get("optimizer") == "sgd" else torch.optim.AdamW
-    settings = {"lr": options["lr"], "weight_decay": options["weight_decay"]}
-    optimizer = cls(parameters.values(), **settings)
-    losses, began = [], time.perf_counter()
-    batches = list(zip(x.split(options["batch_size"]), y.split(options["batch_size"]), strict=True))
-    with fastmlp.backend("torch"):
-        for inputs, targets in batches * options["epochs"]:
-            gradients, loss = step(parameters, buffers, inputs, targets)
-            for name, parameter in parameters.items():
-                parameter.grad = gradients[name]
-            optimizer.step()
-            losses.append(loss[0].detach())
-            if time.perf_counter() - began > max_seconds:
-                break
-    if x.is_cuda:
-        torch.cuda.synchronize()
-    seconds = (time.perf_counter() - began) / len(losses) / len(group)
-    return torch.stack(losses).tolist(), seconds
+    gradients_of = torch.func.vmap(torch.func.grad_and_value(loss_of), in_dims=(0, 0, None, None))
+
+    def step(inputs, targets):
+        gradients, losses = gradients_of(parameters, buffers, inputs, targets)
+        for name, parameter in parameters.items():
+            parameter.grad = gradients[name]
+        return losses[0]
+
+    losses, seconds = timed_steps(step, parameters.values(), x, y, options, max_seconds)
+    return losses, seconds / len(group)
 
 
 def run_fastmlp(groups, x, y, options):

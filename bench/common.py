@@ -264,30 +264,27 @@ def measure_bandwidth(device, n_bytes=1 << 28):
     source = torch.ones(n_bytes // 4, device=device)
     target = torch.empty_like(source)
     steps = {"read": source.sum, "copy": lambda: target.copy_(source)}
-    for step in steps.values():
-        step()
-    if device.type == "cuda":
-        times = {name: time_cuda(step, graph=False) for name, step in steps.items()}
-    else:
-        times = time_interleaved(steps, seconds=1.0, min_rounds=7)
     moved = {"read": n_bytes, "copy": 2 * n_bytes}
-    return {name: moved[name] / times[name]["median_us"] / 1e3 for name in steps}
+    return {name: moved[name] / us / 1e3 for name, us in _medians(steps, device).items()}
 
 
 def measure_arithmetic(device, n=2048):
     """10⁹ operations a second of an fp32 matrix product, a multiply-add taken for two."""
     a, b = torch.rand(n, n, device=device), torch.rand(n, n, device=device)
-    product = torch.mm(a, b)
+    product = torch.empty_like(a)
+    steps = {"mm": lambda: torch.mm(a, b, out=product)}
+    return 2 * n**3 / _medians(steps, device)["mm"] / 1e3
 
-    def step():
-        torch.mm(a, b, out=product)
 
+def _medians(steps, device):
+    """Median microseconds of some functions that measure the machine itself."""
     if device.type == "cuda":
-        microseconds = time_cuda(step, graph=False)["median_us"]
+        times = {name: time_cuda(step, graph=False) for name, step in steps.items()}
     else:
-        step()
-        microseconds = time_interleaved({"mm": step}, seconds=0.5)["mm"]["median_us"]
-    return 2 * n**3 / microseconds / 1e3
+        for step in steps.values():
+            step()
+        times = time_interleaved(steps, seconds=1.0, min_rounds=7)
+    return {name: taken["median_us"] for name, taken in times.items()}
 
 
 ENERGY = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
