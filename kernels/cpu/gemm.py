@@ -8,6 +8,12 @@ over the sum, with a tile of C in registers. So the tile is written in vectors h
 for up to :data:`TILE` rows i and two vectors of columns j. Each step of the sum loads two vectors
 of B and one number a row of A, for 2·TILE fused multiply-adds. A has any strides, B and C have
 dense rows. The sum runs over k in order whatever the vectors' size: results do not depend on it.
+
+Where C is small and the sum long, its vectors run along the sum instead,
+
+    C[i, j] += Σ_k A[i, k]·B[j, k],
+
+with a vector of partial sums for each number of C, added up by :func:`sum_lanes` in the end.
 """
 
 from llvmlite import binding, ir
@@ -24,6 +30,9 @@ VECTOR = 64 if _FEATURES.get("avx512f") else 32 if _AVX else 16
 
 TILE = 6 if _AVX and VECTOR == 32 else 8
 """Rows of a tile: with two vectors a row, half to three quarters of the registers."""
+
+DOTS = 5 if VECTOR == 64 else 3
+"""Rows and columns of a tile of vectors of partial sums."""
 
 
 def _vectors(context, builder, real):
@@ -176,6 +185,118 @@ def add_product(zero, a, a_row, a_step, b, b_step, c, c_row, n_rows, n_vectors, 
             row += rows
 
 
+def _emit_dots(context, builder, real, n_rows, n_columns, arguments):
+    """One tile of vectors of partial sums; leaves the builder behind the loop."""
+    a, a_row, b, b_row, c, c_row, n_vectors = arguments
+    _, vector, size, load, store = _vectors(context, builder, real)
+    kind = "f32" if size == 4 else "f64"
+    fma = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(vector, [vector] * 3),
+        f"llvm.fma.v{vector.count}{kind}",
+    )
+    i64 = a.type
+    a_rows = [builder.mul(a_row, i64(i)) for i in range(n_rows)]
+    b_rows = [builder.mul(b_row, i64(j)) for j in range(n_columns)]
+    c_at = [builder.add(c, builder.mul(c_row, i64(i))) for i in range(n_rows)]
+    places = [(i, j) for i in range(n_rows) for j in range(n_columns)]
+    starts = [load(vector, c_at[i], j * VECTOR) for i, j in places]
+
+    before = builder.block
+    loop = builder.append_basic_block("sum")
+    after = builder.append_basic_block("summed")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    done = builder.phi(i64)
+    sums = [builder.phi(vector) for _ in places]
+    offset = builder.mul(done, i64(VECTOR))
+    rows = [load(vector, builder.add(builder.add(a, row), offset)) for row in a_rows]
+    columns = [load(vector, builder.add(builder.add(b, row), offset)) for row in b_rows]
+    ends = [
+        builder.call(fma, [rows[i], columns[j], total])
+        for (i, j), total in zip(places, sums, strict=True)
+    ]
+    next_done = builder.add(done, i64(1))
+    for phi, first, later in ((done, i64(0), next_done), *zip(sums, starts, ends, strict=True)):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, loop)
+    builder.cbranch(builder.icmp_signed("<", next_done, n_vectors), loop, after)
+    builder.position_at_end(after)
+    for (i, j), value in zip(places, ends, strict=True):
+        store(value, c_at[i], j * VECTOR)
+
+
+@intrinsic
+def _dots_tile(typingctx, zero, n_rows, n_columns, a, a_row, b, b_row, c, c_row, n_vectors):
+    def codegen(context, builder, signature, args):
+        _, n_rows, n_columns, *arguments = args
+        end = builder.append_basic_block("done")
+        choice = builder.add(builder.mul(n_rows, n_rows.type(DOTS + 1)), n_columns)
+        switch = builder.switch(choice, end)
+        for rows in range(1, DOTS + 1):
+            for columns in range(1, DOTS + 1):
+                block = builder.append_basic_block(f"dots_{rows}_{columns}")
+                switch.add_case(choice.type((DOTS + 1) * rows + columns), block)
+                builder.position_at_end(block)
+                _emit_dots(context, builder, zero, rows, columns, arguments)
+                builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.none(zero, *[types.int64] * 9), codegen
+
+
+@inner
+def add_dots(zero, a, a_row, b, b_row, c, n_rows, n_columns, n_vectors):
+    """C[i, j] += A[i]·B[j] for rows of ``n_vectors`` vectors; C [n_rows, n_columns] of vectors."""
+    n_row_groups, n_column_groups = (n_rows + DOTS - 1) // DOTS, (n_columns + DOTS - 1) // DOTS
+    c_row = n_columns * VECTOR
+    row = 0
+    for row_group in range(n_row_groups):
+        rows = (n_rows - row + n_row_groups - row_group - 1) // (n_row_groups - row_group)
+        column = 0
+        for column_group in range(n_column_groups):
+            left = n_column_groups - column_group
+            columns = (n_columns - column + left - 1) // left
+            _dots_tile(
+                zero, rows, columns, a + row * a_row, a_row, b + column * b_row, b_row,
+                c + row * c_row + column * VECTOR, c_row, n_vectors,
+            )  # fmt: skip
+            column += columns
+        row += rows
+
+
+def _interleaving(n):
+    """Two shuffles of two vectors of ``n`` numbers: their lower halves in turn, the upper ones."""
+    kind = ir.VectorType(ir.IntType(32), n)
+    return [
+        ir.Constant(kind, [half + i // 2 + n * (i % 2) for i in range(n)]) for half in (0, n // 2)
+    ]
+
+
+@intrinsic
+def sum_lanes(typingctx, zero, source, target):
+    """A vector of the sums of as many vectors, one after the other, as it has numbers."""
+
+    def codegen(context, builder, signature, args):
+        _, source, target = args
+        _, vector, _, load, store = _vectors(context, builder, zero)
+        masks = _interleaving(vector.count)
+        rows = [load(vector, source, i * VECTOR) for i in range(vector.count)]
+        # as in a transpose; what its rounds would lay side by side is added
+        while len(rows) > 1:
+            half = len(rows) // 2
+            pairs = zip(rows[:half], rows[half:], strict=True)
+            rows = [
+                builder.fadd(*(builder.shuffle_vector(*pair, mask) for mask in masks))
+                for pair in pairs
+            ]
+        store(rows[0], target)
+        return context.get_dummy_value()
+
+    return types.none(zero, types.int64, types.int64), codegen
+
+
 @intrinsic
 def _transpose_square(typingctx, zero, source, source_row, target, target_row):
     """target = source^T for as many rows as a vector has numbers."""
@@ -183,14 +304,11 @@ def _transpose_square(typingctx, zero, source, source_row, target, target_row):
     def codegen(context, builder, signature, args):
         _, source, source_row, target, target_row = args
         _, vector, _, load, store = _vectors(context, builder, zero)
-        n, i32, i64 = vector.count, ir.IntType(32), source.type
+        n, i64 = vector.count, source.type
         rows = [
             load(vector, builder.add(source, builder.mul(source_row, i64(i)))) for i in range(n)
         ]
-        masks = [
-            ir.Constant(ir.VectorType(i32, n), [half + i // 2 + n * (i % 2) for i in range(n)])
-            for half in (0, n // 2)
-        ]
+        masks = _interleaving(n)
         # each round interleaves row i with row i + n/2; log2(n) of them exchange rows and columns
         for _ in range(n.bit_length() - 1):
             pairs = [(rows[i], rows[i + n // 2]) for i in range(n // 2)]
@@ -216,11 +334,24 @@ def _move(typingctx, zero, source, target):
     return types.none(zero, types.int64, types.int64), codegen
 
 
+@intrinsic
+def _copy(typingctx, source, target, n_bytes):
+    def codegen(context, builder, signature, args):
+        source, target = (builder.inttoptr(at, cgutils.voidptr_t) for at in args[:2])
+        cgutils.raw_memcpy(builder, target, source, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.none(*[types.int64] * 3), codegen
+
+
 @inner
 def transpose(zero, source, source_row, n_rows, n_columns, target, target_row):
     """target [n_columns, n_rows] = source [n_rows, n_columns]^T; row strides in bytes."""
     size = size_of(zero)
     lanes = VECTOR // size
+    if (n_columns == 1 and source_row == size) or (n_rows == 1 and target_row == size):
+        _copy(source, target, n_rows * n_columns * size)
+        return
     whole_rows, whole_columns = n_rows // lanes * lanes, n_columns // lanes * lanes
     for i in range(0, whole_rows, lanes):
         for j in range(0, whole_columns, lanes):

@@ -26,13 +26,13 @@ from .launch import PIECE, any_needed, cast_back, prepare, prepare_as, run, run_
 from .mlp_blocks import (
     apply_layer,
     block_layout,
+    block_rows,
     blocks,
     drop,
     fast_of,
     flush,
     n_sums,
     padded,
-    rows_of_block,
     widest_of,
 )
 from .philox import seed_at_address
@@ -58,7 +58,7 @@ def _fwd(real):
         n_layers = net[0]
         n_in, n_out = net[1], net[1 + n_layers]
         widest = widest_of(net, n_layers)
-        rows = min(rows_of_block(widest), padded(max(last - first, 1), lanes))
+        rows = min(block_rows(widest), padded(max(last - first, 1), lanes))
         row_bytes = rows * size
         layer_bytes = padded(widest, lanes) * row_bytes
         mask_bytes = 16 * rows + row_bytes if dropout > 0 else 0

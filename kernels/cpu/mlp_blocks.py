@@ -8,23 +8,24 @@ A net is the integer vector of `mlp.py`.
 """
 
 import numpy as np
+from numba.extending import register_jitable
 
 from .block_activations import IDENTITY, by_sign, passes
-from .gemm import VECTOR, add_product, multiply, size_of, transpose
-from .jit import array_at, inner
+from .gemm import VECTOR, add_dots, add_product, multiply, size_of, sum_lanes, transpose
+from .jit import address_of, array_at, inner
 from .philox import MASKS_PER_BLOCK, draw_factors, draw_words
 
 DOT_WIDTH = 4
-"""Up to this many inputs a layer's weight gradient is taken as dot products: a vector of inputs
-would be mostly empty."""
+DOT_WEIGHTS = 256
+"""Up to so many inputs or weights a layer's weight gradient is taken as dot products, a vector of
+partial sums for each weight: nothing is transposed, no vector of inputs is half empty. These sums
+are 16 KB; twice as many weights would leave little of a level-1 cache."""
 
 
+@register_jitable
 def block_rows(widest):
     """Rows of a block: a layer of one is 8 to 32 KB in float32, all fit a level-2 cache."""
     return 128 if widest <= 32 else 64
-
-
-rows_of_block = inner(block_rows)
 
 
 @inner
@@ -74,16 +75,18 @@ def drop(seed, layer, start, n_rows, rows, width, p, words_at, factors_at, z, re
             z_row[r] *= factors[r]
 
 
-@inner
-def _add_dots(g, h, rows, n_rows, width, wide, sums, at):
-    """sums[at + o·wide + i] += Σ_r g[o, r]·h[i, r]."""
-    for o in range(width):
-        for i in range(wide):
-            g_row, h_row = g[o * rows : o * rows + n_rows], h[i * rows : i * rows + n_rows]
-            total = g[0] * 0
-            for r in range(n_rows):
-                total += g_row[r] * h_row[r]
-            sums[at + o * wide + i] += total
+@register_jitable
+def has_dots(wide, width):
+    """Whether the weight gradient of a layer of ``wide`` inputs is taken as dot products."""
+    return wide <= DOT_WIDTH or wide * width <= DOT_WEIGHTS
+
+
+@register_jitable
+def n_fast(wide, width, lanes):
+    """Numbers of a layer's weight gradient in the compute dtype, in whole vectors."""
+    if has_dots(wide, width):
+        return (wide * width + lanes - 1) // lanes * lanes * lanes
+    return (wide + lanes - 1) // lanes * lanes * width
 
 
 @inner
@@ -98,44 +101,61 @@ def _add_row_sums(g, rows, n_rows, width, sums, at):
 
 
 @inner
+def _clear_padding(block, rows, n_rows, last, width):
+    """block[k, n_rows : last] = 0 for each row k of [width, rows]."""
+    for k in range(width):
+        for r in range(k * rows + n_rows, k * rows + last):
+            block[r] = 0
+
+
+@inner
 def flush(net, fast, lanes, sums):
-    """Add the weight gradients of the last rows, padded to whole vectors, and clear them."""
+    """Add the weight gradients of the last rows to ``sums``, and clear them."""
     at = fast_at = 0
     for layer in range(net[0]):
         wide, width = net[1 + layer], net[2 + layer]
-        stride = padded(wide, lanes)
-        if wide > DOT_WIDTH:
+        n_weights, size = wide * width, n_fast(wide, width, lanes)
+        if has_dots(wide, width):
+            for first in range(0, n_weights, lanes):
+                place = fast_at + first * lanes
+                target = address_of(fast) + place * fast.itemsize
+                sum_lanes(fast[0], target, target)
+                for i in range(min(lanes, n_weights - first)):
+                    sums[at + first + i] += fast[place + i]
+        else:
+            stride = size // width
             for o in range(width):
                 source = fast[fast_at + o * stride : fast_at + o * stride + wide]
                 target = sums[at + o * wide : at + o * wide + wide]
                 for i in range(wide):
                     target[i] += source[i]
-        at += (wide + 1) * width
-        fast_at += stride * width
+        at += n_weights + width
+        fast_at += size
     fast[:] = 0
 
 
+@register_jitable
 def layout(net, rows, keeps_slopes, size, at):
     """Where a block of ``rows`` rows keeps what backward wants, in memory from ``at`` on.
 
     Returns the addresses of zeros for a bias, of weight gradients in the compute dtype, of the
     L + 1 layers, of g, of the next g, of a transposed layer, of L slopes, of random words and of
     dropout factors; and where all this ends. The first two do not depend on ``rows``. Plain Python,
-    for who reserves the memory; compiled as :data:`_layout`.
+    for who reserves the memory too.
 
     Memory from the system, page by page, costs more than a small batch's arithmetic: so take
     little. Padding is computed with, and subnormal garbage is slow: so clear it once.
     """
     n_layers, lanes = net[0], VECTOR // size
-    widest, n_fast = net[1], 0
+    widest, fast_size = net[1], 0
     for layer in range(n_layers):
         widest = max(widest, net[2 + layer])
-        n_fast += (net[1 + layer] + lanes - 1) // lanes * lanes * net[2 + layer]
+        fast_size += n_fast(net[1 + layer], net[2 + layer], lanes)
     widest = (widest + lanes - 1) // lanes * lanes
     layer_bytes = widest * rows * size
     zeros_at = (at + VECTOR - 1) // VECTOR * VECTOR
     fast_at = zeros_at + widest * size
-    layers_at = fast_at + n_fast * size
+    layers_at = fast_at + fast_size * size
     g_at = layers_at + (n_layers + 1) * layer_bytes
     slopes_at = g_at + 3 * layer_bytes
     words_at = slopes_at + (n_layers if keeps_slopes else 0) * layer_bytes
@@ -154,16 +174,13 @@ def layout(net, rows, keeps_slopes, size, at):
     )
 
 
-_layout = inner(layout)
-
-
 @inner
 def block_layout(net, n_rows, hidden_code, output_code, dropout, size, at):
     """Rows of a block of a batch of ``n_rows``, and its layout."""
     lanes = VECTOR // size
-    rows = min(rows_of_block(widest_of(net, net[0])), padded(max(n_rows, 1), lanes))
+    rows = min(block_rows(widest_of(net, net[0])), padded(max(n_rows, 1), lanes))
     slopes = dropout > 0 or not (by_sign(hidden_code) and by_sign(output_code))
-    return rows, _layout(net, rows, slopes, size, at)
+    return rows, layout(net, rows, slopes, size, at)
 
 
 @inner
@@ -249,12 +266,17 @@ def blocks(real):
             )
             stride = padded(wide, lanes)
             weights_at -= (wide + 1) * width
-            fast_weights_at -= stride * width * size
+            fast_weights_at -= n_fast(wide, width, lanes) * size
             if need_dparams:
                 _add_row_sums(g_block, rows, n_rows, width, sums, weights_at + wide * width)
-                if wide <= DOT_WIDTH:
-                    h_block = array_at(h, wide * rows, real)
-                    _add_dots(g_block, h_block, rows, n_rows, width, wide, sums, weights_at)
+                if has_dots(wide, width):
+                    if n_rows < n_vectors * lanes:
+                        h_block = array_at(h, wide * rows, real)
+                        _clear_padding(h_block, rows, n_rows, n_vectors * lanes, wide)
+                        _clear_padding(g_block, rows, n_rows, n_vectors * lanes, width)
+                    add_dots(
+                        zero, g, row_bytes, h, row_bytes, fast_weights_at, width, wide, n_vectors
+                    )
                 else:
                     h_rows = transposed
                     if layer == 0 and wide == stride:
