@@ -24,7 +24,7 @@ help:
 # the stamp is newer than the files that say what to install
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 		-c constraints.txt setuptools -e ".[test,plots,bench,examples,dev]"
 	touch $@
 
