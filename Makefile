@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 GPU_NAME = $(shell $(PYTHON) -c "import re, torch; print(re.sub('[^a-z0-9]+', '-', torch.cuda.get_device_name().lower()))")
 
-.PHONY: help demo test thorough coverage examples docs conformance bench lint dist gpu gpu-test gpu-bench clean
+.PHONY: help demo test thorough absent coverage examples docs conformance bench lint dist gpu gpu-test gpu-bench clean
 
 help:
 	@echo "make demo   install into $(VENV), then train the reference network on sums of squares"
 	@echo "make test   install into $(VENV), then run all tests"
 	@echo "make thorough  10 000 random cases per op and backend, against float64; takes hours"
+	@echo "make absent  run the tests with numba absent, with triton absent, with both absent"
 	@echo "make examples  run all examples and refresh the pictures of the documentation"
 	@echo "make docs   build the documentation into build/site"
 	@echo "make conformance  run the tests of every op's properties and write docs/conformance.md"
@@ -24,7 +25,7 @@ help:
 # the stamp is newer than the files that say what to install
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-c constraints.txt setuptools -e ".[test,plots,bench,examples,dev]"
 	touch $@
 
@@ -37,6 +38,12 @@ test: $(INSTALLED)
 
 thorough: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 tests/robustness --hypothesis-profile thorough
+
+absent: $(INSTALLED)
+	for absent in "numba llvmlite" "triton" "numba llvmlite triton"; do \
+		ABSENT="$$absent" PYTHONPATH=tests/absent $(BIN)/python -m pytest -n 2 --dist worksteal \
+			|| exit 1; \
+	done
 
 coverage: $(INSTALLED)
 	$(BIN)/coverage erase

@@ -103,7 +103,7 @@ def cases():
 def _dense_cases(hidden, one_out, many_out):
     """The dense subnets, as they differ by activation, dropout and one subnet a feature."""
     h = hidden["N_HIDDEN"]
-    fwd, bwd = (partial(Case, module, everywhere=True) for module in ("dense_fwd", "dense_bwd"))
+    fwd, bwd = (partial(Case, module) for module in ("dense_fwd", "dense_bwd"))
     off = {"STACKED": False, "DROPOUT": (-1, 1.0) * 3, "seed_ptr": None, "FIRST_MASK": 0}
     tanh = {**off, "ACT": "tanh"}
     stacked = {**off, "ACT": "relu", "STACKED": True}
@@ -203,17 +203,19 @@ def _training_cases():
     once = {"everywhere": False}
     return {
         "train, SineSum(8)": sine(8, 60, True),
-        "train, SineSum(1024), batch 1": sine(1024, 1, False),
+        "train, SineSum(1024), batch 1": sine(1024, 1, False, **once),
         "train, SineSum(8), fp64": sine(8, 60, False, dtype="fp64", **once),
         "train, AdditiveMLP(64, 14)": case(
             "additive_mlp", (14, 1, 64, 1), (), 64, 100, "adam", True, n_parameters=128
         ),
-        "train, AdditiveMLP(64, 14), dropout": subnets("relu", 0, 0.2),
+        "train, AdditiveMLP(64, 14), dropout": subnets("relu", 0, 0.2, **once),
         "train, AdditiveMLP(64, 14), tanh, per feature": subnets("tanh", 1, 0.0, **once),
         "train, ElementwiseMLP(14), bce": case(
             "elementwise_mlp", (14, 1), (), 1, 100, "sgd", True, loss="bce_with_logits", **once
         ),
-        "train, 2-5-1, sigmoid": mlp((2, 5, 1), "sigmoid", "sigmoid", 4, "sgd", False),
+        "train, 2-5-1, sigmoid": mlp(
+            (2, 5, 1), "sigmoid", "sigmoid", 4, "sgd", False, **once
+        ),
         "train, 2-5-1, sigmoid, fp64": mlp(
             (2, 5, 1), "sigmoid", "sigmoid", 4, "sgd", False, dtype="fp64", **once
         ),

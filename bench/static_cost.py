@@ -101,7 +101,7 @@ def disassemble(cubin):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        text = _output(tools / "nvdisasm", "-c", file.name)
+        text = _output(tools / "nvdisasm", "-c", "-ndf", file.name)
         usage = _output(tools / "cuobjdump", "-res-usage", file.name)
     instructions, labels = [], {}
     for line in text.splitlines():

@@ -16,6 +16,8 @@ The net is one integer vector: the number of layers L, L + 1 widths, L addresses
 """
 
 from array import array
+from functools import lru_cache
+from operator import mul
 
 import numpy as np
 
@@ -146,16 +148,20 @@ def _bwd(real):
     return mlp_bwd
 
 
-def _pack(x, parameters, addresses):
-    """The integer vector of the module's first lines; weights and biases alternate."""
-    weights = parameters[::2]
-    widths = [x.shape[1], *(w.shape[0] for w in weights)]
-    return array("q", [len(weights), *widths, *addresses[::2], *addresses[1::2]])
+def _widths(x, parameters):
+    """Of the input and of each layer's output; weights and biases alternate."""
+    return x.shape[1], *[w.shape[0] for w in parameters[::2]]
 
 
-def _cut(n_rows, parameters):
+def _pack(widths, addresses):
+    """The integer vector of the module's first lines, of the addresses of weights and biases."""
+    return array("q", [len(widths) - 1, *widths, *addresses[::2], *addresses[1::2]])
+
+
+@lru_cache(256)
+def _cut(n_rows, widths):
     """Rows per piece and number of pieces, from the shape alone."""
-    work_per_row = sum(w.numel() for w in parameters[::2])
+    work_per_row = sum(map(mul, widths, widths[1:]))
     rows = max(PIECE // work_per_row, -(-n_rows // LARGEST_PIECES))
     rows = -(-rows // 256) * 256
     return rows, max(-(-n_rows // rows), 1)
@@ -165,12 +171,13 @@ def mlp_fwd(x, *arguments):
     """y [N, out] from x [N, in], weights and biases in turn, seed, two activations, dropout."""
     *parameters, seed, activation, output_activation, dropout = arguments
     dtype, compute, tensors, addresses = prepare(x, *parameters)
-    net = _pack(x, parameters, addresses[1:])
-    y = tensors[0].new_empty((x.shape[0], parameters[-2].shape[0]))
+    widths = _widths(x, parameters)
+    net = _pack(widths, addresses[1:])
+    y = tensors[0].new_empty((x.shape[0], widths[-1]))
     run(
         _fwd[compute],
         x.shape[0],
-        *_cut(x.shape[0], parameters),
+        *_cut(x.shape[0], widths),
         net.buffer_info()[0],
         len(net),
         CODES[activation],
@@ -187,16 +194,15 @@ def mlp_bwd(dy, x, *arguments, needs):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     *parameters, seed, activation, output_activation, dropout = arguments
     compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, *parameters))
-    net = _pack(x, parameters, addresses[2:])
+    widths = _widths(x, parameters)
+    net = _pack(widths, addresses[2:])
     dx = tensors[1].new_empty(x.shape) if needs[0] else None
     # in place of a bias that is missing, its size
-    sized = [
-        tensors[2 + i // 2 * 2].shape[0] if p is None else p for i, p in enumerate(tensors[2:])
-    ]
+    sized = [widths[1 + i // 2] if p is None else p for i, p in enumerate(tensors[2:])]
     gradients = run_summed(
         _bwd[compute],
         x.shape[0],
-        *_cut(x.shape[0], parameters),
+        *_cut(x.shape[0], widths),
         sized,
         needs[1:],
         dy.dtype,
