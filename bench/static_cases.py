@@ -213,9 +213,7 @@ def _training_cases():
         "train, ElementwiseMLP(14), bce": case(
             "elementwise_mlp", (14, 1), (), 1, 100, "sgd", True, loss="bce_with_logits", **once
         ),
-        "train, 2-5-1, sigmoid": mlp(
-            (2, 5, 1), "sigmoid", "sigmoid", 4, "sgd", False, **once
-        ),
+        "train, 2-5-1, sigmoid": mlp((2, 5, 1), "sigmoid", "sigmoid", 4, "sgd", False, **once),
         "train, 2-5-1, sigmoid, fp64": mlp(
             (2, 5, 1), "sigmoid", "sigmoid", 4, "sgd", False, dtype="fp64", **once
         ),
