@@ -121,5 +121,13 @@ def launchers(name, op):
     Args:
         name: ``"triton"`` or ``"numba"``.
         op: The op's file name.
+
+    Raises:
+        ModuleNotFoundError: The wing's compiler is not installed.
     """
+    if not is_installed(name):
+        raise ModuleNotFoundError(
+            f"this needs kernels of {op}.py, and they the package {name}, which is not installed",
+            name=name,
+        )
     return importlib.import_module(f"{_WINGS[name]}.{op}")

@@ -312,6 +312,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         Raises:
             TypeError: Data that are not floating-point.
             ValueError: NaN or infinity in the data, shapes that do not fit, active dropout.
+            ModuleNotFoundError: numba is not installed.
         """
         from fastmlp.training.generic import Linearisation, check_weight
         from fastmlp.training.tiles import Runs

@@ -114,6 +114,7 @@ def test_backend_that_is_not_installed_is_refused(monkeypatch):
 
 
 def test_backend_that_does_not_serve_the_device_is_refused(monkeypatch):
+    pytest.importorskip("numba")
     with (
         fastmlp.backend("numba"),
         pytest.raises(ValueError, match=r"needs CPU tensors, got .*'cuda'"),
@@ -129,6 +130,7 @@ def test_backend_that_does_not_serve_the_device_is_refused(monkeypatch):
 
 
 def test_environment_variable_chooses():
+    pytest.importorskip("numba")
     code = "import fastmlp; print(fastmlp.backends.choose('cpu'))"
     result = in_subprocess(code, FASTMLP_BACKEND="torch")
     assert result.stdout == "torch\n", result.stderr

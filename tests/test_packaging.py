@@ -100,6 +100,18 @@ def test_absent_backend_is_refused_by_name(tmp_path):
     assert "ValueError: backend 'numba' needs the package numba" in result.stderr
 
 
+def test_levenberg_marquardt_without_numba_is_refused_by_name(tmp_path):
+    code = BLOCK.format(names={"numba", "llvmlite"}) + (
+        "import torch, fastmlp\n"
+        "x = torch.linspace(-1, 1, 9)\n"
+        "lm = fastmlp.LevenbergMarquardt()\n"
+        "fastmlp.fit(fastmlp.SineSum(2), x, x, epochs=2, optimizer=lm, progress=False)"
+    )
+    result = python(code, tmp_path)
+    assert "ModuleNotFoundError: this needs kernels of levenberg_marquardt.py" in result.stderr
+    assert "the package numba, which is not installed" in result.stderr
+
+
 FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md",
          "CONTRIBUTING.md", "Makefile", "constraints.txt", "mkdocs.yml")  # fmt: skip
 FOLDERS = ("fastmlp", "kernels", "tests", "bench", "examples", "docs")

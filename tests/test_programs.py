@@ -35,6 +35,8 @@ def x(draw):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_rounds_the_output_alone(dtype, module, x):
+    if fastmlp.backends.choose("cpu") == "torch":
+        pytest.skip("without numba: plain PyTorch rounds inside too")
     exact = module(x)
     with torch.autocast("cpu", dtype):
         y = module(x)

@@ -89,6 +89,7 @@ def fit(
         TypeError: An argument of the wrong type.
         ValueError: Shapes, lengths or devices that do not match, a module without a kernel, a
             setting out of range, two models that share a parameter. The models are untouched then.
+        ModuleNotFoundError: Levenberg–Marquardt on the CPU without numba.
 
     Source: formulas of ``torch.optim``; orders as :func:`fastmlp.training.batch_order`.
 

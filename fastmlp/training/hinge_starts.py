@@ -9,6 +9,8 @@ largest, noise makes all parts alike, and a jump is just a large E.
 
 import torch
 
+from fastmlp import backends
+
 PARTS_PER_UNIT = 8
 """Parts that the rows are cut into."""
 MAX_CANDIDATES = 8
@@ -127,8 +129,7 @@ def _readouts(knots, slope, x, sums, centre):
     Between two knots the net is a line: two rows stand for all that are there, one for the value
     at their mean and one for the slope.
     """
-    from fastmlp.kernels.cpu.linalg import linalg_least_squares
-
+    linalg_least_squares = backends.launchers("numba", "linalg").linalg_least_squares
     n_sets, n_units = knots.shape
     cuts = torch.zeros(n_sets, n_units + 2, dtype=torch.int64)
     cuts[:, 1:-1] = torch.searchsorted(x, knots.flatten(), right=True).view(n_sets, n_units)

@@ -10,6 +10,7 @@ import time
 import numpy as np
 import torch
 
+from fastmlp import backends
 from fastmlp.training.describe import is_hinge_net, n_readout
 from fastmlp.training.levenberg_marquardt import SOLVERS, Outcome, numerical_rank
 
@@ -30,9 +31,7 @@ class Runs:
     """The state of many runs, as `kernels/cpu/levenberg_marquardt.py` wants it in memory."""
 
     def __init__(self, starts, settings, max_steps, n_readout=0):
-        from fastmlp.kernels.cpu import levenberg_marquardt as kernels
-
-        self.kernels = kernels
+        self.kernels = kernels = backends.launchers("numba", "levenberg_marquardt")
         n_runs, self.p = starts.shape
         self.state = torch.zeros(n_runs, 3 * self.p + kernels.N_NUMBERS, dtype=torch.float64)
         self.state[:, : self.p] = starts
