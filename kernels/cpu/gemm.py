@@ -64,6 +64,16 @@ def size_of(typingctx, number):
     return types.int64(number), codegen
 
 
+def _fma(builder, vector):
+    """Function of three vectors that emits a·b + c."""
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(vector, [vector] * 3),
+        f"llvm.fma.v{vector.count}{vector.element.intrinsic_name}",
+    )
+    return lambda *vectors: builder.call(function, vectors)
+
+
 def _splat(builder, value, vector):
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), vector.count), [0] * vector.count)
@@ -74,12 +84,7 @@ def _emit_tile(context, builder, real, n_rows, n_vectors, from_c, arguments):
     """One tile: start, sum over k, store; leaves the builder behind the loop."""
     a, a_row, a_step, b, b_step, c, c_row, bias, k = arguments
     number, vector, size, load, store = _vectors(context, builder, real)
-    kind = "f32" if size == 4 else "f64"
-    fma = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(vector, [vector] * 3),
-        f"llvm.fma.v{vector.count}{kind}",
-    )
+    fma = _fma(builder, vector)
     i64 = a.type
     rows = [builder.mul(a_row, i64(i)) for i in range(n_rows)]
     c_at = [builder.add(c, builder.mul(c_row, i64(i))) for i in range(n_rows)]
@@ -103,7 +108,7 @@ def _emit_tile(context, builder, real, n_rows, n_vectors, from_c, arguments):
     for i in range(n_rows):
         factor = _splat(builder, load(number, builder.add(a_at, rows[i])), vector)
         for j in range(n_vectors):
-            ends.append(builder.call(fma, [factor, columns[j], sums[i * n_vectors + j]]))
+            ends.append(fma(factor, columns[j], sums[i * n_vectors + j]))
     next_left = builder.sub(left, i64(1))
     next_a, next_b = builder.add(a_at, a_step), builder.add(b_at, b_step)
     for phi, first, later in (
@@ -188,13 +193,8 @@ def add_product(zero, a, a_row, a_step, b, b_step, c, c_row, n_rows, n_vectors, 
 def _emit_dots(context, builder, real, n_rows, n_columns, arguments):
     """One tile of vectors of partial sums; leaves the builder behind the loop."""
     a, a_row, b, b_row, c, c_row, n_vectors = arguments
-    _, vector, size, load, store = _vectors(context, builder, real)
-    kind = "f32" if size == 4 else "f64"
-    fma = cgutils.get_or_insert_function(
-        builder.module,
-        ir.FunctionType(vector, [vector] * 3),
-        f"llvm.fma.v{vector.count}{kind}",
-    )
+    _, vector, _, load, store = _vectors(context, builder, real)
+    fma = _fma(builder, vector)
     i64 = a.type
     a_rows = [builder.mul(a_row, i64(i)) for i in range(n_rows)]
     b_rows = [builder.mul(b_row, i64(j)) for j in range(n_columns)]
@@ -212,10 +212,7 @@ def _emit_dots(context, builder, real, n_rows, n_columns, arguments):
     offset = builder.mul(done, i64(VECTOR))
     rows = [load(vector, builder.add(builder.add(a, row), offset)) for row in a_rows]
     columns = [load(vector, builder.add(builder.add(b, row), offset)) for row in b_rows]
-    ends = [
-        builder.call(fma, [rows[i], columns[j], total])
-        for (i, j), total in zip(places, sums, strict=True)
-    ]
+    ends = [fma(rows[i], columns[j], total) for (i, j), total in zip(places, sums, strict=True)]
     next_done = builder.add(done, i64(1))
     for phi, first, later in ((done, i64(0), next_done), *zip(sums, starts, ends, strict=True)):
         phi.add_incoming(first, before)
