@@ -127,7 +127,7 @@ def launchers(name, op):
     """
     if not is_installed(name):
         raise ModuleNotFoundError(
-            f"this needs kernels of {op}.py, and they the package {name}, which is not installed",
+            f"the kernels of {op}.py need the package {name}, which is not installed",
             name=name,
         )
     return importlib.import_module(f"{_WINGS[name]}.{op}")
