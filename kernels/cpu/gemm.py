@@ -80,69 +80,86 @@ def _splat(builder, value, vector):
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
 
 
-def _emit_tile(context, builder, real, n_rows, n_vectors, from_c, arguments):
-    """One tile: start, sum over k, store; leaves the builder behind the loop."""
-    a, a_row, a_step, b, b_step, c, c_row, bias, k = arguments
-    number, vector, size, load, store = _vectors(context, builder, real)
-    fma = _fma(builder, vector)
-    i64 = a.type
-    rows = [builder.mul(a_row, i64(i)) for i in range(n_rows)]
-    c_at = [builder.add(c, builder.mul(c_row, i64(i))) for i in range(n_rows)]
-    places = [(i, j) for i in range(n_rows) for j in range(n_vectors)]
-    if from_c:
-        starts = [load(vector, c_at[i], j * VECTOR) for i, j in places]
-    else:
-        biases = [_splat(builder, load(number, bias, i * size), vector) for i in range(n_rows)]
-        starts = [biases[i] for i, _ in places]
+def _emit_sums(builder, n_steps, moving, starts, step):
+    """Emit a loop of ``n_steps`` ≥ 1, of type i64; returns the sums, the builder behind the loop.
 
+    ``moving`` are pairs of an address and its step; ``step(addresses, sums)`` emits one turn and
+    returns the next sums, of which ``starts`` are the first.
+    """
+    i64 = n_steps.type
     before = builder.block
     loop = builder.append_basic_block("sum")
     after = builder.append_basic_block("summed")
     builder.branch(loop)
     builder.position_at_end(loop)
     left = builder.phi(i64)
-    a_at, b_at = builder.phi(i64), builder.phi(i64)
-    sums = [builder.phi(vector) for _ in places]
-    columns = [load(vector, b_at, j * VECTOR) for j in range(n_vectors)]
-    ends = []
-    for i in range(n_rows):
-        factor = _splat(builder, load(number, builder.add(a_at, rows[i])), vector)
-        for j in range(n_vectors):
-            ends.append(fma(factor, columns[j], sums[i * n_vectors + j]))
+    addresses = [builder.phi(i64) for _ in moving]
+    sums = [builder.phi(start.type) for start in starts]
+    ends = step(addresses, sums)
     next_left = builder.sub(left, i64(1))
-    next_a, next_b = builder.add(a_at, a_step), builder.add(b_at, b_step)
+    moved = [builder.add(at, by) for at, (_, by) in zip(addresses, moving, strict=True)]
+    firsts = [first for first, _ in moving]
     for phi, first, later in (
-        (left, k, next_left),
-        (a_at, a, next_a),
-        (b_at, b, next_b),
+        (left, n_steps, next_left),
+        *zip(addresses, firsts, moved, strict=True),
         *zip(sums, starts, ends, strict=True),
     ):
         phi.add_incoming(first, before)
         phi.add_incoming(later, loop)
     builder.cbranch(builder.icmp_signed(">", next_left, i64(0)), loop, after)
     builder.position_at_end(after)
-    for (i, j), value in zip(places, ends, strict=True):
-        store(value, c_at[i], j * VECTOR)
+    return ends
+
+
+def _emit_tiles(builder, n_rows, n_columns, most_rows, most_columns, emit):
+    """``emit(rows, columns)`` for every shape of a tile; at run time the one that is asked for."""
+    i64, end = n_rows.type, builder.append_basic_block("done")
+    choice = builder.add(builder.mul(n_rows, i64(most_columns + 1)), n_columns)
+    switch = builder.switch(choice, end)
+    for rows in range(1, most_rows + 1):
+        for columns in range(1, most_columns + 1):
+            block = builder.append_basic_block(f"tile_{rows}_{columns}")
+            switch.add_case(i64((most_columns + 1) * rows + columns), block)
+            builder.position_at_end(block)
+            emit(rows, columns)
+            builder.branch(end)
+    builder.position_at_end(end)
 
 
 def _tile(from_c):
     @intrinsic
     def tile(typingctx, zero, n_rows, n_vectors, a, a_row, a_step, b, b_step, c, c_row, bias, k):
         def codegen(context, builder, signature, args):
-            _, n_rows, n_vectors, *arguments = args
-            end = builder.append_basic_block("done")
-            choice = builder.add(
-                builder.mul(n_rows, n_rows.type(2)), builder.sub(n_vectors, n_vectors.type(1))
-            )
-            switch = builder.switch(choice, end)
-            for rows in range(1, TILE + 1):
-                for vectors in (1, 2):
-                    block = builder.append_basic_block(f"tile_{rows}_{vectors}")
-                    switch.add_case(n_rows.type(2 * rows + vectors - 1), block)
-                    builder.position_at_end(block)
-                    _emit_tile(context, builder, zero, rows, vectors, from_c, arguments)
-                    builder.branch(end)
-            builder.position_at_end(end)
+            _, n_rows, n_vectors, a, a_row, a_step, b, b_step, c, c_row, bias, k = args
+            number, vector, size, load, store = _vectors(context, builder, zero)
+            fma, i64 = _fma(builder, vector), a.type
+
+            def emit(n_rows, n_vectors):
+                rows = [builder.mul(a_row, i64(i)) for i in range(n_rows)]
+                c_at = [builder.add(c, builder.mul(c_row, i64(i))) for i in range(n_rows)]
+                places = [(i, j) for i in range(n_rows) for j in range(n_vectors)]
+
+                def step(addresses, sums):
+                    a_at, b_at = addresses
+                    columns = [load(vector, b_at, j * VECTOR) for j in range(n_vectors)]
+                    ends = []
+                    for i in range(n_rows):
+                        factor = _splat(builder, load(number, builder.add(a_at, rows[i])), vector)
+                        for j in range(n_vectors):
+                            ends.append(fma(factor, columns[j], sums[i * n_vectors + j]))
+                    return ends
+
+                if from_c:
+                    starts = [load(vector, c_at[i], j * VECTOR) for i, j in places]
+                else:
+                    biases = [load(number, bias, i * size) for i in range(n_rows)]
+                    biases = [_splat(builder, value, vector) for value in biases]
+                    starts = [biases[i] for i, _ in places]
+                ends = _emit_sums(builder, k, [(a, a_step), (b, b_step)], starts, step)
+                for (i, j), value in zip(places, ends, strict=True):
+                    store(value, c_at[i], j * VECTOR)
+
+            _emit_tiles(builder, n_rows, n_vectors, TILE, 2, emit)
             return context.get_dummy_value()
 
         return types.none(zero, *[types.int64] * 11), codegen
@@ -152,6 +169,12 @@ def _tile(from_c):
 
 _tile_from_bias = _tile(False)
 _tile_from_c = _tile(True)
+
+
+@inner
+def _share(left, groups):
+    """Of what is left, the next group's: equal as can be, a thin one would wait for its sums."""
+    return (left + groups - 1) // groups
 
 
 @inner
@@ -165,8 +188,7 @@ def multiply(zero, a, a_row, a_step, b, b_step, c, c_row, bias, n_rows, n_vector
         width, column = min(2, n_vectors - j), j * VECTOR
         row = 0
         for group in range(n_groups):
-            # groups as equal as can be: a thin one would wait for its own sums
-            rows = (n_rows - row + n_groups - group - 1) // (n_groups - group)
+            rows = _share(n_rows - row, n_groups - group)
             _tile_from_bias(
                 zero, rows, width, a + row * a_row, a_row, a_step, b + column, b_step,
                 c + row * c_row + column, c_row, bias + row * size_of(zero), k,
@@ -182,7 +204,7 @@ def add_product(zero, a, a_row, a_step, b, b_step, c, c_row, n_rows, n_vectors, 
         width, column = min(2, n_vectors - j), j * VECTOR
         row = 0
         for group in range(n_groups):
-            rows = (n_rows - row + n_groups - group - 1) // (n_groups - group)
+            rows = _share(n_rows - row, n_groups - group)
             _tile_from_c(
                 zero, rows, width, a + row * a_row, a_row, a_step, b + column, b_step,
                 c + row * c_row + column, c_row, 0, k,
@@ -190,54 +212,32 @@ def add_product(zero, a, a_row, a_step, b, b_step, c, c_row, n_rows, n_vectors, 
             row += rows
 
 
-def _emit_dots(context, builder, real, n_rows, n_columns, arguments):
-    """One tile of vectors of partial sums; leaves the builder behind the loop."""
-    a, a_row, b, b_row, c, c_row, n_vectors = arguments
-    _, vector, _, load, store = _vectors(context, builder, real)
-    fma = _fma(builder, vector)
-    i64 = a.type
-    a_rows = [builder.mul(a_row, i64(i)) for i in range(n_rows)]
-    b_rows = [builder.mul(b_row, i64(j)) for j in range(n_columns)]
-    c_at = [builder.add(c, builder.mul(c_row, i64(i))) for i in range(n_rows)]
-    places = [(i, j) for i in range(n_rows) for j in range(n_columns)]
-    starts = [load(vector, c_at[i], j * VECTOR) for i, j in places]
-
-    before = builder.block
-    loop = builder.append_basic_block("sum")
-    after = builder.append_basic_block("summed")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    done = builder.phi(i64)
-    sums = [builder.phi(vector) for _ in places]
-    offset = builder.mul(done, i64(VECTOR))
-    rows = [load(vector, builder.add(builder.add(a, row), offset)) for row in a_rows]
-    columns = [load(vector, builder.add(builder.add(b, row), offset)) for row in b_rows]
-    ends = [fma(rows[i], columns[j], total) for (i, j), total in zip(places, sums, strict=True)]
-    next_done = builder.add(done, i64(1))
-    for phi, first, later in ((done, i64(0), next_done), *zip(sums, starts, ends, strict=True)):
-        phi.add_incoming(first, before)
-        phi.add_incoming(later, loop)
-    builder.cbranch(builder.icmp_signed("<", next_done, n_vectors), loop, after)
-    builder.position_at_end(after)
-    for (i, j), value in zip(places, ends, strict=True):
-        store(value, c_at[i], j * VECTOR)
-
-
 @intrinsic
 def _dots_tile(typingctx, zero, n_rows, n_columns, a, a_row, b, b_row, c, c_row, n_vectors):
     def codegen(context, builder, signature, args):
-        _, n_rows, n_columns, *arguments = args
-        end = builder.append_basic_block("done")
-        choice = builder.add(builder.mul(n_rows, n_rows.type(DOTS + 1)), n_columns)
-        switch = builder.switch(choice, end)
-        for rows in range(1, DOTS + 1):
-            for columns in range(1, DOTS + 1):
-                block = builder.append_basic_block(f"dots_{rows}_{columns}")
-                switch.add_case(choice.type((DOTS + 1) * rows + columns), block)
-                builder.position_at_end(block)
-                _emit_dots(context, builder, zero, rows, columns, arguments)
-                builder.branch(end)
-        builder.position_at_end(end)
+        _, n_rows, n_columns, a, a_row, b, b_row, c, c_row, n_vectors = args
+        _, vector, _, load, store = _vectors(context, builder, zero)
+        fma, i64 = _fma(builder, vector), a.type
+
+        def emit(n_rows, n_columns):
+            a_rows = [builder.mul(a_row, i64(i)) for i in range(n_rows)]
+            b_rows = [builder.mul(b_row, i64(j)) for j in range(n_columns)]
+            c_at = [builder.add(c, builder.mul(c_row, i64(i))) for i in range(n_rows)]
+            places = [(i, j) for i in range(n_rows) for j in range(n_columns)]
+
+            def step(addresses, sums):
+                a_at, b_at = addresses
+                rows = [load(vector, builder.add(a_at, row)) for row in a_rows]
+                columns = [load(vector, builder.add(b_at, row)) for row in b_rows]
+                return [fma(rows[i], columns[j], s) for (i, j), s in zip(places, sums, strict=True)]
+
+            starts = [load(vector, c_at[i], j * VECTOR) for i, j in places]
+            moving = [(a, i64(VECTOR)), (b, i64(VECTOR))]
+            ends = _emit_sums(builder, n_vectors, moving, starts, step)
+            for (i, j), value in zip(places, ends, strict=True):
+                store(value, c_at[i], j * VECTOR)
+
+        _emit_tiles(builder, n_rows, n_columns, DOTS, DOTS, emit)
         return context.get_dummy_value()
 
     return types.none(zero, *[types.int64] * 9), codegen
@@ -250,11 +250,10 @@ def add_dots(zero, a, a_row, b, b_row, c, n_rows, n_columns, n_vectors):
     c_row = n_columns * VECTOR
     row = 0
     for row_group in range(n_row_groups):
-        rows = (n_rows - row + n_row_groups - row_group - 1) // (n_row_groups - row_group)
+        rows = _share(n_rows - row, n_row_groups - row_group)
         column = 0
         for column_group in range(n_column_groups):
-            left = n_column_groups - column_group
-            columns = (n_columns - column + left - 1) // left
+            columns = _share(n_columns - column, n_column_groups - column_group)
             _dots_tile(
                 zero, rows, columns, a + row * a_row, a_row, b + column * b_row, b_row,
                 c + row * c_row + column * VECTOR, c_row, n_vectors,
