@@ -25,7 +25,7 @@ def _inputs(op):
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
-        return torch.randn(shape, generator=generator)
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
     if op == "sine_sum":
         # all angles lie in the first quadrant, so every term and every derivative is positive
@@ -34,8 +34,9 @@ def _inputs(op):
         weights, biases = [draw(14, 8), draw(2, 14)], [draw(14), draw(2)]
         return {"x": draw(40, 8), "weights": weights, "biases": biases}
     if op == "piecewise_linear":
-        table = {"anchors": torch.zeros(6), "values": draw(6).abs(), "slopes": draw(6).abs()}
-        return {"x": draw(40, 8).abs(), "breakpoints": draw(5).abs().sort().values, **table}
+        breakpoints, values, slopes = draw(5).abs().sort().values, draw(6).abs(), draw(6).abs()
+        table = {"anchors": torch.zeros_like(values), "values": values, "slopes": slopes}
+        return {"x": draw(40, 8).abs(), "breakpoints": breakpoints, **table}
     subnet = {
         "x": draw(40, 8),
         "fc1_weight": draw(14, 1),
@@ -61,7 +62,11 @@ def _evaluate(module, op, inputs, convert):
         return leaves[-1]
 
     y = getattr(module, op)(**{name: leaf(name, value) for name, value in inputs.items()})
-    dy = torch.linspace(0.5, 1.5, y.numel()).reshape(y.shape).to(y)
+    dy = (
+        torch.linspace(0.5, 1.5, y.numel(), dtype=torch.float32, device="cpu")
+        .reshape(y.shape)
+        .to(y)
+    )
     gradients = torch.autograd.grad(y, leaves, dy)
     return [t.detach().double().cpu() for t in (y, *gradients)]
 

@@ -324,11 +324,11 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         runs = Runs(flat(self._module).unsqueeze(0), self._settings, max_steps=1)
         k, p, state = runs.kernels, runs.p, runs.state[0]
         numbers, counters = state[3 * p :], runs.counters[0]
-        kept = torch.zeros(runs.ld**2 + runs.ld, dtype=torch.float64)
+        kept = torch.zeros(runs.ld**2 + runs.ld, dtype=torch.float64, device="cpu")
         memory = self.state[self.param_groups[0]["params"][0]]
         parts, ask = kept, self._ask(runs, kept, kept, 0)
         if memory:
-            state[2 * p : 3 * p] = torch.tensor(memory["scale"], dtype=torch.float64)
+            state[2 * p : 3 * p] = torch.tensor(memory["scale"], dtype=torch.float64, device="cpu")
             numbers[k.DAMPING] = memory["damping"]
             if self._settings.solver == "auto" and memory["qr"]:
                 ask = k.QR

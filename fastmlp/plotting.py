@@ -108,18 +108,15 @@ def plot_segments(
     segments = table.segments_in(*_window(table, lo, hi))
     ax = _axes(ax)
     edges = [segments[0].lo, *(segment.hi for segment in segments)]
-    x = torch.tensor(edges, dtype=torch.float64)
+    x = torch.tensor(edges, dtype=torch.float64, device="cpu")
     y = table(x).reshape(len(edges), -1)
     for output in range(y.shape[1]):
         style = _STYLES[output % len(_STYLES)]
         for first, colour in enumerate(("blue", "orange")):
             # one line for every other segment: a gap, NaN, between any two
-            ends = torch.arange(first, len(segments), 2)[:, None] + torch.tensor([0, 1, 0])
-            gap = torch.tensor([0.0, 0.0, math.nan])
-            ax.plot(
-                (x[ends] + gap).flatten(), (y[ends, output] + gap).flatten(), style,
-                color=COLOURS[colour], lw=2,
-            )  # fmt: skip
+            ends = [end for i in range(first, len(segments), 2) for end in (i, i + 1, i)]
+            gap = x.new_tensor([0.0, 0.0, math.nan]).repeat(len(ends) // 3)
+            ax.plot(x[ends] + gap, y[ends, output] + gap, style, color=COLOURS[colour], lw=2)
         ax.plot(x[1:-1], y[1:-1, output], "o", color="white", mec="black", mew=0.7, ms=3)
     ax.set_xlim(edges[0], edges[-1])
     return ax
@@ -398,10 +395,10 @@ def plot_spectrum(
     def share(n):
         return 1 / n if model.reduction == "mean" else 1.0
 
-    at = torch.as_tensor([] if frequencies is None else frequencies).reshape(-1)
-    sizes = torch.full((len(at),), share(max(1, len(at))))
+    at = torch.as_tensor([] if frequencies is None else frequencies, device="cpu").reshape(-1)
+    sizes = torch.full((len(at),), share(max(1, len(at))), device="cpu")
     if amplitudes is not None and frequencies is not None:
-        sizes = torch.as_tensor(amplitudes).reshape(-1)
+        sizes = torch.as_tensor(amplitudes, device="cpu").reshape(-1)
         if len(sizes) != (n := len(at)):
             raise ValueError(f"amplitudes must be as many as frequencies, {n}, got {len(sizes)}")
     ax = _axes(ax)

@@ -135,14 +135,15 @@ def _pencil(x, y, width, largest):
     step = reach / n_grid
     # sines denser than the window tells apart represent every odd signal of this band
     n_basis = math.ceil(4 * reach * largest / math.pi) + 8
-    basis = torch.linspace(0, 1.05 * largest, n_basis + 1, dtype=torch.float64)[1:]
+    basis = torch.linspace(0, 1.05 * largest, n_basis + 1, dtype=torch.float64, device="cpu")[1:]
     matrix = torch.sin(x[:, None] * basis)
     u, values, v = torch.linalg.svd(matrix, full_matrices=False)
     keep = values > _NOISE * values[0]
     weights = v[keep].T @ ((u[:, keep].T @ y) / values[keep])
-    n = torch.arange(-n_grid, n_grid + 1, dtype=torch.float64)
+    n = torch.arange(-n_grid, n_grid + 1, dtype=torch.float64, device="cpu")
     samples = torch.sin(step * n[:, None] * basis) @ weights
-    row, column = torch.arange(1, rows + 1)[:, None], torch.arange(rows)[None]
+    column = torch.arange(rows, device="cpu")[None]
+    row = 1 + column.T
 
     def at(m):
         return (samples[n_grid + row + m] + samples[n_grid + row - m]) / 2
@@ -178,6 +179,6 @@ def _to_width(x, y, found, width, scale):
             w.append(sign * abs(frequency + apart * (i - (count - 1) / 2)))
     # sines that nothing asks for: a frequency near 0 adds next to nothing
     w += [apart * 0.1 * (i + 1) for i in range(width - len(w))]
-    w = torch.tensor(w, dtype=torch.float64)
+    w = torch.tensor(w, dtype=torch.float64, device="cpu")
     error = torch.sin(scale * x[:, None] * w).mean(1) - y
     return w, float(error.norm() / y.norm())

@@ -1,9 +1,12 @@
 """Rules about the source: which layer may import which, and what may not be written at all."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils._device import _device_constructors
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "fastmlp").rglob("*.py"))
@@ -239,6 +242,53 @@ def test_no_exception_is_swallowed_blindly(path):
             caught = ast.unparse(node.type) if node.type else ""
             ends = isinstance(node.body[-1], (ast.Raise, ast.Return)) or path.stem == "__main__"
             assert caught not in ("", "BaseException", "Exception") or ends, f"line {node.lineno}"
+
+
+def _makers():
+    """Names after ``torch.`` or ``nn.`` of what PyTorch makes on the default device."""
+    functions = {function.__name__ for function in _device_constructors()}
+    layers = {
+        name
+        for name, cls in vars(torch.nn).items()
+        if inspect.isclass(cls) and "device" in inspect.signature(cls).parameters
+    }
+    return functions | {"normal", "fftfreq", "rfftfreq"} | layers
+
+
+def without_device(tree):
+    """Calls that make a tensor or a layer and do not say on which device."""
+    makers = _makers()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            root = ast.unparse(node.func).split(".")[0]
+            named = {keyword.arg for keyword in node.keywords}  # None: a dictionary, unseen
+            if (
+                root in ("torch", "nn")
+                and node.func.attr in makers
+                and not named & {"device", None}
+            ):
+                yield node.lineno
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *KERNELS], ids=name_of)
+def test_allocations_name_their_device(path):
+    # or they land on the default device, which a user may have set to another
+    assert not list(without_device(parse(path)))
+    from_torch = [n for n in imports(parse(path)) if n.split(".")[0] == "torch"]
+    assert not {name.split(".")[-1] for name in from_torch} & _makers(), "call it by torch.<name>"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("torch.zeros(3)", True), ("torch.zeros(3, device=x.device)", False),
+        ("torch.fft.fftfreq(3)", True), ("torch.nn.Linear(1, 2)", True),
+        ("nn.Linear(1, 2, **factory)", False), ("torch.zeros_like(x)", False),
+        ("np.zeros(3)", False), ("x.new_zeros(3)", False), ("torch.from_numpy(x)", False),
+    ],
+)  # fmt: skip
+def test_what_counts_as_an_allocation_without_device(source, found):
+    assert bool(list(without_device(ast.parse(source)))) == found
 
 
 def test_the_package_prints_only_on_request():

@@ -219,7 +219,7 @@ intercept=0.0)]
         # of the segments that become one, the one with the anchor nearest to 0 holds for all
         group = torch.cat([bends.new_zeros(1), bends]).cumsum(0)
         order = torch.argsort(self.anchors.abs(), stable=True, descending=True)
-        chosen = torch.empty(len(breakpoints) + 1, dtype=torch.long)
+        chosen = torch.empty(len(breakpoints) + 1, dtype=torch.long, device="cpu")
         for s in order.tolist():
             chosen[group[s]] = s
         return PiecewiseLinear(
@@ -239,15 +239,15 @@ intercept=0.0)]
         # units open outwards from the middle segment, whose own line takes two
         middle = int(self.anchors.abs().argmin())
         origin = self.anchors[middle]
-        side = torch.where(torch.arange(len(t)) < middle, -1.0, 1.0).double()
+        side = torch.where(torch.arange(len(t), device="cpu") < middle, -1.0, 1.0).double()
         w1, b1, w2 = side, -side * t, jumps
         line = slopes[middle].unsqueeze(0)
         if bool(line.any()) or len(t) == 0:
             both = line.new_tensor([1.0, -1.0])
             w1, b1 = torch.cat([w1, both]), torch.cat([b1, -both * origin])
             w2 = torch.cat([w2, line, -line])
-        first = nn.Linear(1, len(w1), dtype=torch.float64)
-        last = nn.Linear(len(w1), w2.shape[1], dtype=torch.float64)
+        first = nn.Linear(1, len(w1), dtype=torch.float64, device="cpu")
+        last = nn.Linear(len(w1), w2.shape[1], dtype=torch.float64, device="cpu")
         with torch.no_grad():
             first.weight.copy_(w1.unsqueeze(1))
             first.bias.copy_(b1)

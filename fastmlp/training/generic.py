@@ -72,7 +72,7 @@ class Linearisation:
         n_out = max(1, y.numel() // max(n_rows, 1))
         chunk = max(1, JACOBIAN_BYTES // (8 * p * n_out))
         ld = (p + 3) // 4 * 4
-        part = torch.zeros(ld * ld + ld + 1, dtype=torch.float64)
+        part = torch.zeros(ld * ld + ld + 1, dtype=torch.float64, device="cpu")
         matrix, vector = part[: ld * ld].view(ld, ld), part[ld * ld : ld * ld + ld]
         differentiate = jacrev if n_out <= p else jacfwd
         jacobian = vmap(differentiate(self._row), in_dims=(None, 0))
@@ -134,7 +134,7 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
             problem = Linearisation(models[index // per_model])
             xs, ys = x.to(problem.device), y.to(problem.device)
             weight = check_weight(sample_weight, len(x), problem.device)
-            kept = torch.zeros(runs.ld**2 + runs.ld, dtype=torch.float64)
+            kept = torch.zeros(runs.ld**2 + runs.ld, dtype=torch.float64, device="cpu")
             part, n_parts = kept, 0
             while True:
                 ask = k.lm_advance(

@@ -49,7 +49,7 @@ def draw(n_units, slope, x, sums, centre, n_starts, generator):
         n = min(at_once, n_starts - first)
         knots = _knots(n_units, x, *density, n * n_candidates, generator)
         signs, weights, sse = _readouts(knots, slope, x, sums, centre)
-        best = torch.arange(n) * n_candidates + sse.view(n, -1).argmin(1)
+        best = torch.arange(n, device="cpu") * n_candidates + sse.view(n, -1).argmin(1)
         starts.append(_weights(knots[best], signs[best], weights[best]))
     return torch.cat(starts)
 
@@ -81,7 +81,7 @@ def _line_errors(sums, first, last):
 def _knot_density(n_units, sums):
     """Rows cut into parts, where they begin and end, and what share of the knots each wants."""
     n, n_parts = sums.shape[1] - 1, PARTS_PER_UNIT * n_units
-    cuts = torch.tensor([0, n])
+    cuts = torch.tensor([0, n], device="cpu")
     while True:
         # with its neighbours, so that a jump between two parts is seen
         first = torch.cat([cuts[:1], cuts[:-2]])
@@ -102,21 +102,22 @@ def _knots(n_units, x, cuts, wanted, n_sets, generator):
     """Sorted knots at rows, ``[n_sets, n_units]``."""
 
     def uniform(*shape):
-        return torch.rand(shape, generator=generator, dtype=torch.float64)
+        return torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu")
 
     n, rows = len(x), cuts.diff() / len(x)
     mix = uniform(n_sets, 1).square()
-    shares = torch.zeros(n_sets, len(cuts), dtype=torch.float64)
+    shares = torch.zeros(n_sets, len(cuts), dtype=torch.float64, device="cpu")
     shares[:, 1:] = ((1 - mix) * wanted + mix * rows).cumsum(1)
     shares /= shares[:, -1:].clone()
-    at = torch.arange(n_units) + 0.5 + uniform(n_sets, 1) * (uniform(n_sets, n_units) - 0.5)
+    middle = torch.arange(n_units, dtype=torch.float64, device="cpu") + 0.5
+    at = middle + uniform(n_sets, 1) * (uniform(n_sets, n_units) - 0.5)
     at = (at / n_units).contiguous()
     part = torch.searchsorted(shares[:, 1:-1].contiguous(), at)
     low, high = shares.gather(1, part), shares.gather(1, part + 1)
     inside = torch.where(high > low, (at - low) / (high - low), 0.0)
     row = (cuts[part] + inside * cuts.diff()[part]).long()
     if n >= n_units:  # no two at one row
-        order = torch.arange(n_units)
+        order = torch.arange(n_units, device="cpu")
         row = (row - order).cummax(1).values + order
         row = torch.minimum(row, n - n_units + order)
     return x[row.clamp_max(n - 1)]
@@ -131,7 +132,7 @@ def _readouts(knots, slope, x, sums, centre):
     """
     linalg_least_squares = backends.launchers("numba", "linalg").linalg_least_squares
     n_sets, n_units = knots.shape
-    cuts = torch.zeros(n_sets, n_units + 2, dtype=torch.int64)
+    cuts = torch.zeros(n_sets, n_units + 2, dtype=torch.int64, device="cpu")
     cuts[:, 1:-1] = torch.searchsorted(x, knots.flatten(), right=True).view(n_sets, n_units)
     cuts[:, -1] = len(x)
     terms = _line_errors(sums, cuts[:, :-1].flatten(), cuts[:, 1:].flatten())
@@ -141,18 +142,18 @@ def _readouts(knots, slope, x, sums, centre):
     last = torch.cat([cuts[:, 2:], cuts[:, -1:]], 1).flatten()
     *_, around_xx, around = _line_errors(sums, first, last)
     flattest = (around.square() * around_xx).view_as(w).argmin(1, keepdim=True)
-    signs = torch.where(torch.arange(n_units) < flattest, -1.0, 1.0).double()
+    signs = torch.where(torch.arange(n_units, device="cpu") < flattest, -1.0, 1.0).double()
     heavy, wide = w.sqrt().unsqueeze(2), s_xx.sqrt().unsqueeze(2)
     facing = signs.unsqueeze(1).expand(-1, n_units + 1, -1)  # [sets, pieces, H]
     z = facing * ((mean_x + centre[0]).unsqueeze(2) - knots.unsqueeze(1))
-    design = torch.zeros(n_sets, n_units + 1, 2 * (n_units + 1), dtype=torch.float64)
+    design = torch.zeros(n_sets, n_units + 1, 2 * (n_units + 1), dtype=torch.float64, device="cpu")
     values, slopes = design.mT.split(n_units + 1, 1)  # as rows; in memory column by column
     values[:, :, :n_units] = heavy * torch.where(z > 0, z, slope * z)
     values[:, :, n_units:] = heavy
     slopes[:, :, :n_units] = wide * torch.where(z > 0, facing, slope * facing)
     targets = torch.cat([heavy.squeeze(2) * mean_y, wide.squeeze(2) * line], 1)
-    weights = torch.empty(n_sets, n_units + 1, dtype=torch.float64)
-    sse = torch.empty(n_sets, dtype=torch.float64)
+    weights = torch.empty(n_sets, n_units + 1, dtype=torch.float64, device="cpu")
+    sse = torch.empty(n_sets, dtype=torch.float64, device="cpu")
     # not LAPACK, whose bits depend on the number of threads
     linalg_least_squares(
         design.data_ptr(), targets.data_ptr(), n_sets, 2 * (n_units + 1), n_units + 1,

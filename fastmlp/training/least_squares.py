@@ -45,11 +45,11 @@ class LeastSquaresResult(FitResult):
         self._tensors["train_loss"] = torch.stack(losses)[:, :epochs].clone()
         self._tensors["val_loss"] = None
         if val_losses is not None:
-            table = torch.full((len(models), epochs), math.nan, dtype=torch.float64)
+            table = torch.full((len(models), epochs), math.nan, dtype=torch.float64, device="cpu")
             for row, (o, i), loss in zip(table, outcomes, val_losses, strict=True):
                 row[max(o.steps[i] - 1, 0)] = loss
             self._tensors["val_loss"] = table
-            self._final = torch.tensor(val_losses, dtype=torch.float64)
+            self._final = torch.tensor(val_losses, dtype=torch.float64, device="cpu")
 
     def _of_best(self, name):
         return [
@@ -65,7 +65,7 @@ class LeastSquaresResult(FitResult):
     @property
     def epochs(self):
         """Accepted steps of each model's best run, int64 ``[models]``."""
-        return torch.tensor(self._of_best("steps"))
+        return torch.tensor(self._of_best("steps"), device="cpu")
 
     @property
     def stopped(self):

@@ -116,12 +116,15 @@ class LevenbergMarquardt:
     def limits(self):
         """The numbers that the kernels take."""
         return torch.tensor(
-            [self.ftol, self.xtol, self.gtol, self.damping, self.scale_floor], dtype=torch.float64
+            [self.ftol, self.xtol, self.gtol, self.damping, self.scale_floor],
+            dtype=torch.float64,
+            device="cpu",
         )
 
     def choices(self, max_steps, n_readout):
         """The integers that the kernels take."""
-        return torch.tensor([SOLVERS.index(self.solver), max_steps, self.max_attempts, n_readout])
+        choices = SOLVERS.index(self.solver), max_steps, self.max_attempts, n_readout
+        return torch.tensor(choices, device="cpu")
 
 
 @dataclass
@@ -162,7 +165,7 @@ class Outcome:
     @property
     def final(self):
         """Last sum of squared errors of every run, ``[runs]``."""
-        return self.sse.gather(1, torch.tensor(self.steps).unsqueeze(1)).squeeze(1)
+        return self.sse.gather(1, torch.tensor(self.steps, device="cpu").unsqueeze(1)).squeeze(1)
 
 
 def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, progress=None):

@@ -69,13 +69,14 @@ class _Run:
         if not trained:
             return None
         optimizer = classes[self.problem.optimizer](trained, **hyper, foreach=False)
-        if self.state["updates"] > 0:
+        # PyTorch would make the count of Adam's steps on whatever device is the default
+        if self.state["updates"] > 0 or self.problem.optimizer != "sgd":
             self._restore(optimizer)
         return optimizer
 
     def _restore(self, optimizer):
         """Give a new optimizer the moments of the run so far."""
-        step = torch.tensor(float(self.state["updates"]))
+        step = torch.tensor(self.state["updates"], dtype=torch.float32, device="cpu")
         for leaf, first, second in zip(self.leaves, *self.moments, strict=True):
             if not leaf.requires_grad:
                 continue

@@ -104,7 +104,7 @@ class FitResult:
             final = self._states["best_loss"].clone()
         else:
             # the epoch before last of an interrupted run may be the last that has a loss
-            known = (~losses.isnan()).long() * torch.arange(1, losses.shape[1] + 1)
+            known = (~losses.isnan()).long() * torch.arange(1, losses.shape[1] + 1, device="cpu")
             last = known.max(1).values
             final = losses.gather(1, (last - 1).clamp(min=0)[:, None])[:, 0]
         broken = self._states["status"] == NOT_FINITE
@@ -197,7 +197,7 @@ class FitResult:
             weights = torch.where(
                 torch.repeat_interleave(
                     self._states["best_epoch"] >= 0,
-                    torch.tensor([sum(map(math.prod, s.shapes)) for s in structures]),
+                    torch.tensor([sum(map(math.prod, s.shapes)) for s in structures], device="cpu"),
                 ),
                 self._tensors["best"].cpu(),
                 weights.cpu(),

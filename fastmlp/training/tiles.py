@@ -33,11 +33,12 @@ class Runs:
     def __init__(self, starts, settings, max_steps, n_readout=0):
         self.kernels = kernels = backends.launchers("numba", "levenberg_marquardt")
         n_runs, self.p = starts.shape
-        self.state = torch.zeros(n_runs, 3 * self.p + kernels.N_NUMBERS, dtype=torch.float64)
+        real = {"dtype": torch.float64, "device": "cpu"}
+        self.state = torch.zeros(n_runs, 3 * self.p + kernels.N_NUMBERS, **real)
         self.state[:, : self.p] = starts
-        self.counters = torch.zeros(n_runs, kernels.N_COUNTERS, dtype=torch.int64)
+        self.counters = torch.zeros(n_runs, kernels.N_COUNTERS, dtype=torch.int64, device="cpu")
         self.counters[:, kernels.PHASE] = kernels.START
-        self.history = torch.full((n_runs, max_steps + 1, 2), math.nan, dtype=torch.float64)
+        self.history = torch.full((n_runs, max_steps + 1, 2), math.nan, **real)
         self.limits, self.choices = settings.limits, settings.choices(max_steps, n_readout)
         self.ld = (self.p + 3) // 4 * 4
         self.factors = {}
@@ -122,7 +123,7 @@ def prefix_sums(x, y, weight):
     centre = torch.stack([x.mean(), y.mean()])
     dx, dy = x - centre[0], y - centre[1]
     terms = torch.stack([w, w * dx, w * dy, w * dx * dx, w * dx * dy, w * dy * dy])
-    sums = torch.zeros(6, len(x) + 1, dtype=torch.float64)
+    sums = torch.zeros(6, len(x) + 1, dtype=torch.float64, device="cpu")
     # NumPy's long double, where it has more digits, keeps the sums' own rounding out
     totals = np.cumsum(terms.numpy().astype(np.longdouble), axis=1)
     sums[:, 1:] = torch.from_numpy(totals.astype(np.float64))
@@ -136,7 +137,8 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
     runs = Runs(starts, settings, max_steps, n_projected)
     n_runs, n_rows = len(starts), inputs.shape[0]
     net, reals = kernel_words(description)
-    net, reals = torch.tensor(net), torch.tensor(reals, dtype=torch.float64)
+    net = torch.tensor(net, device="cpu")
+    reals = torch.tensor(reals, dtype=torch.float64, device="cpu")
     piecewise = is_hinge_net(description) and n_rows > ROWS_TO_SUM_UP * description.net[3]
     if piecewise:
         inputs, targets, centre = prefix_sums(inputs, targets, weight)
@@ -150,7 +152,8 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
             0 if piecewise or weight is None else weight.data_ptr(),
             len(inputs) if piecewise else 0,
             centre.data_ptr() if piecewise else 0,
-        ]
+        ],
+        device="cpu",
     )
     model_at = (net.data_ptr(), len(net), reals.data_ptr(), len(reals), runs.p, data.data_ptr())
     work_of_a_row = description.n_out * runs.ld**2
@@ -178,7 +181,8 @@ def _run_many(runs, model_at, n_rows, rows, budget, deadline, progress):
     n_runs = len(runs.state)
     keep = n_runs * runs.ld**2 <= MAX_KEPT_FACTORS
     if keep:
-        runs.factors = dict(enumerate(torch.zeros(n_runs, runs.ld**2, dtype=torch.float64)))
+        factors = torch.zeros(n_runs, runs.ld**2, dtype=torch.float64, device="cpu")
+        runs.factors = dict(enumerate(factors))
     active = list(range(n_runs))
     while active and (deadline is None or time.perf_counter() < deadline):
 
@@ -207,8 +211,8 @@ def _run_alone(runs, index, model_at, n_rows, rows, deadline):
 
     k, p, ld = runs.kernels, runs.p, runs.ld
     n_pieces = -(-n_rows // rows)
-    parts = torch.empty(n_pieces, ld * ld + ld + 1, dtype=torch.float64)
-    kept = torch.zeros(ld * ld + ld, dtype=torch.float64)
+    parts = torch.empty(n_pieces, ld * ld + ld + 1, dtype=torch.float64, device="cpu")
+    kept = torch.zeros(ld * ld + ld, dtype=torch.float64, device="cpu")
     state = runs.state[index]
     ask = None
     while True:

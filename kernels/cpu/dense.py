@@ -250,7 +250,7 @@ def dense_fwd(x, fc1_weight, *arguments):
     dtype, compute, _held, addresses = prepare(x, fc1_weight, *parameters)
     n_rows, n_hidden, n_in, n_out = _sizes(x, fc1_weight, fc3_weight)
     shape = x.shape if fc3_weight is None else (n_rows, n_out)
-    y = torch.empty(shape, dtype=compute)
+    y = x.new_empty(shape, dtype=compute)
     kernels = _fwd if fc1_weight.dim() == 2 else stacked._fwd
     run(
         kernels[compute],

@@ -132,7 +132,7 @@ def run_summed(
         run(kernel, n_rows, rows_per_piece, n_pieces, *arguments, 0, *places)
     else:
         sizes = [p if isinstance(p, int) else p.numel() for p in parameters]
-        partial = torch.empty((n_pieces, sum(sizes)), dtype=torch.float64)
+        partial = torch.empty((n_pieces, sum(sizes)), dtype=torch.float64, device="cpu")
         start, row_bytes = partial.data_ptr(), sum(sizes) * partial.element_size()
         sums = team.Strided(start, row_bytes)
         run(kernel, n_rows, rows_per_piece, n_pieces, *arguments, sums, *places)

@@ -333,7 +333,9 @@ class FullBatch:
         x, order = torch.sort(x.detach().reshape(-1).double(), stable=True)
         y = y.detach().reshape(-1).double()[order].contiguous()
         self.n = len(x)
-        self.data = torch.empty(self.n + (self.n + 1) * MOMENTS + 2, dtype=torch.float64)
+        self.data = torch.empty(
+            self.n + (self.n + 1) * MOMENTS + 2, dtype=torch.float64, device="cpu"
+        )
         self.data[: self.n] = x
         # NumPy's sums do not depend on the number of threads
         means = [float(np.mean(t.numpy())) for t in (x, y)]
@@ -351,7 +353,7 @@ class FullBatch:
             alpha: Slope of the activation where it is inactive.
             has_bias: Whether theta has biases.
         """
-        loss, grad = torch.empty(1, dtype=torch.float64), torch.empty_like(theta)
+        loss, grad = torch.empty(1, dtype=torch.float64, device="cpu"), torch.empty_like(theta)
         _step[theta.dtype](
             self.data.data_ptr(), self.n, widths.data_ptr(), len(widths), has_bias, alpha,
             theta.data_ptr(), len(theta), loss.data_ptr(), grad.data_ptr(),

@@ -131,7 +131,7 @@ def piecewise_linear_fwd(x, values, slopes, breakpoints, anchors):
     """y [*] or [*, M], in the promoted dtype of the arguments."""
     dtype, compute, tensors, addresses = prepare(x, values, slopes, breakpoints, anchors)
     n = x.numel()
-    y = torch.empty((*x.shape, *values.shape[1:]), dtype=compute)
+    y = x.new_empty((*x.shape, *values.shape[1:]), dtype=compute)
     _held, arguments = _new_index(n, tensors[1:], addresses[1:], compute)
     run(_fwd[compute], n, *cut(n, _SEARCH_WORK, BLOCK), addresses[0], *arguments, y.data_ptr())
     return cast_back(y, dtype)

@@ -97,7 +97,7 @@ def new_index(n_breakpoints, n_outputs, n_elements, compute):
     cells = max(min(CELLS_PER_BREAKPOINT * n_breakpoints, n_elements, MAX_CELLS), 2) // 2 * 2
     padded = 3 * n_breakpoints + 4
     n_bytes = 8 * HEADER + 4 * cells + compute.itemsize * padded * (2 + 2 * n_outputs)
-    return torch.empty(n_bytes // 8 + 1, dtype=torch.int64), cells
+    return torch.empty(n_bytes // 8 + 1, dtype=torch.int64, device="cpu"), cells
 
 
 @inner

@@ -290,7 +290,7 @@ class Subnet:
 
     def __init__(self, compute, addresses, n_hidden, n_elements):
         self._memory, n_cells = new_index(n_hidden, 1, n_elements, compute)
-        self._units = torch.empty(n_hidden, dtype=torch.int64)
+        self._units = torch.empty(n_hidden, dtype=torch.int64, device="cpu")
         self._compute, self._addresses, self._n_hidden = compute, addresses, n_hidden
         self._index = self._memory.data_ptr(), n_cells
         _index[compute](
@@ -312,7 +312,7 @@ class Subnet:
         """
         h = self._n_hidden
         n_rest = (n_out * n_in if readout_at else 0) + n_out
-        sums = torch.empty(2 * (h + 1) + n_rest, dtype=torch.float64)
+        sums = torch.empty(2 * (h + 1) + n_rest, dtype=torch.float64, device="cpu")
         (sums,) = run_summed(
             _bwd[self._compute], n_rows, *cut(n_rows, _SUM_WORK * n_in, 4), (sums,), (any(needs),),
             torch.float64, dy_at, x_at, readout_at, h, n_in, n_out, *self._index,
@@ -322,7 +322,7 @@ class Subnet:
             return None
         if sums is None:
             return [None] * len(parameters)
-        result = torch.empty(3 * h + 1 + n_rest, dtype=self._compute)
+        result = torch.empty(3 * h + 1 + n_rest, dtype=self._compute, device="cpu")
         _finish[self._compute](
             sums.data_ptr(), *self._addresses[:3], h, n_rest, *self._index,
             self._units.data_ptr(), result.data_ptr(),
