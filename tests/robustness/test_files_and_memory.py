@@ -94,7 +94,7 @@ def test_a_damaged_table_loads_or_is_refused():
 def test_an_output_beyond_all_memory_is_refused_with_its_size(function, arguments, backend):
     # an expanded input needs no memory; 2 PB of output do
     rows = 2**49 if function is functional.additive_mlp else 2**47
-    x = torch.zeros(1, 5).expand(rows, 5)
+    x = torch.zeros(1, 5, device=backend.device).expand(rows, 5)
     parameters = [torch.zeros(shape) for shape in arguments]
     with pytest.raises(RuntimeError, match=r"(?i)memory|allocate") as caught:
         function(x, *(p.to(x) for p in parameters))
