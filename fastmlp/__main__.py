@@ -95,7 +95,8 @@ def self_test(op, backend, device):
 
 def _print_versions():
     print(f"fastmlp {fastmlp.__version__}, Python {platform.python_version()}, {sys.platform}")
-    for name in ("torch", "triton", "numba", "numpy"):
+    print(f"  torch   {torch.__version__}")  # with the CUDA version, which the metadata lacks
+    for name in ("triton", "numba", "numpy"):
         try:
             print(f"  {name:7} {metadata.version(name)}")
         except metadata.PackageNotFoundError:
