@@ -183,7 +183,9 @@ def summary(samples):
     }
 
 
-def time_interleaved(steps, *, seconds, min_rounds=5, max_rounds=100, block=0.02):
+def time_interleaved(
+    steps, *, seconds, min_rounds=5, max_rounds=100, block=0.02, wait=lambda: None
+):
     """Time functions that have run before in turn: a slow spell of the machine meets them all.
 
     A sample is the mean over a block of calls that lasts ``block`` seconds, or over one call.
@@ -195,6 +197,7 @@ def time_interleaved(steps, *, seconds, min_rounds=5, max_rounds=100, block=0.02
             ``seconds``, no more than three.
         max_rounds: Rounds that are enough.
         block: Seconds of a block.
+        wait: Called at the end of each block: waits for a device that runs behind.
 
     Returns:
         Dictionary from name to :func:`summary`.
@@ -203,6 +206,7 @@ def time_interleaved(steps, *, seconds, min_rounds=5, max_rounds=100, block=0.02
     for name, step in steps.items():
         start = time.perf_counter()
         step()
+        wait()
         calls[name] = max(1, min(1000, round(block / (time.perf_counter() - start))))
     samples = {name: [] for name in steps}
     began = time.perf_counter()
@@ -214,6 +218,7 @@ def time_interleaved(steps, *, seconds, min_rounds=5, max_rounds=100, block=0.02
             start = time.perf_counter()
             for _ in range(calls[name]):
                 step()
+            wait()
             samples[name].append((time.perf_counter() - start) / calls[name])
     return {name: summary(values) for name, values in samples.items()}
 
@@ -330,16 +335,9 @@ def _cuda_energy(device):
 
 def metadata(device):
     """Where and with what the numbers were measured."""
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     about = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": _cpu_model(),
         "threads": torch.get_num_threads(),
@@ -356,6 +354,15 @@ def metadata(device):
         except importlib.metadata.PackageNotFoundError:
             about[package] = None
     return about
+
+
+def _commit():
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # not installed
+        return "unknown"
+    return git.stdout.strip() or "unknown"
 
 
 def write_report(path, report):

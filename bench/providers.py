@@ -51,6 +51,7 @@ def _jax(suite, case, plain):
 
 @provider("fastmlp")
 def _fastmlp(suite, case, plain):
-    module = suite.fused(case).to(next(plain.parameters()).device)
+    like = next(plain.parameters())
+    module = suite.fused(case).to(like.device, like.dtype)
     module.load_state_dict(plain.state_dict())
     return module

@@ -1,9 +1,7 @@
 """Fixtures of the whole suite; must set the environment before anything imports a kernel."""
 
-import inspect
 import os
 import sys
-from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -14,6 +12,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 pytest.register_assert_rewrite("closeness", "dense_cases", "op_contract", "subnet_cases")
+
+import interpreter  # noqa: E402
 
 import fastmlp  # noqa: E402
 
@@ -28,31 +28,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _hasten_interpreter():
-    """Let Triton's interpreter look up the language's builtins once.
-
-    It searches Triton's modules for them each time a kernel or a function in it is called: half the
-    time of these tests.
-    """
-    from triton.language.core import is_builtin
-    from triton.runtime import interpreter
-
-    @cache
-    def builtins(package):
-        return [name for name, member in inspect.getmembers(package) if is_builtin(member)]
-
-    def patch(package, *rest):
-        for name in builtins(package):
-            member = getattr(package, name)
-            if is_builtin(member):  # not one that is patched already
-                interpreter._patch_attr(package, name, member, *rest)
-
-    if hasattr(interpreter, "_patch_builtin") and hasattr(interpreter, "_patch_attr"):
-        interpreter._patch_builtin = patch
-
-
 if INTERPRETED and fastmlp.backends.is_installed("triton"):
-    _hasten_interpreter()
+    interpreter.hasten()
 
 
 class Backend(NamedTuple):

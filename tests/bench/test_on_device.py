@@ -1,0 +1,286 @@
+"""`bench/on_device.py`: a dry run, steps that go wrong, and the page that it writes."""
+
+import errno
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[2] / "bench"
+JSON = {"machine.json", "ops.json", "host.json", "fit.json", "tuning.json"}
+NAMES = JSON | {"tests.txt", "summary.md"}
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Function that imports a module of bench/."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    return importlib.import_module
+
+
+def read(folder):
+    """The files of a run: all there, nothing else, the JSON whole."""
+    assert {path.name for path in folder.iterdir()} == NAMES
+    assert all(path.stat().st_size < 16 << 20 for path in folder.iterdir())
+    return {name: json.loads((folder / name).read_text("utf-8")) for name in JSON}
+
+
+def gone(pid):
+    """Whether a process has ended, or does so within a second."""
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_dry_run_fills_every_file_within_its_seconds(tmp_path):
+    out, began = tmp_path / "new" / "results", time.monotonic()
+    script = [sys.executable, str(BENCH / "on_device.py")]
+    done = subprocess.run(
+        [*script, "--dry", "--seconds", "60", "--out", str(out)],
+        capture_output=True, text=True, timeout=80, check=True,
+    )  # fmt: skip
+    assert time.monotonic() - began < 60
+    files = read(out)
+    assert all(file["dry"] is True for file in files.values())
+    for name in JSON - {"machine.json"}:
+        figures = files[name]["figures"]
+        assert figures, name
+        assert all(figure["dry"] is True for figure in figures)
+        # the clocks of a device have other names
+        fields = {field for figure in figures for field in figure}
+        assert not any(field.startswith(("graph", "eager")) for field in fields)
+        assert not any("error" in figure for figure in figures), figures
+    assert files["machine.json"]["versions"]["torch"]
+    summary = (out / "summary.md").read_text("utf-8")
+    assert summary.startswith("# DRY RUN")
+    assert "reached" not in summary
+    assert "missed" not in summary
+    assert "2 passed, 0 failed" in (out / "tests.txt").read_text("utf-8")
+    assert summary in done.stdout
+
+
+DRIVER = """
+import errno, sys
+sys.path.insert(0, {bench!r})
+import on_device
+from device import files
+from device.driver import Step
+
+def steps():
+    for name, share in (("dies", 1), ("fails", 1), ("fills", 1), ("hangs", 1), ("tests", 20)):
+        yield Step(name, "on_device_faults:" + name, share, "planted")
+    yield Step("alone", "device.alone", 8, "failing tests again")
+    yield Step("hangs again", "on_device_faults:hangs", 1000, "planted")
+
+def put(path, data):
+    full = b"no room" in data and b"room again" not in data
+    if full or b"never written" in data:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    whole(path, data)
+
+whole, files.put = files.put, put
+sys.exit(on_device.main({argv!r}, tuple(steps())))
+"""
+
+
+def test_what_goes_wrong_in_a_step_is_reported_and_the_rest_goes_on(tmp_path):
+    """A step that dies by a signal, one that hangs, a full disk, failing tests, and Ctrl-C."""
+    out = tmp_path / "results"
+    argv = ["--dry", "--seconds", "3000", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.format(bench=str(BENCH), argv=argv)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("hangs again: "):
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)
+    # a figure could not be written, and the run says so
+    assert process.wait() == 1
+    log, files = "".join(lines), read(out)
+    summary = (out / "summary.md").read_text("utf-8")
+    # the planted figures lack what the page is made of
+    assert "A section could not be written: KeyError('what')" in summary
+    assert "died by SIGSEGV at File" in summary
+    assert "failed: ValueError: planted" in summary
+    assert files["fit.json"]["figures"] == [{"name": "before it dies", "dry": True}]
+
+    assert "killed after 3 s at File" in summary
+    assert 'on_device_faults.py", line' in summary
+    children = [figure["child"] for figure in files["host.json"]["figures"]]
+    assert len(children) == 2
+    assert all(gone(child) for child in children)
+    assert "interrupted" in summary
+
+    assert "tuning.json cannot be written: No space left on device; the run goes on" in log
+    assert [figure["name"] for figure in files["tuning.json"]["figures"]] == [
+        "no room",
+        "room again",
+    ]
+    assert "ops.json cannot be written" in log
+    assert files["ops.json"]["figures"] == []
+
+    named = {}
+    for line in (out / "tests.txt").read_text("utf-8").splitlines():
+        what, test, *cells = [*line.split("\t"), ""]
+        named.setdefault(test.rpartition("::")[2], {})[what] = cells
+    assert named["test_wrong"]["FAILED"][:3] == [
+        "AssertionError", "the planted message", "assert 3 == 4"
+    ]  # fmt: skip
+    assert named["test_wrong"]["FAILED"][3].startswith("tests/bench/on_device_sample.py:")
+    assert named["test_raises"]["FAILED"][:3] == [
+        "RuntimeError", "planted trouble", "and its second line"
+    ]  # fmt: skip
+    assert "crashed" in named["test_dies"]["FAILED"][1]
+    assert named["test_wrong"]["ALONE"][0].startswith("fails alone too: AssertionError")
+    assert named["test_dies"]["ALONE"][0] == "alone it dies by SIGABRT"
+    company = "passes alone: it fails only in company"
+    assert named["test_fails_in_company"]["ALONE"][0] == company
+    assert f"test_fails_in_company` ({company})" in summary
+    assert "test_right" not in named
+    assert "1 passed, 4 failed" in summary
+
+
+class TestFiles:
+    @pytest.fixture
+    def disk(self, tmp_path):
+        """A folder with room for 64 KiB."""
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("mounting a small disk needs root")
+        yield tmp_path
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+    def test_a_full_disk_leaves_whole_files_and_is_told_once(self, bench, disk):
+        told = []
+        files = bench("device.files").Files(disk, {"dry": False}, told.append)
+        ballast = disk / "ballast"
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            ballast.write_bytes(bytes(1 << 20))
+        for i in range(300):
+            files.add("ops.json", {"i": i})
+        ballast_free = told.copy()
+        assert ballast_free == [
+            "ops.json cannot be written: No space left on device; the run goes on"
+        ]
+        assert len(json.loads((disk / "ops.json").read_text())["figures"]) < 300
+        ballast.unlink()
+        files.end("# Summary\n")
+        assert {path.name for path in disk.iterdir()} == NAMES
+        assert len(json.loads((disk / "ops.json").read_text())["figures"]) == 300
+        assert (disk / "summary.md").read_text() == "# Summary\n"
+
+    def test_a_file_stops_to_grow_below_the_limit(self, bench, tmp_path, monkeypatch):
+        module, told = bench("device.files"), []
+        monkeypatch.setattr(module, "MAX_BYTES", 1000)
+        files = module.Files(tmp_path, {"dry": False}, told.append)
+        for i in range(100):
+            files.add("ops.json", {"name": f"figure {i}"})
+        assert (tmp_path / "ops.json").stat().st_size < 1100
+        assert len(told) == 1
+
+
+def test_every_goal_is_measured_by_a_case(bench):
+    goals, cases, training = bench("device.goals"), bench("device.cases"), bench("device.training")
+    host, bench_fit = bench("device.host"), bench("bench_fit")
+    ops = {
+        (case.op, case.name, mode, provider)
+        for case in cases.CASES
+        for mode in case.modes
+        for provider in ("fastmlp", *case.peers)
+    }
+    runs = {**training.MORE, **bench_fit.CASES}
+    launches = host.launches("cpu")
+    for goal in goals.GOALS:
+        for key in (goal.figure, goal.over):
+            if key is None:
+                continue
+            where = key.where
+            if key.file == "ops.json":
+                assert (where["op"], where["case"], where["mode"], where["provider"]) in ops, goal
+            elif key.file == "fit.json":
+                assert where["case"] in runs, goal
+            elif where["what"] == "launch":
+                assert where["name"] in launches, goal
+            else:
+                assert where["module"] in host.MODULES, goal
+
+
+def test_goals_are_judged_by_a_devices_figures_alone(bench):
+    goals, summary = bench("device.goals"), bench("device.summary")
+    where = {"op": "additive_mlp", "case": "[4M, 64], H = 14", "provider": "fastmlp"}
+    figures = {name: [] for name in bench("device.files").FIGURES}
+    figures["ops.json"] = [
+        {**where, "mode": mode, "graph_us": us, "dry": False}
+        for mode, us in (("inference", 200.0), ("forward_backward", 900.0))
+    ]
+    forward, both = goals.GOALS[:2]
+    assert goals.value(figures, forward) == pytest.approx(0.2)
+    text = summary._goals(figures, False)
+    assert "| AdditiveMLP [4M, 64] forward | ms | 0.457 | ≤ 0.3 | 0.2 | reached |" in text
+    assert "| AdditiveMLP [4M, 64] f + b | ms | 1.11 | ≤ 0.8 | 0.9 | **missed** |" in text
+    for record in figures["ops.json"]:
+        record["dry"] = True
+    assert goals.value(figures, both) is None
+
+
+def test_a_rate_and_a_ratio_are_in_the_goals_unit(bench):
+    goals = bench("device.goals")
+    figures = {name: [] for name in bench("device.files").FIGURES}
+    by_name = {goal.work: goal for goal in goals.GOALS}
+    sines = by_name["SineSum(64) 1M forward"]
+    ratio = by_name["MLP 64-64-64-16 [1M] bf16, forward, plain's time"]
+    for key, us in ((sines.figure, 32.0), (ratio.figure, 300.0), (ratio.over, 100.0)):
+        figures["ops.json"].append({**key.where, key.field: us, "dry": False})
+    # 64 million sines in 32 µs
+    assert goals.value(figures, sines) == pytest.approx(2.0)
+    assert goals.value(figures, ratio) == pytest.approx(3.0)
+
+
+def test_steps_are_listed_and_unknown_ones_refused(bench, capsys, tmp_path):
+    on_device = bench("on_device")
+    assert on_device.main(["--list", "--only", "ops,host"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["ops", "host"]
+    for argv, message in (
+        (["--only", "nothing", "--out", str(tmp_path)], "must be some of machine, self-test"),
+        (["--seconds", "1", "--out", str(tmp_path)], "--seconds must be at least 5"),
+        ([], "--out names the folder"),
+    ):
+        with pytest.raises(SystemExit):
+            on_device.main(argv)
+        assert message in capsys.readouterr().err
+
+
+def test_a_sweep_names_the_kernels_that_a_case_asks_for(bench):
+    tuning = bench("device.tuning")
+    table = tuning.Watched({"a": 1, "b": 2})
+    assert table["b"] == 2
+    assert table.asked == {"b"}
+    config = bench("fastmlp.kernels.gpu.launch").Config(rows=1, cols=2048, warps=4)
+    found = tuning.candidates("sine_sum_fwd", config)
+    assert config not in found
+    assert len(set(found)) == len(found)
+    assert {other.rows for other in found} == {1}
+
+
+def test_one_case_of_each_test_is_run_alone_first(bench):
+    in_order = bench("device.alone").in_order
+    tests = ["a.py::x[1]", "a.py::x[2]", "a.py::x[1]", "a.py::y", "b.py::x[1]"]
+    assert in_order(tests) == ["a.py::x[1]", "a.py::y", "b.py::x[1]", "a.py::x[2]"]
