@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-GPU_NAME = $(shell $(PYTHON) -c "import re, torch; print(re.sub('[^a-z0-9]+', '-', torch.cuda.get_device_name().lower()))")
+SECONDS ?= 400
+OUT ?= build/device
 
-.PHONY: help demo test thorough absent coverage examples docs conformance bench lint dist gpu gpu-test gpu-bench clean
+.PHONY: help demo test thorough absent coverage examples docs conformance bench lint dist gpu clean
 
 help:
 	@echo "make demo   install into $(VENV), then train the reference network on sums of squares"
@@ -19,7 +20,8 @@ help:
 	@echo "make lint   check style, formatting, types, spelling; find dead code"
 	@echo "make coverage  run the tests, report lines of fastmlp/ that none reaches; at least 95 % must be"
 	@echo "make dist   build sdist and wheel into dist/"
-	@echo "make gpu    tests and benches on a CUDA machine that already has torch, triton and numba"
+	@echo "make gpu    tests and times on a CUDA machine that already has torch, triton and numba;"
+	@echo "            SECONDS=400 and OUT=build/device say how long and where to"
 	@echo "make clean  remove what make and the builds created"
 
 # the stamp is newer than the files that say what to install
@@ -76,20 +78,8 @@ lint: $(INSTALLED)
 dist: $(INSTALLED)
 	$(BIN)/python -m build
 
-gpu: gpu-test gpu-bench
-
-gpu-install:
-	$(PYTHON) -m pip install --no-deps --no-build-isolation -e .
-
-gpu-test: gpu-install
-	$(PYTHON) -m pytest
-
-gpu-bench: gpu-install
-	mkdir -p bench/results
-	$(PYTHON) bench/run.py --device cuda --out bench/results/$(GPU_NAME).json
-	$(PYTHON) bench/bench_fit.py --device cuda --json bench/results/$(GPU_NAME)-fit.json
-	$(PYTHON) bench/bench_levenberg_marquardt.py --device cuda \
-		| tee bench/results/$(GPU_NAME)-levenberg-marquardt.txt
+gpu:
+	$(PYTHON) bench/on_device.py --seconds $(SECONDS) --out $(OUT)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage
