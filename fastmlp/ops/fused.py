@@ -10,8 +10,7 @@ from functools import reduce
 import torch
 
 from fastmlp import backends
-
-_LIB = torch.library.Library("fastmlp", "DEF")
+from fastmlp.ops import registry
 
 
 class FusedOp:
@@ -87,21 +86,18 @@ class FusedOp:
     def _register(self, tensors, options):
         typed = [_typed(name) for name in tensors]
         plain = [f"{kind} {name}" for name, kind in options.items()]
-        fwd, bwd = self._fwd_name, self._bwd_name
-        _LIB.define(f"{fwd}({', '.join(['Tensor x', *typed, *plain])}) -> Tensor")
-        _LIB.define(
-            f"{bwd}({', '.join(['Tensor dy', 'Tensor x', *typed, *plain])}, "
-            "bool need_dx, bool need_dparams) -> (Tensor, Tensor)"
+        arguments = ", ".join(["Tensor x", *typed, *plain])
+        fwd = registry.define(f"{self._fwd_name}({arguments}) -> Tensor")
+        bwd = registry.define(
+            f"{self._bwd_name}(Tensor dy, {arguments}, bool need_dx, bool need_dparams)"
+            " -> (Tensor, Tensor)"
         )
-        _LIB.impl(fwd, self._fwd_impl, "CompositeExplicitAutograd")
-        _LIB.impl(bwd, self._bwd_impl, "CompositeExplicitAutograd")
-        self._library_fwd = getattr(torch.ops.fastmlp, fwd)
-        self._library_bwd = getattr(torch.ops.fastmlp, bwd)
-        torch.library.register_fake(f"fastmlp::{fwd}", self._fwd_fake, lib=_LIB)
-        torch.library.register_fake(f"fastmlp::{bwd}", self._bwd_fake, lib=_LIB)
-        torch.library.register_autograd(
-            f"fastmlp::{fwd}", self._library_backward, setup_context=_setup_context, lib=_LIB
-        )
+        registry.impl(fwd, self._fwd_impl, "CompositeExplicitAutograd")
+        registry.impl(bwd, self._bwd_impl, "CompositeExplicitAutograd")
+        registry.register_fake(fwd, self._fwd_fake)
+        registry.register_fake(bwd, self._bwd_fake)
+        registry.register_autograd(fwd, self._library_backward, setup_context=_setup_context)
+        self._library_fwd, self._library_bwd = registry.op(fwd), registry.op(bwd)
 
     def _fwd_impl(self, x, *arguments):
         kernels = backends.launchers(backends.choose_compiled(x.device.type), self.name)
