@@ -38,16 +38,16 @@ from device.files import Files
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# most telling first; shares are of the seconds that are left, each beside those after it
+# most telling first
 STEPS = (
-    Step("machine", "device.machine", 2, "card, driver, versions"),
-    Step("self-test", "device.self_test", 6, "every op on the device against float64"),
-    Step("tests", "device.failing", 30, "tests that touch the device, side by side"),
-    Step("ops", "device.ops", 25, "kernel and eager time of every op beside its peers; floors"),
-    Step("alone", "device.alone", 12, "failing tests again, one at a time"),
-    Step("host", "device.host", 6, "what a call costs besides its kernels"),
-    Step("fit", "device.training", 12, "whole training runs beside JAX; Levenberg–Marquardt"),
-    Step("tuning", "device.tuning", 13, "sweeps of CONFIGS for the main kernels"),
+    Step("machine", "device.machine", 2, "card, driver, versions", 2),
+    Step("self-test", "device.self_test", 6, "every op on the device against float64", 8),
+    Step("tests", "device.failing", 42, "tests that touch the device, side by side", 8),
+    Step("ops", "device.ops", 30, "kernel and eager time of every op beside its peers; floors", 16),
+    Step("alone", "device.alone", 12, "failing tests again, one at a time", 2),
+    Step("host", "device.host", 6, "what a call costs besides its kernels", 8),
+    Step("fit", "device.training", 14, "whole training runs beside JAX; Levenberg–Marquardt", 9),
+    Step("tuning", "device.tuning", 14, "sweeps of CONFIGS for the main kernels", 7),
 )
 
 
@@ -117,9 +117,9 @@ def main(argv=None, steps=STEPS):
     began = time.monotonic()
     options, chosen = parse(argv, steps)
     if options.list:
-        total = sum(step.share for step in chosen)
-        for step in chosen:
-            say(f"{step.name:<10}{options.seconds * step.share / total:>5.0f} s  {step.about}")
+        weights = [step.weight(options.dry) for step in chosen]
+        for step, weight in zip(chosen, weights, strict=True):
+            say(f"{step.name:<10}{options.seconds * weight / sum(weights):>5.0f} s  {step.about}")
         return 0
     # the clocks afterwards, the summary, and a margin for a busy machine
     end = began + options.seconds - min(5.0, options.seconds / 10)

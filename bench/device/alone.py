@@ -10,8 +10,6 @@ import signal
 import time
 from collections import Counter
 
-import pytest
-
 from device.failing import ROOT, Watch, arguments, describe
 
 LIMIT = 40.0
@@ -20,6 +18,8 @@ LIMIT = 40.0
 
 def _child(test, fd):
     """Run one test and write its failures; does not return."""
+    import pytest
+
     seen = []
     watch = Watch(lambda result: seen.append(describe(result)))
     status = 1
@@ -73,8 +73,9 @@ def in_order(tests):
 def run(report):
     """The step."""
     tests = in_order(report.request["failed"])
-    with contextlib.suppress(ImportError):
-        importlib.import_module("hypothesis")  # a plugin that takes its time: before the forks
+    for name in ("pytest", "hypothesis") if tests else ():  # once, before the forks
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     os.chdir(ROOT)
     for i, test in enumerate(tests):
         if report.left() < 3:

@@ -15,7 +15,7 @@ ROWS, ROWS_BF16 = "[1M, 64], 64-64-64-16", "[1M, 64] bf16, 64-64-64-16"
 FEATURES = {"in_features": 64, "hidden_features": 14}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DeviceCase(Case):
     """A case on a device.
 

@@ -23,15 +23,25 @@ GRACE = 0.3
 
 
 class Step(NamedTuple):
-    """One step: its name, the module whose ``run(report)`` it is, its share, and what it tells.
+    """One step.
 
-    ``module`` may be ``"module:function"``.
+    Args:
+        name: On the command line and in the summary.
+        module: The one whose ``run(report)`` it is; or ``"module:function"``.
+        share: Of the seconds that are left, beside the shares of the steps after it.
+        about: What it tells, in a line.
+        dry: Its share in a dry run; the same if it is 0.
     """
 
     name: str
     module: str
     share: float
     about: str
+    dry: float = 0
+
+    def weight(self, dry):
+        """Its share of a kind of run."""
+        return self.dry or self.share if dry else self.share
 
 
 IMPORTS = Step("imports", "device.server", 0, "what every step needs, once for all of them")
@@ -66,10 +76,11 @@ class Driver:
         """Run steps until all are done or the clock of :func:`time.monotonic` shows ``end``."""
         for i, step in enumerate(steps):
             if self._server is None and not self.no_device:
-                # a quarter of what is left must do
-                self._watch(IMPORTS, (end - time.monotonic()) / 4)
+                # half of what is left, for a busy machine with cold disks
+                self._watch(IMPORTS, (end - time.monotonic()) / 2)
             left = end - time.monotonic()
-            share = left * step.share / sum(later.share for later in steps[i:])
+            weights = [later.weight(self.dry) for later in steps[i:]]
+            share = left * weights[0] / sum(weights)
             why_not = self.no_device or (left < 0.5 and "no seconds left")
             why_not = why_not or (self._server is None and "the imports had no end")
             if why_not:

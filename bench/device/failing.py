@@ -4,8 +4,6 @@ import importlib.util
 import os
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[2]
 DRY_TESTS = (
     "tests/kernels/gpu/test_activations.py::test_value_and_derivative[relu-float32]",
@@ -74,6 +72,8 @@ def run(report, tests=()):
         report: The step's report.
         tests: Files of tests instead of all that touch the device.
     """
+    import pytest  # late, as in alone.py
+
     tests = [str(ROOT / test) for test in DRY_TESTS] if report.dry and not tests else list(tests)
     options, workers = arguments(alone=report.dry)
     if not tests:

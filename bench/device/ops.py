@@ -1,13 +1,14 @@
 """Floors of the machine, then kernel and eager time of every op beside its peers."""
 
 import copy
+import functools
 
 import common
 import torch
 from providers import PROVIDERS
 from run import SUITES
 
-from device import cases, machine, timing
+from device import cases, machine, timing, warm
 from device.report import first_line
 
 HEAD = 1 << 18
@@ -77,6 +78,8 @@ def prepare(report, case):
 
 def judge(suite, case, module, x, dy, plain):
     """Raise AssertionError unless a module is as good as plain PyTorch on the first rows."""
+    if x[:1].numel() > HEAD:  # of any shape, for an op on every element
+        x, dy = x.flatten(), dy.flatten()
     rows = max(HEAD // max(x[:1].numel(), 1), 1)
     head = x[:rows].detach().requires_grad_(case.x_grad)
     gate = common.Gate(suite, plain, head, dy[:rows])
@@ -115,22 +118,45 @@ def measure(report, case, names):
             report.figure("ops.json", **fixed, provider=name, mode=mode, **times)
 
 
+def rounds_of(todo):
+    """Cases and their providers: ours and plain PyTorch for all, then those that compile."""
+    names = [(case, ["fastmlp", *case.peers]) for case in todo]
+    plain = [(case, [name for name in ours if name != "torch_compile"]) for case, ours in names]
+    return plain + [(case, ["fastmlp", "torch_compile"]) for case, ours in names if len(ours) > 2]
+
+
+def warm_up(report, case, name):
+    """One call of a provider in each mode of a case: it compiles."""
+    torch.set_float32_matmul_precision(case.precision)
+    suite, x, dy, plain = prepare(report, case)
+    module = provider(name, suite, case, plain, report.dry)
+    for mode in case.modes:
+        step_of(name, module, x, dy, mode)()
+
+
 def run(report):
-    """The step: floors, ours and plain PyTorch for all cases, then those that compile."""
-    floors(report)
-    if not report.dry:
-        report.figure("machine.json", clocks_after_floors=machine.nvidia_smi(machine.CLOCKS))
+    """The step: floors, then the cases."""
     todo = cases.chosen(report.dry)
-    rounds = [(case, [p for p in case.peers if p != "torch_compile"]) for case in todo]
-    rounds += [(case, ["torch_compile"]) for case in todo if "torch_compile" in case.peers]
+    rounds = rounds_of(todo)
+
+    def jobs():
+        pairs = dict.fromkeys((case, names[-1]) for case, names in rounds[len(todo) :])
+        pairs |= dict.fromkeys((case, "fastmlp") for case in todo)
+        return [functools.partial(warm_up, report, *pair) for pair in pairs]
+
     with timing.backend(report):
-        for i, (case, peers) in enumerate(rounds):
+        if not report.dry:  # nothing is compiled there
+            warm.up(report, jobs)
+        floors(report)
+        if not report.dry:
+            report.figure("machine.json", clocks_after_floors=machine.nvidia_smi(machine.CLOCKS))
+        for i, (case, names) in enumerate(rounds):
             if report.over():
-                left = [f"{c.name} ({', '.join(['fastmlp', *p])})" for c, p in rounds[i:]]
-                report.cut(f"no seconds left for {'; '.join(left)}")
+                left = "; ".join(f"{c.name} ({', '.join(p)})" for c, p in rounds[i:])
+                report.cut(f"no seconds left for {left}")
                 return
             try:
-                measure(report, case, ["fastmlp", *peers])
+                measure(report, case, names)
             except Exception as error:
                 about = {"what": "op", "op": case.op, "case": case.name, "provider": "all"}
                 report.figure("ops.json", **about, error=first_line(error))

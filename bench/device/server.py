@@ -24,8 +24,18 @@ def preload():
     for name in PRELOADED:
         try:
             importlib.import_module(name)
+            if name == "fastmlp" and os.environ.get("TRITON_INTERPRET") == "1":
+                preload_kernels()
         except Exception as error:  # a step that needs it says so itself
             print(f"{name} cannot be imported: {error!r}", flush=True)
+
+
+def preload_kernels():
+    """The kernels, for the interpreter: on a device nothing may be near it before the forks."""
+    from fastmlp import backends, functional
+
+    for op in functional.__all__:
+        backends.launchers("triton", op)
 
 
 def run_step(fd, request):

@@ -4,10 +4,11 @@ Which kernels a case launches is seen, not listed: the table tells which of its 
 for. A tile decides the order of a sum, so a new one changes results in their last bits.
 """
 
-import torch
+import functools
+
 from fastmlp.kernels.gpu import launch
 
-from device import cases, ops, timing
+from device import cases, ops, timing, warm
 from device.report import first_line
 
 RATIOS = (1, 0.5, 2, 4)
@@ -43,24 +44,44 @@ def candidates(name, config, largest=1 << 15, smallest=64):
     return [other for _, other in sorted(found, key=lambda pair: pair[0])]
 
 
-def sweep(report, case, mode, table, name, step, limit):
+def kernels(report, table):
+    """Each kernel with the first case that launches it: (case, mode, name, function of a call)."""
+    seen = set()
+    for case in cases.chosen(report.dry):
+        if case.dtype != "float32" or case.precision != "highest":
+            continue
+        for mode in case.modes:
+            suite, x, dy, plain = ops.prepare(report, case)
+            module = ops.provider("fastmlp", suite, case, plain, report.dry)
+            step = ops.step_of("fastmlp", module, x, dy, mode)
+            table.asked = frozenset()
+            step()
+            for name in sorted(table.asked - seen):
+                seen.add(name)
+                yield case, mode, name, step
+
+
+def under(table, name, config, step):
+    """A step with another configuration of one kernel."""
+
+    def configured():
+        table[name] = config
+        return step()
+
+    return configured
+
+
+def sweep(report, table, case, mode, name, step, limit):
     """Time the neighbours of one kernel's configuration, each in turn with the present one."""
     original = dict.__getitem__(table, name)
     about = {"what": "tuning", "kernel": name, "op": case.op, "case": case.name, "mode": mode}
-
-    def under(config):
-        def configured():
-            table[name] = config
-            return step()
-
-        return configured
-
     for config in candidates(name, original)[:limit]:
         if report.over():
             report.cut(f"{name} at {case.name} from {tuple(config)} on")
             return
         figure = {**about, "config": config._asdict(), "was": original._asdict()}
-        steps = {"own": under(config), "was": under(original)}
+        both = {"own": config, "was": original}
+        steps = {who: under(table, name, tile, step) for who, tile in both.items()}
         table.asked = frozenset()
         try:
             steps["own"]()
@@ -82,25 +103,33 @@ def run(report):
     """The step: first the kernels of the first cases, nearest neighbours first."""
     table = launch.CONFIGS = Watched(launch.CONFIGS)
     limit = 2 if report.dry else 12
-    done = set()
+
+    def jobs():
+        found = []
+        for _, _, name, step in kernels(report, table):
+            original = dict.__getitem__(table, name)
+            for config in candidates(name, original)[:limit]:
+                found.append(functools.partial(compile_one, table, name, config, step))
+            if report.dry:
+                break
+        return found
+
     with timing.backend(report):
-        for case in cases.chosen(report.dry):
-            if case.dtype != "float32" or case.precision != "highest":
-                continue
-            for mode in case.modes:
-                suite, x, dy, plain = ops.prepare(report, case)
-                module = ops.provider("fastmlp", suite, case, plain, report.dry)
-                step = ops.step_of("fastmlp", module, x, dy, mode)
-                table.asked = frozenset()
-                step()
-                for name in sorted(table.asked - done):
-                    if report.over():
-                        report.cut(f"{name} and what follows it")
-                        return
-                    done.add(name)
-                    sweep(report, case, mode, table, name, step, limit)
-                    if report.dry:
-                        report.cut("the other kernels: dry run")
-                        return
-            if not report.dry:
-                torch.cuda.empty_cache()
+        warm.up(report, jobs)
+        for kernel in kernels(report, table):
+            sweep(report, table, *kernel, limit)
+            if report.dry:
+                report.cut("the other kernels: dry run")
+                return
+            if report.over():
+                report.cut("further kernels")
+                return
+
+
+def compile_one(table, name, config, step):
+    """A call with another configuration of one kernel, and back."""
+    original = dict.__getitem__(table, name)
+    try:
+        under(table, name, config, step)()
+    finally:
+        table[name] = original
