@@ -2,8 +2,15 @@
 
 A result is right when its error against the float64 reference is at most twice plain PyTorch's own
 error in the same dtype, plus a few ulps of the size of the terms that were summed. There are no
-other tolerances.
+other tolerances; a test that has one says beside it whose it is.
+
+Where the terms are unknown a tensor's largest number stands for them, and the few ulps are
+:data:`ULPS_OF_SCALE`; :func:`assert_modules_agree` is the rule for modules,
+:func:`assert_run_as_good_as_torch` the one for training runs, and :func:`assert_same_number` the
+one for two computations in float64, of which no third can be the judge.
 """
+
+import copy
 
 import torch
 
@@ -68,6 +75,101 @@ def assert_as_good_as_torch(ours, torchs, exact, *, terms=None, slack=2.0, floor
         f"the worst at {list(worst)}: ours {ours[worst]:.9g}, PyTorch {torchs[worst]:.9g}, "
         f"exact {exact[worst]:.9g}; error {error[worst]:.3g} = {ulps:.3g} ulps of the terms, "
         f"allowed {bound[worst]:.3g}"
+    )
+
+
+ULPS_OF_SCALE = 64
+"""Ulps of a tensor's largest number that are allowed where the terms of a sum are unknown."""
+
+
+def scale_of(exact):
+    """The largest finite number of a tensor, in place of the terms of each."""
+    known = exact.detach().abs()[exact.isfinite()].double()
+    return known.max() if known.numel() else known.new_zeros(())
+
+
+def assert_modules_agree(ours, plain, *inputs, gradients=False):
+    """Assert that a module is as good as a plain one on the same inputs, by the tensors' scales.
+
+    Args:
+        ours: The module under test, or any function that computes what it does.
+        plain: Module in plain PyTorch, whose copy in float64 is the judge.
+        inputs: Tensors that both take.
+        gradients: Whether to compare the gradients of Σ y² in the parameters too, in their order.
+    """
+    exact = copy.deepcopy(plain).double()
+    results = []
+    for module, tensors in ((ours, inputs), (plain, inputs), (exact, [t.double() for t in inputs])):
+        y = module(*tensors)
+        found = [y]
+        if gradients:
+            found += torch.autograd.grad(y.square().sum(), list(module.parameters()))
+        results.append(found)
+    for i, (our, torchs, right) in enumerate(zip(*results, strict=True)):
+        terms = torch.maximum(right.detach().abs(), scale_of(right))
+        assert_as_good_as_torch(
+            our, torchs, right.detach(), terms=terms, floor=ULPS_OF_SCALE, name=f"result {i}"
+        )
+
+
+def assert_run_as_good_as_torch(ours, torchs, exact, *, dtype, slack=2.0):
+    """Assert that a training run is as near to PyTorch's in float64 as it can be.
+
+    .. math:: |ours - exact| \\le (slack \\cdot g + 64) \\, \\epsilon \\, \\max |exact|, \\quad
+        g = \\max_{tensors} \\frac{\\max |torchs - exact|}{\\epsilon_{32} \\max |exact|}
+
+    Every step takes up the roundings of those before. How they grow is the problem's own, in any
+    dtype: g, the ulps that PyTorch's float32 run is off its float64 run. In float64 the judge
+    rounds as ours does, and the slack is for both.
+
+    Args:
+        ours: What came of the run under test, losses and parameters: a list of tensors.
+        torchs: The same of PyTorch's run in float32.
+        exact: The same of PyTorch's run in float64.
+        dtype: In which our run computed.
+        slack: Multiple of PyTorch's own error.
+    """
+    runs = ours, torchs, exact = [
+        [t.detach().cpu().double() for t in run] for run in (ours, torchs, exact)
+    ]
+    assert [t.shape for t in ours] == [t.shape for t in torchs] == [t.shape for t in exact]
+    assert all(t.isfinite().all() for run in runs for t in run)
+    growth = 0.0
+    for short, right in zip(torchs, exact, strict=True):
+        ulp = torch.finfo(torch.float32).eps * scale_of(right)
+        if ulp > 0:
+            growth = max(growth, float((short - right).abs().max() / ulp))
+    for i, (our, right) in enumerate(zip(ours, exact, strict=True)):
+        bound = (slack * growth + ULPS_OF_SCALE) * torch.finfo(dtype).eps * scale_of(right)
+        error = (our - right).abs().max()
+        assert error <= bound, (
+            f"tensor {i} of the run: error {error:.3g}, allowed {bound:.3g} = 2 × {growth:.3g} + "
+            f"{ULPS_OF_SCALE} ulps of {scale_of(right):.3g}"
+        )
+
+
+def assert_same_number(ours, theirs, *, terms=None, condition=1.0, ulps=ULPS_OF_SCALE, name="two"):
+    """Assert that two ways to compute in float64 agree, to some ulps of what they sum.
+
+    .. math:: |ours - theirs| \\le 64 \\, \\kappa \\, \\epsilon \\, terms
+
+    Args:
+        ours: A tensor, or a number.
+        theirs: The same in another way.
+        terms: Sizes of the summed terms; by default the largest number of ``theirs``.
+        condition: Condition number κ of the problem, where both solve one.
+        ulps: Instead of 64, where more roundings than that are known to add up.
+        name: What is compared, for the message.
+    """
+    ours, theirs = (torch.as_tensor(t, dtype=torch.float64).detach().cpu() for t in (ours, theirs))
+    assert ours.shape == theirs.shape, f"{name}: {list(ours.shape)} and {list(theirs.shape)}"
+    terms = scale_of(theirs) if terms is None else torch.as_tensor(terms).detach().cpu().double()
+    bound = ulps * condition * torch.finfo(torch.float64).eps * terms
+    same = (ours == theirs) | (ours.isnan() & theirs.isnan())
+    wrong = ~(same | ((ours - theirs).abs() <= bound))
+    assert not wrong.any(), (
+        f"{name}: {int(wrong.sum())} of {wrong.numel()} differ, by up to "
+        f"{(ours - theirs).abs()[wrong].max():.3g}, allowed {bound.max():.3g}"
     )
 
 

@@ -5,6 +5,9 @@ import torch
 from closeness import (
     additive_mlp_terms,
     assert_as_good_as_torch,
+    assert_modules_agree,
+    assert_run_as_good_as_torch,
+    assert_same_number,
     elementwise_mlp_terms,
     sine_sum_terms,
 )
@@ -115,6 +118,63 @@ def test_shape_dtype_and_judge_are_checked(exact):
 def test_empty_tensors_pass():
     empty = torch.empty(0, 3)
     assert_as_good_as_torch(empty, empty, empty.double())
+
+
+def run_that_is_off(exact, ulps, dtype=torch.float32):
+    """Losses and parameters of a run, some ulps of the largest number off in one place."""
+    off = exact.clone()
+    off[3] += ulps * torch.finfo(dtype).eps * exact.abs().max()
+    return [off, exact[:1]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_run_may_be_off_as_many_ulps_as_rounding_grows_to_in_either_dtype(exact, dtype):
+    right, torchs = [exact, exact[:1]], run_that_is_off(exact, 500)
+    for ulps in (0, 1050, -1050):
+        ours = run_that_is_off(exact, ulps, dtype)
+        assert_run_as_good_as_torch(ours, torchs, right, dtype=dtype)
+    with pytest.raises(AssertionError, match=r"tensor 0 of the run: .* 2 × 500 \+ 64 ulps"):
+        assert_run_as_good_as_torch(run_that_is_off(exact, 1080, dtype), torchs, right, dtype=dtype)
+    # without errors of PyTorch's the few ulps are left
+    assert_run_as_good_as_torch(run_that_is_off(exact, 60, dtype), right, right, dtype=dtype)
+    with pytest.raises(AssertionError, match="tensor 0"):
+        assert_run_as_good_as_torch(run_that_is_off(exact, 70, dtype), right, right, dtype=dtype)
+
+
+def test_a_run_that_is_not_finite_or_has_other_tensors_is_refused(exact):
+    for wrong in ([exact * torch.nan], [exact[1:]], [exact, exact]):
+        with pytest.raises(AssertionError):
+            assert_run_as_good_as_torch(wrong, [exact], [exact], dtype=torch.float64)
+
+
+def test_two_computations_in_float64_differ_by_few_ulps_of_their_terms(exact):
+    eps = torch.finfo(torch.float64).eps
+    size = exact.abs().max()
+    assert_same_number(exact + 60 * eps * size, exact)
+    assert_same_number(exact + 600 * eps * size, exact, terms=10 * size)
+    assert_same_number(exact + 600 * eps * size, exact, condition=10)
+    assert_same_number(float("nan"), float("nan"))
+    for ours, theirs in (
+        (exact + 80 * eps * size, exact),
+        (exact[1:], exact),
+        (float("nan"), 1.0),
+        (1e-300, 0.0),
+    ):
+        with pytest.raises(AssertionError):
+            assert_same_number(ours, theirs)
+
+
+def test_modules_that_differ_by_more_than_rounding_are_refused(draw):
+    plain, x = torch.nn.Linear(5, 3), draw(9, 5).float()
+    assert_modules_agree(lambda x: plain(x) * (1 + 8 * EPS), plain, x)
+    with pytest.raises(AssertionError, match="result 0"):
+        assert_modules_agree(lambda x: plain(x) * (1 + 1e-4), plain, x)
+    other = torch.nn.Linear(5, 3)
+    other.load_state_dict(plain.state_dict())
+    assert_modules_agree(other, plain, x, gradients=True)
+    other.bias.register_hook(lambda gradient: 2 * gradient)
+    with pytest.raises(AssertionError, match="result 2"):
+        assert_modules_agree(other, plain, x, gradients=True)
 
 
 TERMS = {

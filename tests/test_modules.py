@@ -7,6 +7,12 @@ import pickle
 
 import pytest
 import torch
+from closeness import (
+    ULPS_OF_SCALE,
+    assert_as_good_as_torch,
+    assert_modules_agree,
+    scale_of,
+)
 from torch import nn
 
 import fastmlp
@@ -44,7 +50,7 @@ def test_state_dict_goes_both_ways(build, x):
         assert torch.equal(a, b)
     fresh = build(reference)
     fresh.load_state_dict(ours.state_dict(), strict=True)
-    torch.testing.assert_close(ours(x), fresh(x))
+    assert_modules_agree(ours, fresh, x, gradients=True)
 
 
 def test_a_checkpoint_of_the_plain_network_loads():
@@ -64,8 +70,7 @@ def test_a_checkpoint_of_a_sequential_loads_into_an_mlp(draw):
     ours = fastmlp.MLP(3, [5, 4], 2, activation="gelu")
     ours.load_state_dict(plain.state_dict(), strict=True)
     plain.load_state_dict(ours.state_dict(), strict=True)
-    x = draw(7, 3).float()
-    torch.testing.assert_close(ours(x), plain(x))
+    assert_modules_agree(ours, plain, draw(7, 3).float(), gradients=True)
 
 
 def test_elementwise_mlp_of_several_hidden_layers(draw):
@@ -74,12 +79,13 @@ def test_elementwise_mlp_of_several_hidden_layers(draw):
     plain = reference.ElementwiseMLP([7, 5, 6], activation="gelu")
     plain.load_state_dict(ours.state_dict(), strict=True)
     assert repr(plain) == repr(ours)
-    layers = [ours.fc1, nn.GELU(), ours.fc2, nn.GELU(), ours.fc3, nn.GELU(), ours.fc4]
+    gelu = nn.GELU()
+    layers = nn.Sequential(ours.fc1, gelu, ours.fc2, gelu, ours.fc3, gelu, ours.fc4)
     for shape in ((), (4,), (2, 0), (3, 5)):
         x = draw(*shape).float()
         assert ours(x).shape == shape
-        torch.testing.assert_close(ours(x), nn.Sequential(*layers)(x.unsqueeze(-1)).squeeze(-1))
-        torch.testing.assert_close(ours(x), plain(x))
+        assert_modules_agree(lambda x: ours(x.squeeze(-1)).unsqueeze(-1), layers, x.unsqueeze(-1))
+        assert_modules_agree(ours, plain, x, gradients=True)
     assert fastmlp.unfuse(ours).fc4 is ours.fc4
     assert fastmlp.ElementwiseMLP([9]).hidden_features == 9
 
@@ -87,11 +93,17 @@ def test_elementwise_mlp_of_several_hidden_layers(draw):
 def test_dropout_of_several_hidden_layers_is_the_same_on_every_backend(draw):
     ours = fastmlp.ElementwiseMLP([7, 5], dropout=(0.1, 0.3, 0.2))
     x = draw(50).float()
-    torch.manual_seed(1)
-    y = ours(x)
-    torch.manual_seed(1)
-    with fastmlp.backend("torch"):
-        torch.testing.assert_close(y, ours(x))
+
+    def call(backend, module, x):
+        torch.manual_seed(1)
+        with fastmlp.backend(backend):
+            return module(x)
+
+    plain, exact = call("torch", ours, x), call("torch", copy.deepcopy(ours).double(), x.double())
+    y = call(fastmlp.backends.choose("cpu"), ours, x)
+    assert_as_good_as_torch(
+        y, plain, exact, terms=torch.maximum(exact.abs(), scale_of(exact)), floor=ULPS_OF_SCALE
+    )
     assert (y == 0).any()
     assert not (ours.eval()(x) == 0).any()
 
@@ -107,7 +119,7 @@ def test_dropout_of_an_mlp_is_the_sequentials():
     ours = fastmlp.MLP(3, 50, 2, dropout=0.4)
     ours.load_state_dict({name.replace("3.", "2."): t for name, t in plain.state_dict().items()})
     x = torch.randn(1, 3)
-    torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
+    assert_modules_agree(ours.eval(), plain.eval(), x, gradients=True)
     # the masks differ, their distribution does not: means and variances of many draws
     many = x.expand(20_000, 3)
     with torch.no_grad():
@@ -166,7 +178,7 @@ def test_bias_can_be_left_out(name, x):
     assert all(parameter.endswith("weight") for parameter in module.state_dict())
     plain = getattr(reference, name)(*args, **kwargs, bias=False)
     plain.load_state_dict(module.state_dict(), strict=True)
-    torch.testing.assert_close(module(x), plain(x))
+    assert_modules_agree(module, plain, x, gradients=True)
 
 
 def test_repr_shows_every_argument():
