@@ -25,6 +25,15 @@ MODULES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _failures_stay_inside():
+    """Let no failed capture reach the next test: it leaves its own stream as the current one."""
+    stream = torch.cuda.current_stream()
+    yield
+    torch.cuda.set_stream(stream)
+    torch.cuda.synchronize()
+
+
 @pytest.fixture(params=MODULES)
 def module(request):
     return MODULES[request.param]().cuda()

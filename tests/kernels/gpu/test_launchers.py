@@ -131,6 +131,28 @@ def test_launches_are_captured_on_the_device_of_the_tensors(call, strided, launc
     assert bool(n_forward) == bool(len(launched) - n_forward) == (shapes[0][0] > 0)
 
 
+def test_no_allocation_is_as_large_as_a_hidden_layer(launched, monkeypatch):
+    allocated, allocate = [], torch.empty
+
+    def counting(*args, **kwargs):
+        allocated.append(allocate(*args, **kwargs))
+        return allocated[-1]
+
+    monkeypatch.setattr(torch, "empty", counting)
+    # 10 000 rows of one number, through 40 units and through 40 twice
+    for op, shapes, options in (
+        ("elementwise_mlp", [(40, 1), (40,), (1, 40), (1,)], ("relu",)),
+        ("mlp", [(40, 1), (40,), (40, 40), (40,), (1, 40), (1,)], ("relu", "identity", 0.0)),
+    ):
+        kernels = importlib.import_module(f"fastmlp.kernels.gpu.{op}")
+        arguments = _arguments(op, [(10_000, 1), *shapes], *options)
+        y = getattr(kernels, f"{op}_fwd")(*arguments)
+        needs = (True,) * (1 + len(shapes))
+        getattr(kernels, f"{op}_bwd")(torch.empty_like(y), *arguments, needs=needs)
+    assert allocated
+    assert max(t.numel() for t in allocated) < 10_000 * 40
+
+
 def test_the_guard_makes_the_device_of_the_tensors_the_current_one(monkeypatch):
     entered = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device))
