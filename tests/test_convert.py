@@ -304,8 +304,7 @@ def test_data_parallel_goes_on(draw):
 @pytest.mark.parametrize("build", [scalar_net, Net])
 def test_compiled_and_functional_calls(build, draw):
     plain, x = build(), draw(4, 1 if build is scalar_net else 6).float()
-    before = copy.deepcopy(plain)
-    fused = fastmlp.fuse(plain)
+    before, fused = copy.deepcopy(plain), fastmlp.fuse(plain)
     compiled = torch.compile(fused, fullgraph=True, backend="eager")
     assert_modules_agree(compiled, before, x)
     parameters = {name: torch.zeros_like(p) for name, p in fused.named_parameters()}
