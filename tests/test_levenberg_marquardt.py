@@ -257,6 +257,43 @@ def test_more_parameters_than_rows_gives_the_step_of_least_norm(draw):
     assert outcome.rank == [3]
 
 
+ONE_PLACE = torch.full((20, 1), 0.7, dtype=torch.float64)
+FEW_ROWS = {
+    "xor": XOR,
+    "three_places": (torch.tensor([[0.1], [0.5], [0.9]]).double().repeat(20, 1),) * 2,
+    "one_place": (ONE_PLACE, ONE_PLACE),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* parameters for .* residuals:UserWarning")
+@pytest.mark.parametrize("data", FEW_ROWS)
+@pytest.mark.parametrize("solver", ["qr", "auto"])
+def test_more_parameters_than_different_rows_reach_rounding(data, solver):
+    """What is left of rows that say nothing new is rounding, and what is left of that denormal."""
+    x, y = FEW_ROWS[data]
+    torch.manual_seed(0)
+    activation = "relu" if data == "xor" else "tanh"
+    nets = [fastmlp.MLP(x.shape[1], [10], 1, activation=activation).double() for _ in range(10)]
+    outcome = train(nets, x, y, LevenbergMarquardt(solver=solver), max_steps=200)
+    assert "not_finite" not in outcome.stopped
+    # ReLU starts may be dead
+    assert (outcome.final < 1e-28).sum() >= (8 if data == "xor" else 10)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-200, 1e-155, 1.0, 1e155, 1e200, 1e300])
+def test_reflections_do_not_leave_the_range_of_numbers(draw, size):
+    from fastmlp.kernels.cpu import linalg
+
+    matrix, target = draw(3, 30), draw(30)
+    wanted = torch.linalg.lstsq(matrix.T, target.unsqueeze(1)).solution[:, 0]
+    columns, rows = (size * matrix).contiguous(), target.clone()
+    solution, error = torch.zeros(3, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    linalg.linalg_least_squares(
+        columns.data_ptr(), rows.data_ptr(), 1, 30, 3, solution.data_ptr(), error.data_ptr()
+    )
+    assert torch.allclose(solution * size, wanted, rtol=1e-9)
+
+
 class TestBadInput:
     x, y, _ = sine_data(0, width=2)
 

@@ -19,7 +19,6 @@ from fastmlp.kernels.lm import (
     MIN_GAIN,
     REASONS,
     SOLVERS,
-    UNSEEN,
 )
 from fastmlp.training.describe import n_readout
 from fastmlp.training.levenberg_marquardt import Outcome, numerical_rank
@@ -92,14 +91,16 @@ class _Solver:
 
     def __init__(self, problem, starts, settings, max_steps, n_projected):
         self.problem, self.settings, self.max_steps = problem, settings, max_steps
-        self.p, self.n_damped = problem.p, problem.p - n_projected
+        self.p, self.n_alpha = problem.p, problem.p - n_projected
         n, numbers, like = len(starts), starts.new_zeros, torch.full_like
         zeros = torch.zeros(n, dtype=torch.int64, device=starts.device)
-        theta = starts if n_projected == 0 else self._read_out(starts)
+        theta, damping = starts, numbers(n).fill_(settings.damping)
+        if n_projected > 0:
+            theta = self._read_out(starts, None, damping)
         self.state = SimpleNamespace(
             theta=theta,
             scale=numbers(n, self.p),
-            damping=numbers(n).fill_(settings.damping),
+            damping=damping,
             growth=numbers(n).fill_(2.0),
             sse=problem.losses(theta, like(zeros, 1, dtype=torch.int8)),
             steps=zeros,
@@ -138,7 +139,7 @@ class _Solver:
         self._linearise(s, asked, solver)
         gradient = self._take_jacobian(s, asked, solver)
         running = self._running(s, solver)
-        step, predicted, norm, solved = self._solve(s, solver, gradient)
+        step, predicted, solved = self._solve(s, solver, gradient)
         trial = torch.where((running & solved).unsqueeze(1), s.theta + step, s.theta)
         moved = (trial != s.theta).any(1)
         failed, stuck = running & ~solved, running & solved & ~moved
@@ -148,10 +149,11 @@ class _Solver:
             self._stop(s, self._refuse(s, failed), "no_descent")
             self._stop(s, stuck, "xtol")
         trying = running & moved
-        if self.n_damped < self.p:
-            trial = torch.where(trying.unsqueeze(1), self._read_out(trial), trial)
+        if self.n_alpha < self.p:
+            solved_for = self._read_out(trial, s.scale[:, self.n_alpha :], s.damping)
+            trial = torch.where(trying.unsqueeze(1), solved_for, trial)
         new = self.problem.losses(trial, trying.to(torch.int8))
-        self._take_loss(s, trying, solver, trial, new, predicted, norm)
+        self._take_loss(s, trying, solver, trial, new, predicted)
 
     def _running(self, s, solver):
         return (s.reason == 0) & (s.solver == solver)
@@ -195,32 +197,35 @@ class _Solver:
             factor = torch.linalg.qr(above, mode="r").R
         return factor
 
-    def _read_out(self, theta):
-        """Variable projection: θ with the last layer solved for; see `lm_steps.py`."""
-        factor = self._fold(theta, self.n_damped)
-        n = self.p - self.n_damped
+    def _read_out(self, theta, scale, damping):
+        """Variable projection: θ with the last layer solved for; see `lm_steps.py`.
+
+        Scaled by the norms of the layer's columns where ``scale`` is None.
+        """
+        factor = self._fold(theta, self.n_alpha)
+        n = self.p - self.n_alpha
         matrix, rotated = factor[:, :n, :n], factor[:, :n, n]
-        scale = matrix.norm(dim=1)
-        scale = torch.where(scale > 0, scale, 1.0)
-        roots = torch.full_like(scale, UNSEEN)
-        correction, _ = _least_squares(matrix / scale.unsqueeze(1), rotated, roots)
-        others, readout = theta.split([self.n_damped, n], 1)
+        if scale is None:
+            scale = matrix.norm(dim=1)
+            scale = torch.where(scale == 0, 1.0, scale)
+        correction, _ = _least_squares(matrix / scale.unsqueeze(1), rotated, damping.sqrt())
+        others, readout = theta.split([self.n_alpha, n], 1)
         return torch.cat([others, readout - correction / scale], 1)
 
     def _take_jacobian(self, s, asked, solver):
         """Scales, the norm of the gradient and the tests before a step; returns Jᵀr."""
-        p, n_damped = self.p, self.n_damped
+        p, n_alpha = self.p, self.n_alpha
         if solver == _CHOLESKY:
             norms = s.factor.diagonal(dim1=1, dim2=2)[:, :p].sqrt()
             gradient = s.factor[:, p, :p]
         else:
             norms = s.factor[:, :p, :p].norm(dim=1)
             gradient = (s.factor[:, :p, :p] * s.factor[:, :p, p:]).sum(1)
-        damped = torch.maximum(s.scale, norms)[:, :n_damped]
-        largest = damped.amax(1, keepdim=True) if n_damped > 0 else damped
+        kept = torch.maximum(s.scale, norms)[:, :n_alpha]
+        largest = kept.amax(1, keepdim=True) if n_alpha > 0 else kept
         # the floor holds where they are those θ_j that have next to no influence
-        damped = torch.maximum(damped, self.settings.scale_floor * largest)
-        scale = torch.cat([damped, norms[:, n_damped:]], 1)
+        kept = torch.maximum(kept, self.settings.scale_floor * largest)
+        scale = torch.cat([kept, norms[:, n_alpha:]], 1)
         scale = torch.where(scale == 0, 1.0, scale)
         s.scale = torch.where(asked.unsqueeze(1), scale, s.scale)
         slope = torch.where(norms > 0, gradient.abs() / norms, 0.0).amax(1)
@@ -241,13 +246,11 @@ class _Solver:
         s.history[rows, s.steps] = torch.where(where.unsqueeze(1), numbers, kept)
 
     def _solve(self, s, solver, gradient):
-        """The step, the reduction that it promises, ‖D·p‖, and whether there is one."""
-        p, n_damped = self.p, self.n_damped
-        damping = s.damping.unsqueeze(1).repeat(1, p)
-        damping[:, n_damped:] = MIN_DAMPING[solver]
+        """The step, the reduction that it promises, and whether there is one."""
+        p = self.p
         if solver == _CHOLESKY:
             matrix = s.factor[:, :p, :p] / (s.scale.unsqueeze(1) * s.scale.unsqueeze(2))
-            matrix.diagonal(dim1=1, dim2=2).add_(damping)
+            matrix.diagonal(dim1=1, dim2=2).add_(s.damping.unsqueeze(1))
             lower, info = torch.linalg.cholesky_ex(matrix)
             half = torch.linalg.solve_triangular(
                 lower, (-gradient / s.scale).unsqueeze(2), upper=False
@@ -257,20 +260,20 @@ class _Solver:
             solved = (info == 0) & inside.isfinite()
         else:
             matrix = s.factor[:, :p, :p] / s.scale.unsqueeze(1)
-            step, inside = _least_squares(matrix, -s.factor[:, :p, p], damping.sqrt())
+            step, inside = _least_squares(matrix, -s.factor[:, :p, p], s.damping.sqrt())
             solved = torch.ones_like(s.stale)
-        squares = step[:, :n_damped].square().sum(1)
-        return step / s.scale, inside + s.damping * squares, squares.sqrt(), solved
+        return step / s.scale, inside + s.damping * step.square().sum(1), solved
 
-    def _take_loss(self, s, trying, solver, trial, new, predicted, norm):
+    def _take_loss(self, s, trying, solver, trial, new, predicted):
         """Take the trials that lower the loss enough, and see who is at the end."""
         settings = self.settings
         gain = torch.where(predicted > 0, (s.sse - new) / predicted, 0.0)
         taken = trying & (gain > MIN_GAIN)  # false for NaN
-        size = (s.scale * s.theta)[:, : self.n_damped].square().sum(1).sqrt()
+        size = (s.scale * s.theta).square().sum(1).sqrt()
+        moved = (s.scale * (trial - s.theta)).square().sum(1).sqrt()
         bound = settings.ftol * s.sse
         flat = ((s.sse - new).abs() <= bound) & (predicted <= bound) & (gain <= 2)
-        short = norm <= settings.xtol * size
+        short = moved <= settings.xtol * size
         refused = trying & ~taken
         s.theta = torch.where(taken.unsqueeze(1), trial, s.theta)
         s.sse = torch.where(taken, new, s.sse)
@@ -295,11 +298,15 @@ class _Solver:
             self._stop(s, tired, "no_descent")
 
 
-def _least_squares(matrix, target, roots):
-    """argmin_x ‖R·x − z‖² + ‖diag(roots)·x‖², and how much of ‖z‖² that takes away from both."""
+def _least_squares(matrix, target, root):
+    """argmin_x ‖R·x − z‖² + ‖root·x‖², and how much of ‖z‖² that takes away from both.
+
+    Shapes: R [runs, n, n]; z [runs, n]; root [runs].
+    """
     n = matrix.shape[-1]
     above = torch.cat([matrix, target.unsqueeze(2)], 2)
-    below = torch.cat([roots.diag_embed(), torch.zeros_like(roots).unsqueeze(2)], 2)
+    roots = root.unsqueeze(1).expand(-1, n).diag_embed()
+    below = torch.cat([roots, torch.zeros_like(target).unsqueeze(2)], 2)
     factor = torch.linalg.qr(torch.cat([above, below], 1), mode="r").R
     rotated = factor[:, :n, n:]
     x = torch.linalg.solve_triangular(factor[:, :n, :n], rotated, upper=True)

@@ -57,11 +57,11 @@ class LevenbergMarquardt:
             from the data: knots at random samples, denser where the targets bend, and the read-out
             that fits best (see ``training/hinge_starts.py``).
         max_time: Seconds; a run that is not over by then stops between steps. ``None``: no limit.
-        variable_projection: Solve for the last, linear layer exactly in every trial: steps are then
-            those of the problem without it, up to twice as dear, and its first weights do not
-            matter. An exact fit takes half as many; the most is gained where the last layer is
-            ill-conditioned: ten sigmoids fitted to sine reach after 300 steps an SSE of 5e-10
-            instead of 5e-8 (median of 40 starts).
+        variable_projection: Solve for the last, linear layer in every trial, damped as the step is:
+            no trial is worse than that of the plain step, at up to twice its price. The most is
+            gained where the last layer is ill-conditioned: 240 nets of 10 to 20 tanh or sigmoid
+            units, fitted to a sine, exp, |x| and a bell on [-1, 1], reach in 300 steps 9e-7 of the
+            SSE that they reach without it (median; the worst 0.7).
             For ElementwiseMLP, AdditiveMLP, MLP and a Sequential like it, with a linear output.
 
     Raises:
@@ -70,7 +70,7 @@ class LevenbergMarquardt:
 
     Source: Moré 1978, Lecture Notes in Mathematics 630, for scaling and the three tests; Nielsen
     1999, IMM-REP-1999-05, for the damping; Golub and Pereyra 1973, SIAM J. Numer. Anal. 10, with
-    the Jacobian of Kaufman 1975, BIT 15, for variable projection.
+    the Jacobian of Kaufman 1975, BIT 15, for variable projection, here with a damped projection.
 
     Example:
         >>> import fastmlp
@@ -134,7 +134,7 @@ class Outcome:
     Args:
         sse: Sum of (weighted) squared errors before every step and after the last,
             ``[runs, max_steps + 1]``, NaN where there was no step. With variable projection the
-            first is that of the solved read-out.
+            first is that after the read-out has been solved for.
         gradient_norm: Norm of its gradient in float64, likewise; NaN after a last step that
             ended the run.
         parameters: The final parameters in float64, ``[runs, P]``.

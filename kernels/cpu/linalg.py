@@ -13,6 +13,9 @@ import numpy as np
 from ..lm import UNSEEN
 from .jit import _compile, array_at, inner, inner_vectorized, wide_vectors
 
+LEAST_SQUARE = 2.0**-960
+"""Sums of squares from here to its inverse lose nothing to denormals or to infinity."""
+
 
 @inner_vectorized
 def add_gram(jacobian, tile, n, ld, gram):
@@ -77,12 +80,28 @@ def add_products(jacobian, tile, n, p, residual, products):
         products[i] += total
 
 
+@inner
+def _rescale(v, alpha):
+    """Multiply v by the power of two that makes the largest of it and alpha about 1; returns it."""
+    largest = abs(alpha)
+    for e in range(v.size):
+        largest = max(largest, abs(v[e]))
+    # two to the power of 1023 is the last that there is
+    unit = 2.0 ** min(1023, -math.frexp(largest)[1])
+    for e in range(v.size):
+        v[e] *= unit
+    return unit
+
+
 @inner_vectorized
 def fold(rows, tile, n, p, ld, residual, factor, rotated, staircase):
     """Fold rows into a triangular factor: Q [R z; J r] → [R z; 0 ·], R upper triangular.
 
     ``rows`` [p, tile] is J, ``residual`` r; both are destroyed. ``factor`` is R, ``rotated`` z.
     With ``staircase`` J is upper triangular with n = p rows, and its zeros are skipped.
+
+    Any multiple of a vector gives the same reflection: where the squares leave the range of the
+    numbers it is rescaled, as LAPACK's dlarfg does.
     """
     wide_vectors()
     for k in range(p):
@@ -91,14 +110,21 @@ def fold(rows, tile, n, p, ld, residual, factor, rotated, staircase):
         below = 0.0
         for e in range(height):
             below += v[e] * v[e]
+        alpha, unit = factor[k * ld + k], 1.0
+        square = alpha * alpha + below
+        # squares that are denormal or infinite tell no norm; false for NaN, which goes on
+        if square < LEAST_SQUARE or square > 1.0 / LEAST_SQUARE:
+            unit = _rescale(v, alpha)
+            alpha *= unit
+            below = dot(v, v)
+            square = alpha * alpha + below
         if below == 0:
             continue
-        alpha = factor[k * ld + k]
-        norm = math.sqrt(alpha * alpha + below)
+        norm = math.sqrt(square)
         beta = -norm if alpha >= 0 else norm
         head = alpha - beta
         tau = 2.0 / (head * head + below)
-        factor[k * ld + k] = beta
+        factor[k * ld + k] = beta / unit
         row = factor[k * ld :]
         j = k + 1
         while j + 4 <= p:
@@ -196,8 +222,8 @@ def solve_upper(matrix, p, ld, b):
 
 
 @inner
-def solve_damped(factor, p, ld, scale, roots, damped, step):
-    """step ← argmin_s ‖R·D⁻¹·s − step‖² + ‖diag(roots)·s‖², D = diag(scale).
+def solve_damped(factor, p, ld, scale, root, damped, step):
+    """step ← argmin_s ‖R·D⁻¹·s − step‖² + ‖root·s‖², D = diag(scale).
 
     Returns how much of ‖step‖² that takes away from both; ``damped`` is left with the triangular
     factor.
@@ -207,7 +233,7 @@ def solve_damped(factor, p, ld, scale, roots, damped, step):
         row, out = factor[i * ld :][:p], damped[i * ld :][:p]
         for j in range(i, p):
             out[j] = row[j] / scale[j]
-        rows[i * ld + i] = roots[i]
+        rows[i * ld + i] = root
     fold(rows, ld, p, p, ld, below, damped, step, True)
     inside = dot(step[:p], step[:p])
     solve_upper(damped, p, ld, step)
@@ -215,17 +241,41 @@ def solve_damped(factor, p, ld, scale, roots, damped, step):
 
 
 @inner
+def column_norms(factor, p, ld, norms):
+    """Norms of the columns of an upper triangular matrix."""
+    all_zero(norms)
+    for i in range(p):
+        row = factor[i * ld :][:p]
+        for j in range(i, p):
+            norms[j] += row[j] * row[j]
+    for j in range(p):
+        unit = 1.0
+        if norms[j] < LEAST_SQUARE or norms[j] > 1.0 / LEAST_SQUARE:
+            column = np.empty(j + 1)
+            for i in range(j + 1):
+                column[i] = factor[i * ld + j]
+            unit = _rescale(column, 0.0)
+            norms[j] = dot(column, column)
+        norms[j] = math.sqrt(norms[j]) / unit
+
+
+@inner
+def column_scales(factor, p, ld, scale):
+    """Norms of the columns of an upper triangular matrix, 1 for a column of zeros."""
+    column_norms(factor, p, ld, scale)
+    for j in range(p):
+        if scale[j] == 0:
+            scale[j] = 1.0
+
+
+@inner
 def least_squares(factor, rotated, p, ld, x):
     """x ← argmin ‖R·x − z‖², R upper triangular; of directions that R does not see, nearly 0."""
-    scale, roots, damped = np.empty(p), np.empty(p), np.empty(ld * ld)
+    scale, damped = np.empty(p), np.empty(ld * ld)
+    column_scales(factor, p, ld, scale)
     for j in range(p):
-        total = 0.0
-        for i in range(j + 1):
-            total += factor[i * ld + j] ** 2
-        scale[j] = math.sqrt(total) if total > 0 else 1.0
-        roots[j] = UNSEEN
         x[j] = rotated[j]
-    solve_damped(factor, p, ld, scale, roots, damped, x)
+    solve_damped(factor, p, ld, scale, UNSEEN, damped, x)
     for j in range(p):
         x[j] /= scale[j]
 

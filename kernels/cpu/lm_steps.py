@@ -1,10 +1,12 @@
 """The solver of Levenberg–Marquardt as a state machine, see `levenberg_marquardt.py`.
 
 Variable projection (Golub and Pereyra 1973, with Kaufman's Jacobian of 1975): f = Φ(α)·β is linear
-in the last parameters β. A step in which they are not damped moves α as the step of the residual
-(I − ΦΦ⁺)·y with the Jacobian (I − ΦΦ⁺)·∂(Φβ)/∂α, for β takes up what is in the span of Φ (Ruhe and
-Wedin 1980, SIAM Review 22). Then β is solved for anew, with Φ at the new α, before the loss is
-taken.
+in the last parameters β. A step of all parameters moves α as the step of the residual (I − ΦΦ⁺)·y
+with the Jacobian (I − ΦΦ⁺)·∂(Φβ)/∂α, for β takes up what is in the span of Φ (Ruhe and Wedin 1980,
+SIAM Review 22). Then β is solved for anew, with Φ at the new α, before the loss is taken. Both are
+damped alike: ΦΦ⁺ is that of ridge regression with √λ·D. Without that β grows without bound where
+Φ's columns are nearly dependent, as those of smooth activations are, and no α can be moved any
+more. A trial is never worse than that of the plain step, and λ → 0 is the method as published.
 """
 
 import math
@@ -14,9 +16,11 @@ import numpy as np
 from ..lm import FASTEST_DECREASE, MIN_DAMPING, MIN_GAIN, REASONS, SOLVERS  # noqa: F401
 from .jit import copy, inner
 from .linalg import (
+    all_zero,
     cholesky,
+    column_norms,
+    column_scales,
     dot,
-    least_squares,
     solve_damped,
     solve_lower,
     solve_lower_transposed,
@@ -29,7 +33,7 @@ read-out's columns alone. A loss and a read-out are those of the trial, the othe
 _ZERO, _FTOL, _XTOL, _GTOL, _MAX_STEPS, _NO_DESCENT, _NOT_FINITE = range(1, 8)
 
 # the state of a run: θ, trial, scale [P each], then these numbers; and the counters
-DELIVERED, SSE, DAMPING, GROWTH, PREDICTED, STEP_NORM, GRADIENT = range(7)
+DELIVERED, SSE, DAMPING, GROWTH, PREDICTED, GRADIENT = range(6)
 N_NUMBERS = 8
 PHASE, STEPS, ATTEMPTS, SOLVER, REASON, N_JACOBIANS, N_LOSSES = range(7)
 N_COUNTERS = 8
@@ -45,54 +49,46 @@ def padded(p):
 def _column_norms_and_gradient(ask, p, factor, rotated, norms, gradient):
     """‖J_j‖ and Jᵀr."""
     ld = padded(p)
-    for j in range(p):
-        norms[j] = 0.0
-        gradient[j] = 0.0
+    all_zero(gradient)
     if ask == NORMAL:
         for j in range(p):
             norms[j] = math.sqrt(factor[j * ld + j])
             gradient[j] = rotated[j]
     else:
+        column_norms(factor, p, ld, norms)
         for i in range(p):
             row, z = factor[i * ld :][:p], rotated[i]
             for j in range(i, p):
-                norms[j] += row[j] * row[j]
                 gradient[j] += row[j] * z
-        for j in range(p):
-            norms[j] = math.sqrt(norms[j])
 
 
 @inner
-def _solve(solver, p, n_damped, damping, scale, factor, rotated, damped, step):
-    """The step at one damping of the first ``n_damped`` parameters; the others are free.
+def _solve(solver, p, damping, scale, factor, rotated, damped, step):
+    """The step at one damping.
 
-    Returns the predicted reduction of the sum of squares and ‖D·p‖ of the damped parameters; −1
-    twice where Cholesky fails.
+    Returns the reduction of the sum of squares that it promises; −1 where Cholesky fails.
     """
     ld = padded(p)
-    least = MIN_DAMPING[solver]
     if solver == NORMAL:
         for i in range(p):
             row, out = factor[i * ld :][:p], damped[i * ld :][:p]
             for j in range(i + 1):
                 out[j] = row[j] / (scale[i] * scale[j])
-            out[i] += damping if i < n_damped else least
+            out[i] += damping
             step[i] = -rotated[i] / scale[i]
         if not cholesky(damped, p, ld):
-            return -1.0, -1.0
+            return -1.0
         solve_lower(damped, p, ld, step)
         inside = dot(step[:p], step[:p])
         solve_lower_transposed(damped, p, ld, step)
     else:
-        roots = np.empty(p)
         for i in range(p):
-            roots[i] = math.sqrt(damping if i < n_damped else least)
             step[i] = -rotated[i]
-        inside = solve_damped(factor, p, ld, scale, roots, damped, step)
-    norm = dot(step[:n_damped], step[:n_damped])
+        inside = solve_damped(factor, p, ld, scale, math.sqrt(damping), damped, step)
+    norm = dot(step[:p], step[:p])
     for i in range(p):
         step[i] /= scale[i]
-    return inside + damping * norm, math.sqrt(norm)
+    return inside + damping * norm
 
 
 @inner
@@ -126,18 +122,10 @@ def _propose(p, limits, choices, state, counters, factor, rotated, damped):
     step = np.empty(p)
     auto = choices[0] == 2 and counters[SOLVER] == NORMAL
     while True:
-        predicted, norm = _solve(
-            counters[SOLVER],
-            p,
-            p - choices[3],
-            numbers[DAMPING],
-            scale,
-            factor,
-            rotated,
-            damped,
-            step,
+        predicted = _solve(
+            counters[SOLVER], p, numbers[DAMPING], scale, factor, rotated, damped, step
         )
-        if norm >= 0:
+        if predicted >= 0:
             break
         if auto:
             counters[SOLVER] = QR
@@ -155,22 +143,27 @@ def _propose(p, limits, choices, state, counters, factor, rotated, damped):
             counters[SOLVER] = QR
             return _ask(counters, QR)
         return _stop(counters, _XTOL)
-    numbers[PREDICTED], numbers[STEP_NORM] = predicted, norm
+    numbers[PREDICTED] = predicted
     return _ask(counters, READOUT if choices[3] > 0 else LOSS)
 
 
 @inner
-def _take_readout(p, choices, state, counters, factor, rotated):
+def _take_readout(p, choices, state, counters, factor, rotated, damped):
     """Variable projection: solve the read-out of the trial, the last ``choices[3]`` parameters."""
     n, ld = choices[3], padded(p)
     first = p - n
-    trial, correction = state[p : 2 * p], np.empty(n)
-    least_squares(factor[first * ld + first :], rotated[first:], n, ld, correction)
+    trial, scale = state[p + first :][:n], state[2 * p + first :][:n]
+    corner = factor[first * ld + first :]
+    if counters[N_JACOBIANS] == 0:
+        column_scales(corner, n, ld, scale)
+    correction, root = np.empty(n), math.sqrt(state[3 * p + DAMPING])
+    copy(rotated[first:p], correction)
+    solve_damped(corner, n, ld, scale, root, damped, correction)
     for i in range(n):
-        trial[first + i] -= correction[i]
+        trial[i] -= correction[i] / scale[i]
     if counters[N_JACOBIANS] > 0:
         return _ask(counters, LOSS)
-    copy(trial, state[:p])
+    copy(state[p : 2 * p], state[:p])
     return _ask(counters, counters[SOLVER])
 
 
@@ -182,14 +175,15 @@ def _take_jacobian(p, limits, choices, state, counters, history, factor, rotated
     norms, gradient = np.empty(p), np.empty(p)
     _column_norms_and_gradient(counters[PHASE], p, factor, rotated, norms, gradient)
     slope = size = largest = 0.0
-    n_damped = p - choices[3]
-    for j in range(n_damped):
+    n_alpha = p - choices[3]
+    for j in range(n_alpha):
         largest = max(largest, scale[j], norms[j])
     for j in range(p):
-        if j < n_damped:
+        if j < n_alpha:
             # the floor holds where they are those θ_j that have next to no influence
             scale[j] = max(scale[j], norms[j], limits[4] * largest)
         else:
+            # outputs are linear in β: it needs no memory of where it was
             scale[j] = norms[j]
         if scale[j] == 0:
             scale[j] = 1.0
@@ -219,13 +213,14 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
     predicted = numbers[PREDICTED]
     gain = (sse - new) / predicted if predicted > 0 else 0.0
     accepted = gain > MIN_GAIN  # false for NaN
-    size = 0.0
-    for i in range(p - choices[3]):
+    size = moved = 0.0
+    for i in range(p):
         size += (scale[i] * theta[i]) ** 2
+        moved += (scale[i] * (trial[i] - theta[i])) ** 2
     reason = 0
     if abs(sse - new) <= limits[0] * sse and predicted <= limits[0] * sse and gain <= 2:
         reason = _FTOL
-    elif numbers[STEP_NORM] <= limits[1] * math.sqrt(size):
+    elif math.sqrt(moved) <= limits[1] * math.sqrt(size):
         reason = _XTOL
     if accepted:
         copy(trial, theta)
@@ -276,7 +271,7 @@ def advance(p, limits, choices, state, counters, history, factor, rotated, dampe
     if counters[PHASE] == DONE:
         return DONE
     if counters[PHASE] == READOUT:
-        return _take_readout(p, choices, state, counters, factor, rotated)
+        return _take_readout(p, choices, state, counters, factor, rotated, damped)
     if counters[PHASE] == LOSS:
         return _take_loss(p, limits, choices, state, counters, history, factor, rotated, damped)
     return _take_jacobian(p, limits, choices, state, counters, history, factor, rotated, damped)

@@ -1,6 +1,7 @@
 """Variable projection: steps, gradient and minima against the formulas, written out in PyTorch."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -67,6 +68,12 @@ class Projected:
     def residual(self, alpha):
         return self.design(alpha) @ self.readout(alpha) - self.y.reshape(-1)
 
+    def ridge(self, alpha, beta, damping, scale):
+        """β + argmin_δ ‖Φ·(β + δ) − y‖² + λ·‖D·δ‖²."""
+        phi = self.design(alpha)
+        gram = phi.T @ phi + damping * torch.diag(scale.square())
+        return beta - torch.linalg.solve(gram, phi.T @ (phi @ beta - self.y.reshape(-1)))
+
     def kaufman(self, alpha):
         """(I − ΦΦ⁺)·∂(Φβ)/∂α, with β kept where it is."""
         beta, q = self.readout(alpha), torch.linalg.qr(self.design(alpha)).Q
@@ -97,41 +104,78 @@ def test_kaufmans_jacobian_is_golub_and_pereyras_but_for_a_term_in_the_span(prob
     assert torch.allclose(whole.T @ residual, ours.T @ residual, atol=TOLERANCE)
 
 
+VANISHING = 1e-20
+"""Of the damping: the projection is then that of Golub and Pereyra."""
+
+
 def test_gradient_is_that_of_the_projected_problem(problem):
     wanted = torch.func.grad(lambda a: problem.residual(a).square().sum())(start(problem))
-    settings = LevenbergMarquardt(variable_projection=True)
+    exact = problem.residual(start(problem)).square().sum().item()
+    settings = LevenbergMarquardt(variable_projection=True, damping=VANISHING)
     outcome = train([problem.model], problem.x, problem.y, settings, max_steps=1)
     assert outcome.gradient_norm[0, 0].item() == pytest.approx(wanted.norm().item(), rel=TOLERANCE)
+    assert outcome.sse[0, 0].item() == pytest.approx(exact, rel=1e-10)
 
 
 @pytest.mark.parametrize("solver", ["cholesky", "qr"])
-def test_step_is_the_damped_one_of_kaufmans_jacobian(problem, solver):
+def test_step_is_the_damped_one_of_kaufmans_jacobian_with_a_damped_projection(problem, solver):
     alpha, damping = start(problem), 3.0
-    ours, rows = problem.kaufman(alpha)
-    residual = problem.residual(alpha)
+    phi = problem.design(alpha)
+    beta = problem.ridge(alpha, flat(problem.model)[-problem.n :], damping, phi.norm(dim=0))
+    rows = jacrev(lambda a: problem.outputs(torch.cat([a, beta])))(alpha)
+    residual = phi @ beta - problem.y.reshape(-1)
+    of_beta = damping * torch.diag(phi.square().sum(0))
+    away = rows - phi @ torch.linalg.solve(phi.T @ phi + of_beta, phi.T @ rows)  # (I − ΦΦ⁺)·rows
     norms = rows.norm(dim=0)
     scale = norms.clamp_min(0.1 * norms.max())
-    normal = ours.T @ ours + damping * torch.diag(scale.square())
-    moved = alpha - torch.linalg.solve(normal, ours.T @ residual)
-    wanted = torch.cat([moved, problem.readout(moved)])
+    step = torch.linalg.solve(
+        rows.T @ away + damping * torch.diag(scale.square()), -away.T @ residual
+    )
+    moved = alpha + step
+    taken = torch.linalg.solve(phi.T @ phi + of_beta, -phi.T @ (residual + rows @ step))
+    moved_beta = problem.ridge(moved, beta + taken, damping, phi.norm(dim=0))
+    wanted = torch.cat([moved, moved_beta])
     settings = LevenbergMarquardt(variable_projection=True, solver=solver, damping=damping)
     outcome = train([problem.model], problem.x, problem.y, settings, max_steps=1)
     assert outcome.steps == [1]
     assert torch.allclose(outcome.parameters[0], wanted, rtol=1e-8, atol=1e-8)
-    for sse, at in zip(outcome.sse[0], (alpha, moved), strict=True):
-        assert sse.item() == pytest.approx(problem.residual(at).square().sum().item(), rel=1e-10)
+    for sse, theta in zip(outcome.sse[0], ((alpha, beta), (moved, moved_beta)), strict=True):
+        exact = (problem.outputs(torch.cat(theta)) - problem.y.reshape(-1)).square().sum().item()
+        assert sse.item() == pytest.approx(exact, rel=1e-10)
 
 
-def test_result_does_not_depend_on_the_first_readout(problem):
-    settings = LevenbergMarquardt(variable_projection=True, solver="qr")
-    losses = []
+def test_damped_projection_without_damping_is_the_projection(problem):
+    alpha = start(problem)
+    scale = problem.design(alpha).norm(dim=0)
+    ridge = problem.ridge(alpha, torch.ones(problem.n, dtype=torch.float64), VANISHING, scale)
+    assert torch.allclose(ridge, problem.readout(alpha), rtol=1e-8, atol=1e-8)
+
+
+def test_without_damping_the_first_readout_does_not_matter(problem):
+    settings = LevenbergMarquardt(variable_projection=True, solver="qr", damping=VANISHING)
+    outcomes = []
     for shift in (0.0, 1.0):
         model = copy.deepcopy(problem.model)
         theta = flat(model)
         theta[-problem.n :] += shift
         load(model, theta)
-        losses.append(train([model], problem.x, problem.y, settings, max_steps=3).sse[0])
-    assert torch.allclose(*losses, rtol=1e-9, atol=0)
+        outcomes.append(train([model], problem.x, problem.y, settings, max_steps=1))
+    for name in ("sse", "gradient_norm"):
+        ours, theirs = (getattr(outcome, name)[0, 0] for outcome in outcomes)
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=0)
+
+
+def test_trial_is_no_worse_than_that_of_the_plain_step(problem):
+    nets = [copy.deepcopy(problem.model) for _ in range(2)]
+    theta = flat(nets[0])
+    theta[-problem.n :] = problem.readout(start(problem))  # where both begin alike
+    outcomes = []
+    for net, projected in zip(nets, (False, True), strict=True):
+        load(net, theta)
+        settings = LevenbergMarquardt(variable_projection=projected, scale_floor=0.0)
+        outcomes.append(train([net], problem.x, problem.y, settings, max_steps=1))
+    plain, ours = (outcome.sse[0, 1] for outcome in outcomes)
+    assert ours <= plain * (1 + 1e-12)
 
 
 def test_loss_is_that_of_the_module_and_never_rises(problem):
@@ -141,6 +185,41 @@ def test_loss_is_that_of_the_module_and_never_rises(problem):
     assert (losses.diff() < 0).all()
     now = (problem.model(problem.x) - problem.y).square().sum().item()
     assert losses[-1].item() == pytest.approx(now, rel=1e-9)
+
+
+X = torch.linspace(-1, 1, 200, dtype=torch.float64)
+CURVES = {"bell": 1 / (1 + 25 * X.square()), "kink": X.abs(), "wave": (math.pi * X).sin()}
+
+
+@pytest.mark.parametrize("activation", ["tanh", "sigmoid"])
+@pytest.mark.parametrize("n_hidden", [10, 20])
+def test_smooth_units_in_number_fit_no_worse_than_without(activation, n_hidden):
+    """Their outputs are nearly dependent: a read-out that is solved for exactly is beyond 1e8."""
+    torch.manual_seed(7)
+    net = [fastmlp.ElementwiseMLP(n_hidden, activation=activation, dtype=torch.float64)]
+    for y in CURVES.values():
+        finals = []
+        for projected in (False, True):
+            nets = copy.deepcopy(net)
+            settings = LevenbergMarquardt(variable_projection=projected)
+            outcome = train(nets, X, y, settings, max_steps=150)
+            assert flat(nets[0]).abs().max() < 1e3
+            finals.append(outcome.final[0].item())
+        assert finals[1] <= 1.05 * finals[0]
+
+
+def test_hinges_fit_better_than_without():
+    """The best of what ReLU nets of random starts reach, and what most of them reach."""
+    torch.manual_seed(0)
+    nets = [fastmlp.ElementwiseMLP(14, dtype=torch.float64) for _ in range(40)]
+    x = torch.linspace(-2, 2, 400, dtype=torch.float64)
+    finals = []
+    for projected in (False, True):
+        settings = LevenbergMarquardt(variable_projection=projected)
+        outcome = train(copy.deepcopy(nets), x, x.exp(), settings, max_steps=300)
+        finals.append(outcome.final)
+    plain, ours = finals
+    assert ours.median() < 0.6 * plain.median()
 
 
 def both_ways(make, x, y, max_steps=300):
@@ -197,8 +276,9 @@ def test_readouts_without_full_rank_are_survived(draw, solver):
 def test_more_readout_than_rows(draw):
     net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
     x, y = draw(5, 1), draw(5, 1)
+    settings = LevenbergMarquardt(variable_projection=True, damping=1e-8)
     with pytest.warns(UserWarning, match="least norm"):
-        outcome = train([net], x, y, LevenbergMarquardt(variable_projection=True), max_steps=5)
+        outcome = train([net], x, y, settings, max_steps=5)
     assert outcome.final[0] < 1e-12
     assert outcome.parameters.isfinite().all()
 
