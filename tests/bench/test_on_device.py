@@ -220,10 +220,18 @@ class Report:
 
 @pytest.fixture
 def timing(bench, monkeypatch):
-    """The clocks of a device without one: a graph is the function itself."""
+    """The clocks of a device without one: a graph of two calls, and whatever runs takes 10 µs."""
     module = bench("device.timing")
+
+    def take(steps, **options):
+        for step in steps.values():
+            step()
+        taken = {"median_us": 10.0, "low_us": 8.0, "high_us": 12.0, "n_samples": 5}
+        return dict.fromkeys(steps, taken)
+
     monkeypatch.setattr(module, "capture", lambda step: (step, 2))
     monkeypatch.setattr(module.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(module.common, "time_interleaved", take)
     return module
 
 
@@ -232,11 +240,6 @@ class TestOnADevice:
 
     def test_each_provider_has_both_clocks_or_its_message(self, bench, timing, monkeypatch):
         ops, cases = bench("device.ops"), bench("device.cases")
-        take = timing.common.time_interleaved
-        quick = {"seconds": 0, "min_rounds": 2, "max_rounds": 2, "block": 0}
-        monkeypatch.setattr(
-            timing.common, "time_interleaved", lambda steps, **_: take(steps, **quick)
-        )
 
         def absent(suite, case, plain):
             raise RuntimeError("planted")
@@ -251,9 +254,8 @@ class TestOnADevice:
         for provider in ("fastmlp", "torch", "gelu"):
             for mode in case.modes:
                 figure = by[provider, mode]
-                for clock in ("graph", "eager"):
-                    low, high = figure[f"{clock}_low_us"], figure[f"{clock}_high_us"]
-                    assert 0 < low <= figure[f"{clock}_us"] <= high
+                names = ("graph_us", "graph_low_us", "graph_high_us", "eager_us")
+                assert [figure[name] for name in names] == [5.0, 4.0, 6.0, 10.0]
 
     def test_a_wrong_op_is_not_timed(self, bench, timing, monkeypatch):
         ops, cases = bench("device.ops"), bench("device.cases")
@@ -280,6 +282,30 @@ class TestOnADevice:
         assert "not permitted" in figure["graph_error"]
         assert figure["eager_us"] > 0
         assert "graph_us" not in figure
+
+    def test_a_sweep_times_each_neighbour_beside_the_present_one(self, bench, timing):
+        tuning, cases = bench("device.tuning"), bench("device.cases")
+        config = bench("fastmlp.kernels.gpu.launch").Config(rows=1, cols=2048, warps=4)
+        table = tuning.Watched({"kernel": config})
+        seen = []
+
+        def step():
+            if table["kernel"].warps == 8:
+                raise RuntimeError("out of resources")
+            seen.append(table["kernel"])
+
+        report, case = Report(), cases._case("sine_sum", "tiny", (40,), ())
+        tuning.sweep(report, table, case, "inference", "kernel", step, 3)
+        first, *rest = report.figures
+        assert first["error"] == "RuntimeError: out of resources"
+        assert first["config"]["warps"] == 8
+        assert [figure["gain"] for figure in rest] == [1.0, 1.0]
+        assert {tile.warps for tile in seen} == {4, 2}
+        assert dict.__getitem__(table, "kernel") == config
+
+        report = Report()
+        tuning.sweep(report, table, case, "inference", "kernel", lambda: None, 1)
+        assert "did not ask" in report.figures[0]["error"]
 
 
 def test_every_goal_is_measured_by_a_case(bench):
