@@ -181,6 +181,7 @@ class TestFiles:
             "ops.json cannot be written: No space left on device; the run goes on"
         ]
         assert len(json.loads((disk / "ops.json").read_text())["figures"]) < 300
+        assert {path.name for path in disk.iterdir()} == NAMES | {"ballast"}
         ballast.unlink()
         files.end("# Summary\n")
         assert {path.name for path in disk.iterdir()} == NAMES
@@ -303,6 +304,9 @@ class TestOnADevice:
         assert {tile.warps for tile in seen} == {4, 2}
         assert dict.__getitem__(table, "kernel") == config
 
+        report = Report()
+        tuning.sweep(report, table, case, "inference", "kernel", step, 1)  # which fails
+        assert dict.__getitem__(table, "kernel") == config
         report = Report()
         tuning.sweep(report, table, case, "inference", "kernel", lambda: None, 1)
         assert "did not ask" in report.figures[0]["error"]
