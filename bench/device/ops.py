@@ -8,7 +8,7 @@ import torch
 from providers import PROVIDERS
 from run import SUITES
 
-from device import cases, machine, timing, warm
+from device import cases, jobs, machine, timing, warm
 from device.report import first_line
 
 HEAD = 1 << 18
@@ -38,6 +38,8 @@ def floors(report):
         rate = _rate(2 * width**3, times, report)
         report.figure("ops.json", what="floor", name=name, unit="GFLOP/s", rate=rate, **times)
     torch.set_float32_matmul_precision("highest")
+    if not report.dry:
+        report.figure("machine.json", clocks_after_floors=machine.nvidia_smi(machine.CLOCKS))
 
 
 def _rate(work, times, report):
@@ -139,26 +141,21 @@ def run(report):
     todo = cases.chosen(report.dry)
     rounds = rounds_of(todo)
 
-    def jobs():
+    def ahead():
         pairs = dict.fromkeys((case, names[-1]) for case, names in rounds[len(todo) :])
         pairs |= dict.fromkeys((case, "fastmlp") for case in todo)
         return [functools.partial(warm_up, report, *pair) for pair in pairs]
 
+    def one(case, names):
+        measure(report, case, names)
+        if not report.dry:
+            torch.cuda.empty_cache()
+
+    work = {"floors": functools.partial(floors, report)} | {
+        f"{case.op} {case.name} ({', '.join(names)})": functools.partial(one, case, names)
+        for case, names in rounds
+    }
     with timing.backend(report):
         if not report.dry:  # nothing is compiled there
-            warm.up(report, jobs)
-        floors(report)
-        if not report.dry:
-            report.figure("machine.json", clocks_after_floors=machine.nvidia_smi(machine.CLOCKS))
-        for i, (case, names) in enumerate(rounds):
-            if report.over():
-                left = "; ".join(f"{c.name} ({', '.join(p)})" for c, p in rounds[i:])
-                report.cut(f"no seconds left for {left}")
-                return
-            try:
-                measure(report, case, names)
-            except Exception as error:
-                about = {"what": "op", "op": case.op, "case": case.name, "provider": "all"}
-                report.figure("ops.json", **about, error=first_line(error))
-            if not report.dry:
-                torch.cuda.empty_cache()
+            warm.up(report, ahead)
+        jobs.each(report, work)

@@ -4,13 +4,14 @@ import os
 import statistics
 import time
 import warnings
+from functools import partial
 
 import bench_fit
 import torch
 from torch import nn
 
 import fastmlp
-from device import timing
+from device import jobs, timing
 from device.report import first_line
 from fastmlp.training.levenberg_marquardt import train
 
@@ -80,7 +81,9 @@ def measure_fit(report, case):
     if extrapolated := not report.dry and expected > min(LONGEST, report.left() / 3):
         runs = [expected]
     else:
-        runs = [seconds(epochs) for _ in range(3 if expected < 1 and not report.dry else 1)]
+        # of many models the copies take longer than the run
+        once = report.dry or expected > 1 or sum(map(len, groups)) > 1000
+        runs = [seconds(epochs) for _ in range(1 if once else 3)]
     whole = statistics.median(runs)
     steps = steps_per_epoch * epochs
     return {
@@ -96,6 +99,8 @@ def measure_jax(report, case):
     groups, x, y, options, steps_per_epoch = _prepared(case, report.device)
     if type(groups[0][0]) not in bench_fit.JAX_OPS or "optimizer" in options:
         return None
+    if reason := bench_fit.why_no_jax(torch.device(report.device)):
+        raise RuntimeError(f"JAX: {reason}")
     programs, compiling = bench_fit.jax_programs(groups, x, y, options)
     runs = []
     for _ in range(3):
@@ -146,27 +151,22 @@ def _xor_by_lm(report):
     )
 
 
-def _levenberg_marquardt(report):
-    for question in (_xor_by_lm, _steps_of_lm):
-        about = {"what": "levenberg_marquardt"}
-        try:
-            for name, figure in question(report):
-                report.figure("fit.json", **about, case=name, **figure)
-        except Exception as error:
-            report.figure("fit.json", **about, case=question.__name__, error=first_line(error))
+def _levenberg_marquardt(report, question):
+    about = {"what": "levenberg_marquardt"}
+    try:
+        for name, figure in question(report):
+            report.figure("fit.json", **about, case=name, **figure)
+    except Exception as error:
+        report.figure("fit.json", **about, case=question.__name__, error=first_line(error))
 
 
-def _all(report, cases, provider, measure):
-    for name, case in cases.items():
-        if report.over():
-            report.cut(f"{provider}: {name} and what follows it")
-            return
-        about = {"what": "fit", "case": name, "provider": provider}
-        try:
-            if (figure := measure(report, case)) is not None:
-                report.figure("fit.json", **about, **figure)
-        except Exception as error:
-            report.figure("fit.json", **about, error=first_line(error))
+def _fit(report, provider, measure, name, case):
+    about = {"what": "fit", "case": name, "provider": provider}
+    try:
+        if (figure := measure(report, case)) is not None:
+            report.figure("fit.json", **about, **figure)
+    except Exception as error:
+        report.figure("fit.json", **about, error=first_line(error))
 
 
 def run(report):
@@ -174,10 +174,12 @@ def run(report):
     # the two libraries share the device's memory
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     cases = DRY if report.dry else {**MORE, **bench_fit.CASES}
+    work = {}
+    for provider, measure in (("fastmlp", measure_fit), ("jax", measure_jax)):
+        for name, case in cases.items():
+            work[f"{provider}: {name}"] = partial(_fit, report, provider, measure, name, case)
+        if provider == "fastmlp":
+            for question in (_xor_by_lm, _steps_of_lm):
+                work[question.__name__] = partial(_levenberg_marquardt, report, question)
     with timing.backend(report):
-        _all(report, cases, "fastmlp", measure_fit)
-        _levenberg_marquardt(report)
-    if reason := bench_fit.why_no_jax(torch.device(report.device)):
-        report.cut(f"JAX: {reason}")
-        return
-    _all(report, cases, "jax", measure_jax)
+        jobs.each(report, work)

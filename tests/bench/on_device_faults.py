@@ -38,3 +38,17 @@ def tests(report):
 
     report.dry = False
     failing.run(report, [SAMPLE])
+
+
+def jobs(report):
+    """Jobs of one step, two of which end their process or do not end."""
+    from device.jobs import each
+
+    work = {
+        "fine": lambda: report.figure("tuning.json", name="fine"),
+        "dying": lambda: os.kill(os.getpid(), signal.SIGSEGV),
+        "raising": lambda: 1 / 0,
+        "hanging": lambda: time.sleep(1000),
+        "last": lambda: report.figure("tuning.json", name="last"),
+    }
+    each(report, work, limit=1.0)

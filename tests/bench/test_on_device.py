@@ -81,7 +81,8 @@ from device import files
 from device.driver import Step
 
 def steps():
-    for name, share in (("dies", 1), ("fails", 1), ("fills", 1), ("hangs", 1), ("tests", 20)):
+    for name, share in (("dies", 1), ("fails", 1), ("fills", 1), ("hangs", 1), ("jobs", 10),
+                        ("tests", 20)):
         yield Step(name, "on_device_faults:" + name, share, "planted")
     yield Step("alone", "device.alone", 8, "failing tests again")
     yield Step("hangs again", "on_device_faults:hangs", 1000, "planted")
@@ -131,9 +132,14 @@ def test_what_goes_wrong_in_a_step_is_reported_and_the_rest_goes_on(tmp_path):
 
     assert "tuning.json cannot be written: No space left on device; the run goes on" in log
     assert [figure["name"] for figure in files["tuning.json"]["figures"]] == [
-        "no room",
-        "room again",
-    ]
+        "no room", "room again", "fine", "last"
+    ]  # fmt: skip
+    for end in (
+        "jobs: dying: its process died by SIGSEGV",
+        "jobs: raising: ZeroDivisionError: division by zero",
+        "jobs: hanging: killed after 1 s",
+    ):
+        assert f"- {end}\n" in summary
     assert "ops.json cannot be written" in log
     assert files["ops.json"]["figures"] == []
 
