@@ -173,6 +173,21 @@ def assert_same_number(ours, theirs, *, terms=None, condition=1.0, ulps=ULPS_OF_
     )
 
 
+def damped_condition(n_parameters, n_steps):
+    """Bound of the condition number of what the first steps of Levenberg–Marquardt solve.
+
+    The columns of J·D⁻¹ have norms of at most 1, so the eigenvalues of D⁻¹JᵀJD⁻¹ + λ are between λ
+    and P + λ; λ begins at 1 and falls to a third in a step at most.
+    """
+    return 1 + n_parameters * 3.0**n_steps
+
+
+def residual_terms(outputs, targets):
+    """What rounding of outputs of the size of both changes in their sum of squared errors."""
+    size = outputs.abs() + targets.abs()
+    return 2 * (outputs - targets).norm() * size.norm()
+
+
 def elementwise_mlp_terms(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """Sizes of the summed terms of the op `elementwise_mlp`, by name; all float64.
 
