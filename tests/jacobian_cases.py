@@ -10,8 +10,6 @@ import fastmlp
 from fastmlp.training.describe import describe
 from fastmlp.training.levenberg_marquardt import flat
 
-TOLERANCE = 1e-10  # of issue 6, for entries of order 1
-
 
 def mlp(*sizes, activation=nn.Tanh, bias=True, last=None):
     layers = []

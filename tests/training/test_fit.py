@@ -7,6 +7,12 @@ import sys
 
 import pytest
 import torch
+from closeness import (
+    assert_as_good_as_torch,
+    assert_run_as_good_as_torch,
+    assert_same_number,
+    scale_of,
+)
 from fit_cases import nets, quiet_fit, waves, weights
 
 import fastmlp
@@ -26,6 +32,26 @@ SETTINGS = {
     "optimizer": fastmlp.AdamW(lr=0.02),
     "scheduler": fastmlp.StepLR(2, 0.5),
 }
+
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def plain_sgd(model, epochs, *, dtype, schedule=None, clip_norm=None):
+    """The weights after steps of PyTorch on all of `waves`, in a list."""
+    model, (x, y) = model.to(dtype), (t.to(dtype) for t in waves())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    scheduler = None if schedule is None else schedule(optimizer)
+    with fastmlp.backend("torch"):
+        for _ in range(epochs):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(model(x), y).backward()
+            if clip_norm is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            optimizer.step()
+            if scheduler is not None:
+                scheduler.step()
+    return [weights([model])]
 
 
 class TestModels:
@@ -82,11 +108,15 @@ class TestModels:
 
     def test_inputs_of_any_shape(self, loop):
         x = torch.linspace(-2, 2, 48).reshape(8, 2, 3)
-        model = nets(1)[0]
-        flat = copy.deepcopy(model)
+        model, flat = nets(1)[0], x.reshape(48)
+        plain = [nets(1)[0], nets(1)[0].double()]
         quiet_fit(model, x, x.sin(), epochs=3, batch_size=2, shuffle=False)
-        quiet_fit(flat, x.reshape(48), x.reshape(48).sin(), epochs=3, batch_size=12, shuffle=False)
-        assert torch.allclose(weights([model]), weights([flat]), rtol=1e-5)
+        with fastmlp.backend("torch"):
+            for net in plain:
+                given = flat.to(net.w.dtype)
+                quiet_fit(net, given, given.sin(), epochs=3, batch_size=12, shuffle=False)
+        ours, *theirs = ([weights([net])] for net in (model, *plain))
+        assert_run_as_good_as_torch(ours, *theirs, dtype=torch.float32)
 
     def test_more_rows_than_a_block(self, loop):
         torch.manual_seed(0)
@@ -97,7 +127,7 @@ class TestModels:
         for _ in range(2):
             losses.append(torch.nn.functional.mse_loss(model(x.double()), y.double()).item())
             result = quiet_fit(model, x, y, epochs=1, optimizer=fastmlp.SGD(lr=1e-3))
-            assert math.isclose(result.train_loss.item(), losses[-1], rel_tol=1e-10)
+            assert_same_number(result.train_loss.item(), losses[-1])
         assert losses[1] < losses[0]
 
 
@@ -119,30 +149,21 @@ class TestSettings:
         arguments = {"StepLR": (3, 0.7), "CosineAnnealingLR": (8, 1e-3)}[name]
         x, y = waves()
         model = nets(1)[0].double()
-        plain = copy.deepcopy(model)
-        optimizer = torch.optim.SGD(plain.parameters(), lr=0.3)
-        scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, *arguments)
-        for _ in range(10):
-            optimizer.zero_grad()
-            torch.nn.functional.mse_loss(plain(x.double()), y.double()).backward()
-            optimizer.step()
-            scheduler.step()
         ours = getattr(fastmlp, name)(*arguments)
         quiet_fit(model, x, y, epochs=10, optimizer=fastmlp.SGD(lr=0.3), scheduler=ours)
-        assert torch.allclose(weights([model]), weights([plain]), rtol=1e-10)
+
+        def schedule(optimizer):
+            return getattr(torch.optim.lr_scheduler, name)(optimizer, *arguments)
+
+        plain = (plain_sgd(nets(1)[0], 10, schedule=schedule, dtype=d) for d in DTYPES)
+        assert_run_as_good_as_torch([weights([model])], *plain, dtype=torch.float64)
 
     def test_clipping_is_that_of_torch(self, loop):
         x, y = waves()
         model = nets(3)[2].double()
-        plain = copy.deepcopy(model)
-        optimizer = torch.optim.SGD(plain.parameters(), lr=0.3)
-        for _ in range(5):
-            optimizer.zero_grad()
-            torch.nn.functional.mse_loss(plain(x.double()), y.double()).backward()
-            torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.05)
-            optimizer.step()
         quiet_fit(model, x, y, epochs=5, optimizer=fastmlp.SGD(lr=0.3), clip_norm=0.05)
-        assert torch.allclose(weights([model]), weights([plain]), rtol=1e-10)
+        plain = (plain_sgd(nets(3)[2], 5, clip_norm=0.05, dtype=d) for d in DTYPES)
+        assert_run_as_good_as_torch([weights([model])], *plain, dtype=torch.float64)
 
     def test_weights_of_rows_choose_folds(self, loop):
         x, y = (t.double() for t in waves(30))
@@ -154,8 +175,8 @@ class TestSettings:
         for i in range(3):
             alone = nets(1)[0].double()
             other = quiet_fit(alone, x[i::3], y[i::3], epochs=6)
-            assert torch.allclose(weights([models[i]]), weights([alone]), rtol=1e-10)
-            assert torch.allclose(result.train_loss[i], other.train_loss[0], rtol=1e-10)
+            assert_same_number(weights([models[i]]), weights([alone]))
+            assert_same_number(result.train_loss[i], other.train_loss[0])
 
     def test_a_batch_without_weight_makes_no_step(self, loop):
         x, y = waves(30)
@@ -166,7 +187,8 @@ class TestSettings:
         result = quiet_fit(model, x, y, sample_weight=weight, **options)
         other = quiet_fit(alone, x[:10], y[:10], **options)
         assert result.steps == other.steps == 3
-        assert torch.allclose(weights([model]), weights([alone]), rtol=1e-6)
+        # a weight of 2 scales the sums and their divisor without rounding
+        assert torch.equal(weights([model]), weights([alone]))
 
     def test_validation_and_patience(self, loop):
         x, y = waves()
@@ -182,9 +204,15 @@ class TestSettings:
         losses = result.val_loss[0, :seen]
         assert losses.argmin() == seen - 1 - 3
         assert result.val_loss[0, seen:].isnan().all()
-        now = torch.nn.functional.mse_loss(models[0](x[:7]), y[:7]).item()
-        assert math.isclose(now, losses.min().item(), rel_tol=1e-4)
-        assert math.isclose(result.final_loss[0].item(), losses.min().item())
+        assert result.final_loss[0] == losses.min()
+        # the model has the weights of that epoch; (|f| + |y|)² are the terms of its error
+        net, truth = models[0], y[:7]
+        with fastmlp.backend("torch"), torch.no_grad():
+            now = torch.nn.functional.mse_loss(net(x[:7]), truth)
+            outputs = net.double()(x[:7].double())
+        exact = torch.nn.functional.mse_loss(outputs, truth.double())
+        terms = (outputs.abs() + scale_of(truth)).square().mean()
+        assert_as_good_as_torch(losses.min().float(), now, exact, terms=terms)
 
 
 class TestRuns:
