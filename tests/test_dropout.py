@@ -43,6 +43,7 @@ def test_kernels_draw_the_masks_of_the_definition(place, backend):
         wanted = (masks[1] * v).sum(-1)
     else:
         wanted = masks[0 if place == "input" else 2] * v.sum()
+    # a product of factors and 14 powers of 4: a few roundings, and no mask is as small
     torch.testing.assert_close(y.cpu(), wanted, rtol=1e-14, atol=0)
 
 
@@ -94,6 +95,7 @@ def test_backward_has_the_masks_of_forward(activation, kernel_backend, draw):
     net[2].requires_grad_()
     y = functional.additive_mlp(x, *net, activation, (0.2, 0.3, 0.4))
     (dv,) = torch.autograd.grad(y.sum(), net[2])
+    # 200 numbers in two orders; another mask would change the third digit
     torch.testing.assert_close((dv * net[2]).sum(), y.sum().detach(), rtol=1e-12, atol=1e-12)
 
 

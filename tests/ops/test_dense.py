@@ -101,6 +101,7 @@ def test_masks_are_those_of_the_definition_bit_for_bit(n_hidden, kernel_backend)
         for ours in (y, dx):
             # the pattern is exact; a sum over units may round by its order
             assert torch.equal(ours != 0, wanted != 0)
+            # PyTorch's bound for float32, far below the smallest power of two
             torch.testing.assert_close(ours, wanted)
 
 
