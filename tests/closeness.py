@@ -182,10 +182,22 @@ def damped_condition(n_parameters, n_steps):
     return 1 + n_parameters * 3.0**n_steps
 
 
+def assert_same_losses(ours, theirs, n_parameters, n_steps):
+    """Assert that two ways to take the same damped steps give the same sums of squared errors."""
+    condition = damped_condition(n_parameters, n_steps)
+    assert_same_number(ours, theirs, condition=condition, ulps=4, name="losses")
+
+
 def residual_terms(outputs, targets):
     """What rounding of outputs of the size of both changes in their sum of squared errors."""
     size = outputs.abs() + targets.abs()
     return 2 * (outputs - targets).norm() * size.norm()
+
+
+def assert_sse_of(sse, outputs, targets):
+    """Assert that a number is the sum of squared errors of these outputs."""
+    exact, terms = (outputs - targets).square().sum(), residual_terms(outputs, targets)
+    assert_same_number(sse, exact, terms=terms, name="sum of squared errors")
 
 
 def elementwise_mlp_terms(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from closeness import assert_same_number, damped_condition, residual_terms
+from closeness import assert_same_losses, assert_same_number, assert_sse_of
 from torch import nn
 
 pytest.importorskip("numba")
@@ -79,8 +79,7 @@ def test_loss_never_rises_and_is_that_of_the_module():
         losses = outcome.sse[i, : outcome.steps[i] + 1]
         assert (losses.diff() < 0).all()
         assert_same_number(losses[0], first[i])
-        now = (net(x) - y).square().sum()
-        assert_same_number(losses[-1], now, terms=residual_terms(net(x), y))
+        assert_sse_of(losses[-1], net(x), y)
 
 
 def test_gradient_norm_is_that_of_autograd():
@@ -148,18 +147,11 @@ def test_weights_count_as_repeated_rows(draw):
     times = torch.arange(50) % 3
     nets = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()]
     nets.append(copy.deepcopy(nets[0]))
-    weighted = train(
-        nets[:1], x, y, LevenbergMarquardt(), max_steps=5, sample_weight=times.double()
-    )
-    repeated = train(
-        nets[1:],
-        x.repeat_interleave(times, 0),
-        y.repeat_interleave(times, 0),
-        LevenbergMarquardt(),
-        max_steps=5,
-    )
-    condition = damped_condition(21, 5)
-    assert_same_number(weighted.sse, repeated.sse, condition=condition, ulps=4)
+    weight, settings = times.double(), LevenbergMarquardt()
+    weighted = train(nets[:1], x, y, settings, max_steps=5, sample_weight=weight)
+    x, y = (t.repeat_interleave(times, 0) for t in (x, y))
+    repeated = train(nets[1:], x, y, settings, max_steps=5)
+    assert_same_losses(weighted.sse, repeated.sse, 21, 5)
 
 
 class Wave(nn.Module):
@@ -193,8 +185,7 @@ def test_generic_path_takes_the_steps_of_the_kernels():
         train([m], XOR[0].repeat(9, 1), XOR[1].repeat(9, 1), LevenbergMarquardt(), max_steps=8)
         for m in (net, plain)
     ]
-    condition = damped_condition(21, 8)
-    assert_same_number(outcomes[0].sse, outcomes[1].sse, condition=condition, ulps=4)
+    assert_same_losses(outcomes[0].sse, outcomes[1].sse, 21, 8)
 
 
 class TestReasons:
@@ -424,6 +415,4 @@ class TestFit:
         assert outcome.stopped == ["interrupted"] * 3
         for i, net in enumerate(nets):
             assert 0 < outcome.steps[i] < 5
-            outputs = net(self.x)
-            now = (outputs - self.y).square().sum()
-            assert_same_number(now, outcome.final[i], terms=residual_terms(outputs, self.y))
+            assert_sse_of(outcome.final[i], net(self.x), self.y)

@@ -15,7 +15,7 @@ from fastmlp.training import tiles
 from fastmlp.training.describe import describe, n_readout
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, load, train
 
-TOLERANCE = 1e-10  # of issue 6
+TOLERANCE = 1e-10  # ε times the condition number of normal equations, below 1e6 here
 
 
 def tanh_net(n_out=1):
