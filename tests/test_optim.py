@@ -16,7 +16,6 @@ pytest.importorskip("numba")
 import fastmlp
 from fastmlp.training.levenberg_marquardt import train
 
-
 N_PARAMETERS = 38
 
 
