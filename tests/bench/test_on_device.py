@@ -379,7 +379,7 @@ def test_steps_are_listed_and_unknown_ones_refused(bench, capsys, tmp_path):
     on_device = bench("on_device")
     assert on_device.main(["--list", "--only", "ops,host"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["ops", "host"]
+    assert [line.split()[0] for line in lines] == ["machine", "ops", "host"]
     for argv, message in (
         (["--only", "nothing", "--out", str(tmp_path)], "must be some of machine, self-test"),
         (["--seconds", "1", "--out", str(tmp_path)], "--seconds must be at least 5"),
