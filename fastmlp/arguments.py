@@ -48,6 +48,35 @@ def check_parameter(name, value, shape, device):
     raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
 
 
+def dense(name, value):
+    """A tensor without its graph, whose memory holds the numbers that it stands for.
+
+    For what reads that memory: conjugate and negative bits are resolved, and what belongs to
+    inference mode is copied.
+
+    Raises:
+        TypeError: There is no such memory: another layout, a subclass, a tensor without numbers.
+    """
+    if type(torch.empty(0, device="cpu")) is not torch.Tensor:
+        raise TypeError(f"{name} must hold numbers, but a mode makes tensors that have none")
+    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+        raise TypeError(
+            f"{name} must be a plain Tensor, got {type(value).__name__}: what it stands for is "
+            "unknown; if its own numbers are meant, pass as_subclass(torch.Tensor)"
+        )
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        raise TypeError(f"{name} must be a plain Tensor, got one inside a transform of torch.func")
+    if value.layout is not torch.strided or value.is_nested or value.is_quantized:
+        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name} must be a dense tensor, got {kind}, {value.dtype}")
+    value = value.detach().resolve_conj().resolve_neg()
+    if value._is_zerotensor() or value.is_inference():
+        value = value.clone()
+    if value.numel() and (value.is_meta or value.data_ptr() == 0):
+        raise TypeError(f"{name} must hold numbers, got one without memory on {value.device}")
+    return value
+
+
 def check_x(x):
     """Raise unless ``x`` is a tensor of a dtype that the ops take."""
     check_tensor("x", x, getattr(x, "device", None))

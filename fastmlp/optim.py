@@ -10,8 +10,8 @@ from fastmlp.training.levenberg_marquardt import (
     LevenbergMarquardt as Settings,
 )
 from fastmlp.training.levenberg_marquardt import (
-    check_finite,
     check_size,
+    finite,
     flat,
     load,
 )
@@ -292,6 +292,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         self._group = process_group
         self.stopped = None
 
+    @torch.inference_mode(False)
     def step(  # type: ignore[override]  # the loss is its own: it takes data, no closure
         self, inputs: torch.Tensor, targets: torch.Tensor, sample_weight: torch.Tensor | None = None
     ) -> float:
@@ -317,8 +318,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         from fastmlp.training.generic import Linearisation, check_weight
         from fastmlp.training.tiles import Runs
 
-        check_finite("inputs", inputs)
-        check_finite("targets", targets)
+        inputs, targets = finite("inputs", inputs), finite("targets", targets)
         weight = check_weight(sample_weight, len(inputs), inputs.device)
         problem = Linearisation(self._module)
         runs = Runs(flat(self._module).unsqueeze(0), self._settings, max_steps=1)

@@ -8,7 +8,7 @@ import torch
 
 from fastmlp.arguments import check_finite as check_number
 from fastmlp.modules.checks import check_size
-from fastmlp.training.levenberg_marquardt import check_finite
+from fastmlp.training.levenberg_marquardt import finite
 
 __all__ = ["SpectralStart", "frequencies"]
 
@@ -88,12 +88,10 @@ def frequencies(
             "scale must not be 0 and max_frequency positive, "
             f"got scale = {scale} and max_frequency = {max_frequency}"
         )
-    check_finite("x", x)
-    check_finite("y", y)
+    x, y = finite("x", x), finite("y", y)
     if x.shape != y.shape:
         raise ValueError(f"y must have the shape of x, {list(x.shape)}, got {list(y.shape)}")
-    x = x.detach().double().cpu().reshape(-1)
-    y = y.detach().double().cpu().reshape(-1)
+    x, y = (t.double().cpu().reshape(-1) for t in (x, y))
     if len(x.abs().unique()) < width:
         raise ValueError(f"{width} frequencies need as many distinct |x|, got {len(x)} samples")
     if not bool(y.any()):

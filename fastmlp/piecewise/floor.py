@@ -13,6 +13,7 @@ _PANELS = 1 << 14
 _QUADRATURE_TOLERANCE = 1e-3
 
 
+@torch.inference_mode(False)
 def error_floor(
     f: Callable[[torch.Tensor], torch.Tensor], lo: float, hi: float, pieces: int
 ) -> float:

@@ -7,6 +7,7 @@ import numpy as np
 from torch import nn
 
 from fastmlp import reference
+from fastmlp.arguments import dense
 
 KNOWN = (
     "ElementwiseMLP, MLP with one input, and nn.Sequential of Linear, ReLU, LeakyReLU, Identity "
@@ -88,10 +89,10 @@ def _sequential(module, name):
 
 
 def _linear(layer, name):
-    weight = layer.weight.detach().cpu().double().numpy()
+    weight = dense(f"{name}.weight", layer.weight).cpu().double().numpy()
     bias = np.zeros(weight.shape[0])
     if layer.bias is not None:
-        bias = layer.bias.detach().cpu().double().numpy()
+        bias = dense(f"{name}.bias", layer.bias).cpu().double().numpy()
     for what, values in (("weight", weight), ("bias", bias)):
         if not np.isfinite(values).all():
             raise ValueError(f"{name}.{what} must be finite, got NaN or infinity".lstrip("."))

@@ -17,6 +17,7 @@ from fastmlp.training.result import FitResult
 from fastmlp.training.settings import CosineAnnealingLR, Optimizer, StepLR
 
 
+@torch.inference_mode(False)
 def fit(
     models: torch.nn.Module | Sequence[torch.nn.Module],
     x: torch.Tensor,

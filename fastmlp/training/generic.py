@@ -6,6 +6,7 @@ import time
 import torch
 from torch.func import functional_call, jacfwd, jacrev, vmap
 
+from fastmlp.arguments import dense
 from fastmlp.training.tiles import Runs
 
 JACOBIAN_BYTES = 1 << 26
@@ -116,13 +117,14 @@ def check_weight(sample_weight, n_rows, device):
     """Square roots of the rows' weights, or ``None``."""
     if sample_weight is None:
         return None
+    sample_weight = dense("sample_weight", sample_weight)
     if sample_weight.numel() != n_rows:
         raise ValueError(
             f"sample_weight must have {n_rows} numbers, one a row, got {sample_weight.numel()}"
         )
     if not bool((sample_weight >= 0).all()):
         raise ValueError("sample_weight must not be negative, nor NaN")
-    return sample_weight.detach().double().to(device).reshape(-1).sqrt()
+    return sample_weight.double().to(device).reshape(-1).sqrt()
 
 
 def run(models, description, starts, x, y, settings, max_steps, sample_weight, deadline, progress):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fastmlp import backends
+from fastmlp.arguments import dense
 from fastmlp.kernels.lm import MAX_WIDTH, SOLVERS
 from fastmlp.training.describe import (
     below_zero,
@@ -217,10 +218,9 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
             "subnet, and MLP or a Sequential of linear layers and activations without an output "
             f"activation, all parameters trained, got {type(models[0]).__name__}"
         )
-    check_finite("x", x)
-    check_finite("y", y)
+    x, y = finite("x", x), finite("y", y)
     if sample_weight is not None:
-        check_finite("sample_weight", sample_weight)
+        sample_weight = finite("sample_weight", sample_weight)
         if bool((sample_weight < 0).any()):
             raise ValueError("sample_weight must not be negative")
     starts = _starts(models, descriptions[0], settings.restarts, seed, x, y, sample_weight)
@@ -287,26 +287,33 @@ def check_size(n_parameters):
         )
 
 
-def check_finite(name, tensor):
-    """Refuse data that no least-squares problem has."""
+def finite(name, tensor):
+    """The data as plain memory; refuse what no least-squares problem has."""
+    tensor = dense(name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be of a floating-point dtype, got {tensor.dtype}")
     if not bool(tensor.isfinite().all()):
         raise ValueError(f"{name} must be finite, got NaN or infinity")
+    return tensor
 
 
 def flat(model):
     """The trained parameters in one float64 vector on the CPU."""
-    parts = [p.detach().double().cpu().reshape(-1) for p in model.parameters() if p.requires_grad]
+    parts = [
+        dense(name, p).double().cpu().reshape(-1)
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    ]
     return torch.cat(parts)
 
 
-@torch.no_grad()
 def load(model, theta):
     """Put a flat vector into the trained parameters, in their dtype."""
     trained = [p for p in model.parameters() if p.requires_grad]
     for p, part in zip(trained, theta.split([p.numel() for p in trained]), strict=True):
-        p.copy_(part.view_as(p))
+        # outside of inference mode, what was made inside cannot be written to
+        with torch.inference_mode(p.is_inference()), torch.no_grad():
+            p.copy_(part.view_as(p))
 
 
 def _starts(models, description, restarts, seed, x, y, sample_weight):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fastmlp.arguments import check_choice
+from fastmlp.arguments import check_choice, dense
 from fastmlp.kernels.runs import LOSSES, new_states
 from fastmlp.training.settings import (
     Adam,
@@ -84,14 +84,15 @@ class Problem:
         parts = flat.split([math.prod(shape) for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    @torch.no_grad()
     def write_back(self):
         """Copy the weights into the modules: the best where ``patience`` asked for them."""
         for i, model in enumerate(self.models):
             use_best = self.best is not None and self.states["best_epoch"][i] >= 0
             parts = self.parameters(self.best if use_best else self.theta, i)
             for parameter, part in zip(model.parameters(), parts, strict=True):
-                parameter.copy_(part)
+                # outside of inference mode, what was made inside cannot be written to
+                with torch.inference_mode(parameter.is_inference()), torch.no_grad():
+                    parameter.copy_(part)
 
 
 def check_count(name, value, *, none=False):
@@ -116,6 +117,7 @@ def _check_models(models):
     owners, first = {}, next(models[0].parameters())
     for i, model in enumerate(models):
         for name, p in model.named_parameters():
+            dense(f"models[{i}].{name}", p)
             if p.dtype not in (torch.float32, torch.float64):
                 raise TypeError(f"models[{i}].{name} must be float32 or float64, got {p.dtype}")
             if p.dtype != first.dtype or p.device != first.device:
@@ -135,6 +137,7 @@ def _check_data(name, x, y, dtype, device):
     for what, value in ((f"{name}x", x), (f"{name}y", y)):
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{what} must be a Tensor, got {type(value).__name__}")
+        dense(what, value)
         if not value.is_floating_point():
             raise TypeError(f"{what} must be a floating-point tensor, got {value.dtype}")
         if value.device != device:
@@ -145,7 +148,7 @@ def _check_data(name, x, y, dtype, device):
             raise ValueError(f"{what} must have at least one row, got shape {list(value.shape)}")
     if len(x) != len(y):
         raise ValueError(f"{name}x and {name}y must have as many rows, got {len(x)} and {len(y)}")
-    return tuple(t.detach().to(dtype).contiguous() for t in (x, y))
+    return tuple(dense(name, t).to(dtype).contiguous() for t in (x, y))
 
 
 def _check_shapes(name, structures, x, y):
@@ -175,7 +178,7 @@ def _check_weight(weight, n_models, x):
             f"sample_weight must have shape [{len(x)}] or [{n_models}, {len(x)}], "
             f"got {list(weight.shape)}"
         )
-    weight = weight.detach().to(x.device, x.dtype).reshape(-1, len(x)).contiguous()
+    weight = dense("sample_weight", weight).to(x.device, x.dtype).reshape(-1, len(x)).contiguous()
     if not bool((weight >= 0).all() & weight.isfinite().all()):
         raise ValueError("sample_weight must be finite and not negative")
     if not bool((weight.sum(1) > 0).all()):
