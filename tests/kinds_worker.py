@@ -1,0 +1,24 @@
+"""Rows of the table of kinds in a process of their own: ``kinds_worker.py ROW …``.
+
+Prints a line for each row and net before it runs, and what is wrong behind it.
+"""
+
+import sys
+
+import kinds_modes  # noqa: F401
+import kinds_programs  # noqa: F401
+import kinds_tensors  # noqa: F401
+import kinds_tracers  # noqa: F401
+from kinds import KINDS, judge
+
+if __name__ == "__main__":
+    for row in sys.argv[1:]:
+        for net in KINDS[row].nets:
+            print(f"\n{row} {net}", end=" ", flush=True)
+            try:
+                judge(KINDS[row], net)
+            except Exception as error:
+                text = str(error).replace("\n", " ")
+                print(f"{type(error).__name__}: {text}", end="", flush=True)
+            else:
+                print("right", end="", flush=True)
