@@ -11,6 +11,7 @@ from fastmlp import convert, functional, optim, piecewise, plotting, reference, 
 from fastmlp.backends import backend
 from fastmlp.convert import fuse, unfuse
 from fastmlp.diagnostics import dropout_report
+from fastmlp.explanation import explain
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
@@ -41,6 +42,7 @@ __all__ = [
     "backend",
     "convert",
     "dropout_report",
+    "explain",
     "fit",
     "functional",
     "fuse",

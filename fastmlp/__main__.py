@@ -105,12 +105,19 @@ def _print_versions():
 
 def _print_devices():
     print(f"  cpu     {torch.get_num_threads()} threads, backend {backends.choose('cpu')}")
+    print(f"          {_explained('cpu')}")
     for i in range(torch.cuda.device_count()):
         name, (major, minor) = torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)
         backend = backends.choose("cuda")
         print(f"  cuda:{i}  {name}, compute capability {major}.{minor}, backend {backend}")
+        print(f"          {_explained(f'cuda:{i}')}")
     if not torch.cuda.is_available():
         print("  cuda    none")
+
+
+def _explained(device):
+    module = fastmlp.AdditiveMLP(8, 14, device=device)
+    return fastmlp.explain(module, torch.zeros(2, 8, device=device))
 
 
 def _served_device(backend):

@@ -13,6 +13,8 @@ from functools import cache
 from importlib.util import find_spec
 
 BACKENDS = ("triton", "numba", "torch")
+_COMPILERS = {"cuda": "triton", "cpu": "numba"}
+"""What compiles the kernels of a kind of device."""
 _WINGS = {"triton": "fastmlp.kernels.gpu", "numba": "fastmlp.kernels.cpu"}
 
 _forced: ContextVar[str | None] = ContextVar("fastmlp_backend", default=None)
@@ -36,7 +38,7 @@ def is_installed(name: str) -> bool:
 @cache
 def _default(device_type):
     """The backend for a kind of device when nobody asks for another one."""
-    preferred = {"cuda": "triton", "cpu": "numba"}.get(device_type, "torch")
+    preferred = _COMPILERS.get(device_type, "torch")
     return preferred if is_installed(preferred) else "torch"
 
 
@@ -101,12 +103,22 @@ def choose(device_type: str) -> str:
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def reason_for_torch(device_type):
+    """Say in words why :func:`choose` takes plain PyTorch for a kind of device."""
+    if (_forced.get() or _environment) == "torch":
+        return "backend 'torch' was chosen"
+    compiler = _COMPILERS.get(device_type)
+    if compiler is None:
+        return f"there are no kernels for tensors on {device_type!r}"
+    return f"the package {compiler} is not installed"
+
+
 def choose_compiled(device_type):
     """The name of the backend that runs a registered op: never plain PyTorch."""
     name = choose(device_type)
     if name != "torch":
         return name
-    name = {"cuda": "triton", "cpu": "numba"}.get(device_type)
+    name = _COMPILERS.get(device_type)
     if name is None or not is_installed(name):
         raise RuntimeError(
             f"fastmlp's registered ops need a kernel, and none is installed for {device_type!r}"

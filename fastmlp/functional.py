@@ -8,7 +8,9 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch.overrides import handle_torch_function, has_torch_function
 
+from fastmlp import reference
 from fastmlp.arguments import (
     check_choice,
     check_finite,
@@ -17,6 +19,7 @@ from fastmlp.arguments import (
     check_tensor,
     check_x,
 )
+from fastmlp.boundary import is_traced
 from fastmlp.op_arguments import (
     check_additive,
     check_mlp,
@@ -36,6 +39,14 @@ from fastmlp.reference import ACTIVATIONS, REDUCTIONS
 __all__ = ["additive_mlp", "elementwise_mlp", "mlp", "piecewise_linear", "sine_sum"]
 
 _NO_DROPOUT = (0.0, 0.0, 0.0)
+
+
+def _listed(x, weights, biases):
+    """The tensors of a dense network one after the other, whatever came in their place."""
+    try:
+        return x, *weights, *biases
+    except TypeError:
+        return (x,)
 
 
 def _as_autocast(y):
@@ -96,11 +107,16 @@ def elementwise_mlp(
         >>> elementwise_mlp(torch.tensor([-1.0, 2.0]), w, b, torch.ones(1, 2), None)
         tensor([0., 3.])
     """
+    tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias
+    if has_torch_function(tensors):
+        return handle_torch_function(elementwise_mlp, tensors, *tensors, activation, dropout, seed)
+    if is_traced():
+        return reference.elementwise_mlp(*tensors, activation, dropout, seed)
     check_x(x)
     check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check_choice("activation", activation, ACTIVATIONS)
     seed, places = dropout_arguments(dropout, seed, x)
-    y = _elementwise_mlp(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, seed, activation, *places)
+    y = _elementwise_mlp(*tensors, seed, activation, *places)
     return _as_autocast(y)
 
 
@@ -157,6 +173,10 @@ def additive_mlp(
         tensor([[6.]])
     """
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
+    if has_torch_function(tensors):
+        return handle_torch_function(additive_mlp, tensors, *tensors, activation, dropout, seed)
+    if is_traced():
+        return reference.additive_mlp(*tensors, activation, dropout, seed)
     if not is_plainly_additive(*tensors):
         check_additive(*tensors)
     check_choice("activation", activation, ACTIVATIONS)
@@ -217,6 +237,11 @@ def mlp(
     """
     if biases is None and isinstance(weights, (list, tuple)):
         biases = [None] * len(weights)
+    options = activation, output_activation, dropout, seed
+    if has_torch_function(tensors := _listed(x, weights, biases)):
+        return handle_torch_function(mlp, tensors, x, weights, biases, *options)
+    if is_traced():
+        return reference.mlp(x, weights, biases, *options)
     if not is_plainly_mlp(x, weights, biases):
         check_mlp(x, weights, biases)
     check_choice("activation", activation, ACTIVATIONS)
@@ -225,11 +250,11 @@ def mlp(
     seed = seed_argument(seed, x) if dropout > 0 else None
     assert biases is not None  # or check_mlp would have refused
     parameters = [t for layer in zip(weights, biases, strict=True) for t in layer]
-    options = seed, activation, output_activation, float(dropout)
+    arguments = *parameters, seed, activation, output_activation, float(dropout)
     if x.dim() == 2:
-        return _as_autocast(_mlp(x, *parameters, *options))
+        return _as_autocast(_mlp(x, *arguments))
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = _as_autocast(_mlp(flat, *parameters, *options))
+    y = _as_autocast(_mlp(flat, *arguments))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -274,6 +299,11 @@ def piecewise_linear(
         >>> piecewise_linear(torch.tensor([-3.0, 2.0]), t, a, v, p)
         tensor([0., 2.])
     """
+    tensors = x, breakpoints, anchors, values, slopes
+    if has_torch_function(tensors):
+        return handle_torch_function(piecewise_linear, tensors, *tensors)
+    if is_traced():
+        return reference.piecewise_linear(*tensors)
     check_x(x)
     check_tensor("breakpoints", breakpoints, x.device)
     if breakpoints.dim() != 1:
@@ -331,6 +361,11 @@ def sine_sum(
         >>> sine_sum(torch.tensor([0.0, 0.5]), torch.tensor([1.0]))
         tensor([0., 1.])
     """
+    tensors = x, w, amplitude, phase
+    if has_torch_function(tensors):
+        return handle_torch_function(sine_sum, tensors, *tensors, scale, reduction)
+    if is_traced():
+        return reference.sine_sum(*tensors, scale, reduction)
     check_x(x)
     check_tensor("w", w, x.device)
     if w.dim() != 1 or w.shape[0] == 0:

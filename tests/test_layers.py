@@ -20,14 +20,16 @@ EVERYTHING = sorted(
 # what each layer of fastmlp/ may import of fastmlp; imports only go down
 ALLOWED = {
     "modules": {"modules.checks", "arguments", "op_arguments", "functional", "reference"},
-    "functional": {"ops", "reference", "functional", "arguments", "op_arguments"},
+    "functional": {"boundary", "ops", "reference", "functional", "arguments", "op_arguments"},
     "op_arguments": {"arguments"},
-    "ops": {"ops", "backends", "reference"},
+    "ops": {"ops", "backends", "boundary", "reference"},
     "reference": {"reference", "dropout", "featurewise"},
     "dropout": set(),
     "featurewise": set(),
     "arguments": set(),
     "backends": set(),
+    "boundary": set(),
+    "explanation": {"backends", "boundary", "functional"},
     "patterns": {"modules", "reference", "backends"},
     "convert": {"patterns", "modules", "reference"},
     # whole runs drive kernels themselves: an op for each step would cost more than the step
@@ -60,6 +62,7 @@ ALLOWED = {
         "piecewise",
         "plotting",
         "diagnostics",
+        "explanation",
     },
     "__main__": {"", "functional", "reference", "backends"},
 }

@@ -22,4 +22,5 @@ additive_mlp = FusedOp(
     options=SUBNET_OPTIONS,
     reference=_reference,
     output_shape=_output_shape,
+    pointwise=False,
 )

@@ -24,4 +24,5 @@ elementwise_mlp = FusedOp(
     options=SUBNET_OPTIONS,
     reference=_reference,
     output_shape=lambda x, *parameters: x.shape,
+    pointwise=True,
 )

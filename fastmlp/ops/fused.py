@@ -1,15 +1,17 @@
 """From the declaration of a fused op to its autograd rule and its registered library ops.
 
-Eager calls go straight to an ``autograd.Function`` (or, when nothing needs a gradient, to the
-launcher); the dispatcher costs more than a small net's arithmetic. ``torch.compile`` and
-``torch.export`` see the registered ops ``fastmlp::<name>_fwd`` and ``fastmlp::<name>_bwd``.
+Eager calls on plain tensors go straight to an ``autograd.Function`` (or, when nothing needs a
+gradient, to the launcher); the dispatcher costs more than a small net's arithmetic. Compilers,
+dispatch modes and ``torch.func`` see the registered ops ``fastmlp::<name>_fwd`` and
+``fastmlp::<name>_bwd``. :mod:`fastmlp.boundary` says which tensors are plain.
 """
 
 from functools import reduce
 
 import torch
+from torch.autograd import forward_ad
 
-from fastmlp import backends
+from fastmlp import backends, boundary
 from fastmlp.ops import registry
 
 
@@ -26,15 +28,20 @@ class FusedOp:
         reference: The same op in plain PyTorch, with the arguments ``(x, *parameters, *constants,
             *options)``.
         output_shape: Function of ``(x, *parameters)`` that gives the output's shape.
+        pointwise: Whether every element of x is on its own, whatever the shape of x. If not, every
+            row of a matrix is.
     """
 
-    def __init__(self, name, *, parameters, constants=(), options, reference, output_shape):
+    def __init__(
+        self, name, *, parameters, constants=(), options, reference, output_shape, pointwise
+    ):
         self.name = name
         self.takes_list = parameters[0].endswith("[]")
         self.n_constants = len(constants)
         self.n_options = len(options)
         self.reference = reference
         self.output_shape = output_shape
+        self.pointwise = pointwise
         # Function.apply in Python only guards against torch.func, which __call__ has done (5 µs)
         self._apply = super(torch.autograd.Function, _autograd_function(self)).apply
         self._fwd_name, self._bwd_name = name + "_fwd", name + "_bwd"
@@ -47,15 +54,13 @@ class FusedOp:
             return self.reference(x, *arguments)
         if torch.compiler.is_compiling():
             return self._library_fwd(x, *self._packed(arguments))
-        # torch.func transforms differentiate and batch plain PyTorch operations
-        if torch._C._functorch.peek_interpreter_stack() is not None:
-            return self.reference(x, *arguments)
+        n_tensors = len(arguments) - self.n_options
+        tensors = [x, *[t for t in arguments[:n_tensors] if t is not None]]
+        if not boundary.is_plain(tensors):
+            return self._elsewhere(tensors, x, *arguments)
         kernels = backends.launchers(backend, self.name)
-        if torch.is_grad_enabled():
-            for t in (x, *self._parameters(arguments)):
-                if t is not None and t.requires_grad:
-                    n_tensors = len(arguments) - self.n_options
-                    return self._apply(kernels, arguments[n_tensors:], x, *arguments[:n_tensors])
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
+            return self._apply(kernels, None, arguments[n_tensors:], x, *arguments[:n_tensors])
         return self.launch_fwd(kernels, x, *arguments)
 
     def launch_fwd(self, kernels, *arguments):
@@ -64,6 +69,77 @@ class FusedOp:
     def launch_bwd(self, kernels, dy, *arguments, needs):
         """Gradients of x and of each parameter, ``None`` unless needed."""
         return getattr(kernels, self._bwd_name)(dy, *arguments, needs=needs)
+
+    def _elsewhere(self, tensors, x, *arguments):
+        """Run the op on tensors that are not plain."""
+        if boundary.is_interposed(tensors):
+            return self._library_fwd(x, *self._packed(arguments))
+        boundary.refuse_freed(tensors)
+        y = self._forward_mode(tensors, x, *arguments)
+        return self.reference(x, *arguments) if y is None else y
+
+    def _forward_mode(self, tensors, x, *arguments):
+        """The output and its tangent by kernels, or ``None`` where these do not give it.
+
+        The tangent is that of x, times the slope that backward finds for a gradient of ones. That
+        needs an output for each input of its own, and no more derivatives behind this one.
+        """
+        needs_graph = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
+        if forward_ad._current_level < 0 or needs_graph or not boundary.is_plain(tensors[1:]):
+            return None
+        primal, tangent = forward_ad.unpack_dual(x)
+        if tangent is None or not boundary.is_plain((primal, tangent)):
+            return None
+        parameters = self._parameters(arguments)
+        shape = self.output_shape(x, *parameters)
+        if shape != (x.shape if self.pointwise else (*x.shape[:-1], 1)):
+            return None
+        y = self(primal, *arguments)
+        n_tensors = len(arguments) - self.n_options
+        tensors, options = (primal, *arguments[:n_tensors]), arguments[n_tensors:]
+        needs = (True, *[False] * len(parameters))
+        with torch.no_grad():
+            slope, *_ = self._gradients(None, torch.ones_like(y), tensors, options, needs)
+        change = slope * tangent
+        if not self.pointwise:
+            change = change.sum(-1, keepdim=True)
+        return forward_ad.make_dual(y, change.to(y.dtype))
+
+    def _gradients(self, kernels, dy, tensors, options, needs):
+        """Gradients of x and of each parameter, ``None`` unless needed, by the way for ``dy``.
+
+        ``tensors`` are x, parameters and constants; ``kernels`` those of forward, if it chose.
+        """
+        if torch.is_grad_enabled():
+            # create_graph=True: differentiate the reference, to any order
+            return _reference_gradients(self, dy, tensors, options, needs)
+        if torch.compiler.is_compiling():
+            return self._library_gradients(dy, tensors, options, needs)
+        present = [dy, *[t for t in tensors if t is not None]]
+        if boundary.is_plain(present):
+            if kernels is None:
+                backend = backends.choose_compiled(dy.device.type)
+                kernels = backends.launchers(backend, self.name)
+            # PyTorch casts them where a parameter has another dtype than the output
+            return self.launch_bwd(kernels, dy, *tensors, *options, needs=needs)
+        if boundary.is_interposed(present):
+            return self._library_gradients(dy, tensors, options, needs)
+        boundary.refuse_freed(present)
+        return _reference_gradients(self, dy, tensors, options, needs)
+
+    def _library_gradients(self, dy, tensors, options, needs):
+        x, *arguments = *tensors, *options
+        parameters = self._parameters(arguments)
+        need_dx, *needed = needs
+        dx, dparams = self._library_bwd(dy, x, *self._packed(arguments), need_dx, any(needed))
+        gradients = [None] * len(parameters)
+        if any(needed):
+            parts = dparams.split_with_sizes(_sizes(parameters))
+            gradients = [
+                part.view(parameter.shape).to(parameter.dtype) if need else None
+                for part, parameter, need in zip(parts, parameters, needed, strict=True)
+            ]
+        return dx if need_dx else None, *gradients
 
     def _parameters(self, arguments):
         return arguments[: len(arguments) - self.n_constants - self.n_options]
@@ -94,26 +170,43 @@ class FusedOp:
         )
         registry.impl(fwd, self._fwd_impl, "CompositeExplicitAutograd")
         registry.impl(bwd, self._bwd_impl, "CompositeExplicitAutograd")
+        registry.impl(fwd, self._fwd_autograd, "Autograd", with_keyset=True)
+        registry.impl(bwd, self._bwd_autograd, "Autograd", with_keyset=True)
+        registry.impl(fwd, self._fwd_composite, "FuncTorchBatched")
+        registry.register_vmap(bwd, self._bwd_vmap)
         registry.register_fake(fwd, self._fwd_fake)
         registry.register_fake(bwd, self._bwd_fake)
-        registry.register_autograd(fwd, self._library_backward, setup_context=_setup_context)
+        # for targets that know nothing of ours, such as ONNX
+        registry.register_decomposition(fwd, self._fwd_composite)
         self._library_fwd, self._library_bwd = registry.op(fwd), registry.op(bwd)
 
     def _fwd_impl(self, x, *arguments):
+        arguments = self._unpacked(arguments)
+        if not _all_plain(x, *arguments):
+            return self.reference(x, *arguments)
         kernels = backends.launchers(backends.choose_compiled(x.device.type), self.name)
-        return self.launch_fwd(kernels, x, *self._unpacked(arguments))
+        return self.launch_fwd(kernels, x, *arguments)
 
     def _bwd_impl(self, dy, x, *arguments):
+        if not _all_plain(dy, x, *self._unpacked(arguments)):
+            return self._bwd_composite(dy, x, *arguments)
         *arguments, need_dx, need_dparams = self._unpacked(arguments)
         kernels = backends.launchers(backends.choose_compiled(x.device.type), self.name)
-        needs = (
-            need_dx,
-            *(need_dparams and t is not None for t in self._parameters(arguments)),
-        )
-        dx, *gradients = self.launch_bwd(kernels, dy, x, *arguments, needs=needs)
-        # outputs of a registered op must not share memory: all gradients in one
-        flat = [gradient.reshape(-1) for gradient in gradients if gradient is not None]
-        return dy.new_empty(0) if dx is None else dx, torch.cat(flat) if flat else dy.new_empty(0)
+        needs = self._needs(arguments, need_dx, need_dparams)
+        return _joined(dy, *self.launch_bwd(kernels, dy, x, *arguments, needs=needs))
+
+    def _fwd_composite(self, x, *arguments):
+        return self.reference(x, *self._unpacked(arguments))
+
+    def _bwd_composite(self, dy, x, *arguments):
+        *arguments, need_dx, need_dparams = self._unpacked(arguments)
+        n_tensors = len(arguments) - self.n_options
+        tensors, options = (x, *arguments[:n_tensors]), arguments[n_tensors:]
+        needs = self._needs(arguments, need_dx, need_dparams)
+        return _joined(dy, *_reference_gradients(self, dy, tensors, options, needs))
+
+    def _needs(self, arguments, need_dx, need_dparams):
+        return (need_dx, *(need_dparams and t is not None for t in self._parameters(arguments)))
 
     def _fwd_fake(self, x, *arguments):
         parameters = self._parameters(self._unpacked(arguments))
@@ -127,24 +220,45 @@ class FusedOp:
             dy.new_empty(n_parameters if need_dparams else 0),
         )
 
-    def _library_backward(self, ctx, dy):
-        x, *tensors = ctx.saved_tensors
-        arguments = (*tensors, *ctx.options)
-        parameters = self._parameters(arguments)
-        need_dx, *needed = ctx.needs_input_grad
-        needed = needed[0] if self.takes_list else needed[: len(parameters)]
-        dx, dparams = self._library_bwd(dy, x, *self._packed(arguments), need_dx, any(needed))
-        gradients = [None] * len(parameters)
-        if any(needed):
-            parts = dparams.split_with_sizes(_sizes(parameters))
-            gradients = [
-                part.view(parameter.shape).to(parameter.dtype) if need else None
-                for part, parameter, need in zip(parts, parameters, needed, strict=True)
-            ]
-        rest = [None] * (self.n_constants + self.n_options)
-        if self.takes_list:
-            gradients = [gradients]
-        return dx if need_dx else None, *gradients, *rest
+    def _fwd_autograd(self, keyset, x, *arguments):
+        unpacked = self._unpacked(arguments)
+        n_tensors = len(unpacked) - self.n_options
+        tensors, options = (x, *unpacked[:n_tensors]), unpacked[n_tensors:]
+        if boundary.is_transformed(tensors):
+            return self.reference(*tensors, *options)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
+            return self._apply(None, keyset, options, *tensors)
+        return self._redispatch(self._library_fwd, keyset, x, *arguments)
+
+    def _bwd_autograd(self, keyset, dy, x, *arguments):
+        tensors = [t for t in (dy, x, *self._unpacked(arguments)) if torch.is_tensor(t)]
+        needs_graph = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
+        if needs_graph or boundary.is_transformed(tensors):
+            return self._bwd_composite(dy, x, *arguments)
+        return self._redispatch(self._library_bwd, keyset, dy, x, *arguments)
+
+    def _bwd_vmap(self, info, in_dims, *arguments):
+        """One call after the other."""
+        leaves, tree = torch.utils._pytree.tree_flatten(arguments)
+        dims = torch.utils._pytree.tree_leaves(in_dims, is_leaf=lambda dim: dim is None)
+        results = [
+            self._library_bwd(
+                *torch.utils._pytree.tree_unflatten(
+                    [
+                        leaf if dim is None else leaf.select(dim, i)
+                        for leaf, dim in zip(leaves, dims, strict=True)
+                    ],
+                    tree,
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0, 0)
+
+    @staticmethod
+    def _redispatch(op, keyset, *arguments):
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
 
 def _typed(name):
@@ -161,40 +275,55 @@ def _common_dtype(*tensors):
     return reduce(torch.promote_types, (t.dtype for t in tensors if t is not None))
 
 
-def _setup_context(ctx, inputs, output):
-    if isinstance(inputs[1], (list, tuple)):
-        inputs = (inputs[0], *inputs[1], *inputs[2:])
-    tensors = [a for a in inputs if a is None or isinstance(a, torch.Tensor)]
-    ctx.options = inputs[len(tensors) :]
-    ctx.save_for_backward(*tensors)
+def _all_plain(*arguments):
+    return all(boundary.oddity(t) is None for t in arguments if torch.is_tensor(t))
+
+
+def _joined(dy, dx, *gradients):
+    """What a registered backward returns: no two outputs may share memory, so all in one."""
+    flat = [gradient.reshape(-1).to(dy.dtype) for gradient in gradients if gradient is not None]
+    return dy.new_empty(0) if dx is None else dx, torch.cat(flat) if flat else dy.new_empty(0)
 
 
 def _autograd_function(op):
-    def forward(ctx, kernels, options, x, *tensors):
+    def forward(ctx, kernels, keyset, options, x, *tensors):
+        """By ``kernels``, or the registered op below the autograd keys of ``keyset``."""
         ctx.kernels, ctx.options = kernels, options
         ctx.save_for_backward(x, *tensors)
-        return op.launch_fwd(kernels, x, *tensors, *options)
+        if keyset is None:
+            return op.launch_fwd(kernels, x, *tensors, *options)
+        packed = op._packed((*tensors, *options))
+        return op._redispatch(op._library_fwd, keyset, x, *packed)
 
     def backward(ctx, dy):
-        tensors, options = ctx.saved_tensors, ctx.options
-        n_constants = op.n_constants
-        needs = ctx.needs_input_grad[2 : len(tensors) - n_constants + 2]
-        if torch.is_grad_enabled():
-            # create_graph=True: differentiate the reference, to any order
-            gradients = _differentiable_gradients(op, dy, tensors, options, needs)
-        else:
-            # PyTorch casts them where a parameter has another dtype than the output
-            gradients = op.launch_bwd(ctx.kernels, dy, *tensors, *options, needs=needs)
-        return None, None, *gradients, *[None] * n_constants
+        tensors, n_constants = ctx.saved_tensors, op.n_constants
+        needs = ctx.needs_input_grad[3 : len(tensors) - n_constants + 3]
+        gradients = op._gradients(ctx.kernels, dy, tensors, ctx.options, needs)
+        return None, None, None, *gradients, *[None] * n_constants
 
     rules = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(op.name, (torch.autograd.Function,), rules)
 
 
-def _differentiable_gradients(op, dy, tensors, options, needs):
-    # a view makes each argument distinct: one parameter may be passed twice
-    arguments = [None if t is None else t.view_as(t) for t in tensors]
-    y = op.reference(*arguments, *options)
-    wanted = [t for t, need in zip(arguments, needs, strict=False) if need]
-    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+def _reference_gradients(op, dy, tensors, options, needs):
+    """Gradients by differentiating the reference; differentiable again where grad mode is on."""
+
+    def call(*wanted):
+        given = iter(wanted)
+        arguments = [next(given) if need else t for t, need in zip(tensors, wanted_of, strict=True)]
+        # autocast cast the output of forward, not what was computed
+        with torch.autocast(dy.device.type, enabled=False):
+            return op.reference(*arguments, *options)
+
+    wanted_of = (*needs, *[False] * (len(tensors) - len(needs)))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        wanted = [
+            # a view makes each argument distinct: one parameter may be passed twice
+            t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
+            for t, need in zip(tensors, wanted_of, strict=True)
+            if need
+        ]
+        y = call(*wanted)
+    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph))
     return [next(gradients) if need else None for need in needs]

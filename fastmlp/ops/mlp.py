@@ -22,4 +22,5 @@ mlp = FusedOp(
     options={"activation": "str", "output_activation": "str", "dropout": "float"},
     reference=_reference,
     output_shape=_output_shape,
+    pointwise=False,
 )

@@ -15,4 +15,5 @@ piecewise_linear = FusedOp(
     options={},
     reference=_reference,
     output_shape=lambda x, values, slopes: (*x.shape, *values.shape[1:]),
+    pointwise=True,
 )

@@ -55,19 +55,16 @@ def register_fake(name, function):
         torch.library.register_fake(f"fastmlp::{name}", forward, lib=_kept["library"])
 
 
-def register_autograd(name, backward, *, setup_context):
-    """``torch.library.register_autograd``."""
-    setup = _forwards(name, "setup_context", setup_context)
-    if forward := _forwards(name, "backward", backward):
-        torch.library.register_autograd(
-            f"fastmlp::{name}", forward, setup_context=setup, lib=_kept["library"]
-        )
-
-
 def register_vmap(name, function):
     """``torch.library.register_vmap``."""
     if forward := _forwards(name, "vmap", function):
         torch.library.register_vmap(f"fastmlp::{name}", forward, lib=_kept["library"])
+
+
+def register_decomposition(name, function):
+    """``torch._decomp.register_decomposition``."""
+    if forward := _forwards(name, "decomposition", function):
+        torch._decomp.register_decomposition(op(name))(forward)
 
 
 def _forwards(name, what, function):

@@ -14,4 +14,5 @@ sine_sum = FusedOp(
     options={"scale": "float", "mean": "bool"},
     reference=_reference,
     output_shape=lambda x, *parameters: x.shape,
+    pointwise=True,
 )

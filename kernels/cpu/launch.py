@@ -61,10 +61,17 @@ def _addresses(compute, tensors):
         if t is None:
             addresses.append(0)
         elif t.dtype is compute and t.is_contiguous():
-            addresses.append(t.data_ptr())
+            addresses.append(t.data_ptr() or _null(t))
         else:
             return None
     return addresses
+
+
+def _null(t):
+    """Address 0, which stands for no tensor, of one without elements."""
+    if t.numel():
+        raise ValueError("a tensor cannot be read: its memory has been freed")
+    return 0
 
 
 def cast_back(tensor, dtype):
