@@ -84,6 +84,7 @@ def test_closed_form_equals_the_sum_over_all_masks(places, shared, draw):
     assert report.samples == 0
     ours = [report.train_mse, report.eval_mse, report.shift, report.variance]
     for value, right in zip(ours, enumerated(net, x, y), strict=True):
+        # the judge adds up 64 products of probabilities in float64
         assert value == pytest.approx(float(right), rel=1e-12, abs=1e-13)
 
 
@@ -100,6 +101,7 @@ def test_closed_form_agrees_with_drawn_masks(name, kind, draw):
         exact = fastmlp.dropout_report(net, x.float(), y.float())
         drawn = fastmlp.dropout_report(Wrapped(net), x.float(), y.float(), samples=200)
     assert (exact.samples, drawn.samples) == (0, 200)
+    # float32 beside float64: the rounding of a net of 14 units
     assert drawn.eval_mse == pytest.approx(exact.eval_mse, rel=1e-5)
     for field in ("train_mse", "shift", "variance"):
         error = getattr(drawn, field + "_error")
@@ -125,6 +127,7 @@ def test_the_parts_add_up(places, draw):
     net = fastmlp.AdditiveMLP(5, 6, dropout=places)
     report = fastmlp.dropout_report(net, draw(9, 5).float(), draw(9, 1).float())
     total = report.eval_mse + report.shift + report.variance
+    # one sum of three numbers in float64
     assert report.train_mse == pytest.approx(total, rel=1e-12)
     if places[0] == 0 and 1 not in places:
         assert report.shift == pytest.approx(0, abs=1e-12 * report.eval_mse)
@@ -147,11 +150,13 @@ def test_chunks_do_not_matter(draw, monkeypatch):
     whole = fastmlp.dropout_report(net, x, y)
     monkeypatch.setattr("fastmlp.diagnostics._CHUNK", 100)
     parts = fastmlp.dropout_report(net, x, y)
+    # the same terms in float64, added chunk by chunk
     assert parts.train_mse == pytest.approx(whole.train_mse, rel=1e-12)
     plain = nn.Sequential(nn.Linear(5, 2))  # no dropout: batches cannot change the masks
     one, many = (
         fastmlp.dropout_report(plain, x[0], y[0], samples=3, batch_size=size) for size in (17, 5)
     )
+    # PyTorch multiplies matrices of other sizes in float32: a few ulps
     assert many.train_mse == pytest.approx(one.train_mse, rel=1e-6)
     assert one.variance == pytest.approx(0, abs=1e-12)
 
@@ -197,6 +202,7 @@ def test_nothing_of_the_program_changes(draw):
 def test_batch_normalisation_adds_no_variance(draw):
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     report = fastmlp.dropout_report(model, draw(6, 3).float(), draw(6, 1).float(), samples=3)
+    # one computation twice
     assert report.train_mse == pytest.approx(report.eval_mse, rel=1e-12)
 
 
@@ -211,6 +217,7 @@ def test_models_that_do_more_than_ours_get_drawn_masks(draw):
     for net in (Squared(3, 4), hooked):
         report = fastmlp.dropout_report(net, x, y, samples=3)
         assert report.samples == 3
+        # PyTorch's mean in float32 beside ours in float64
         assert report.eval_mse == pytest.approx(F.mse_loss(net(x), y).item(), rel=1e-5)
 
 

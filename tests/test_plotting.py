@@ -118,6 +118,7 @@ class TestPrediction:
         ordered = x.flatten().sort().values
         assert truth.get_xdata().tolist() == learned.get_xdata().tolist() == ordered.tolist()
         wanted = model.eval()(ordered).detach()
+        # the same module on rows of another shape, in float32
         torch.testing.assert_close(torch.as_tensor(learned.get_ydata()), wanted)
         assert len(points.get_xdata()) == 5
 
@@ -152,6 +153,7 @@ class TestShapeFunctions:
         # the left ends of all curves are the model at the corner of the data
         corner = sum(ax.lines[1].get_ydata()[0] for ax in axes)
         wanted = model(x.min(0, keepdim=True).values)[0, 1] - mean
+        # seven curves and a mean of 40 rows, in float64
         assert corner == pytest.approx(wanted.item(), abs=1e-12)
         assert axes[0].lines[1].get_xdata()[-1] == x[:, 0].max()
         assert axes[0].get_ylim() == axes[6].get_ylim()

@@ -143,6 +143,7 @@ class TestRun:
             steps, errors = bench.admit(suite, suite.cases[0], mode, ["torch", "jax"], *prepared)
             assert errors == {}
             losses = [step().get("loss") for step in steps.values()]
+        # one step in float32 of two libraries, whose gradients the gate has held against the rule
         assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-4)
 
     def test_training_steps_train(self, bench):
@@ -169,6 +170,7 @@ def test_gate_sums_chunks_to_the_whole(bench, monkeypatch):
     parts = common.Gate(suite, plain, x, dy)
     assert whole.exact.keys() == parts.exact.keys() == parts.terms.keys()
     for name in whole.exact:
+        # the same terms in float64, added chunk by chunk
         torch.testing.assert_close(parts.exact[name], whole.exact[name], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(parts.terms[name], whole.terms[name], rtol=1e-12, atol=1e-12)
 

@@ -50,6 +50,7 @@ def test_the_loop_for_dropout_takes_the_steps_of_fit(example, monkeypatch):
         go_on(4)
         with torch.no_grad():
             trained.append(torch.stack([net(x) for net in nets]))
+    # a dozen float64 steps of two loops; another step would differ in the third digit
     torch.testing.assert_close(*trained, rtol=1e-9, atol=1e-9)
 
 

@@ -113,6 +113,7 @@ class TestNeuralAdditive:
         nets = [fastmlp.AdditiveMLP(10, example.HIDDEN, shared=False).double() for _ in range(3)]
         x = torch.randn(6, 10).double()
         mean = sum(net(x) for net in nets) / 3
+        # the mean model keeps its weights in float32
         torch.testing.assert_close(example.mean_model(nets).double()(x), mean, rtol=0, atol=1e-6)
 
 

@@ -40,4 +40,5 @@ def test_the_hand_written_gradient_is_that_of_the_loss(xor_parity):
     first, second = xor_parity.train_by_hand(2, 1e-4)
     _, half = xor_parity.train_by_hand(2, 5e-5)
     assert first > second
+    # to first order in the step: the second is 1e-4 of it
     assert (first - second) == pytest.approx(2 * (first - half), rel=1e-3)

@@ -98,6 +98,14 @@ def module(request):
     }[request.param]()
 
 
+def assert_same(backend, eager, traced):
+    """Bit for bit where kernels of ours compute; traced PyTorch may add in another order."""
+    if backend.name == "torch":
+        torch.testing.assert_close(traced, eager)
+    else:
+        assert torch.equal(traced, eager)
+
+
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic_batch"])
 def test_compiled_module_equals_eager(module, dynamic, fast_backend, draw):
     torch.compiler.reset()
@@ -119,7 +127,7 @@ def test_compiled_module_equals_eager(module, dynamic, fast_backend, draw):
             y.square().sum().backward()
             results.append([y.detach(), leaf.grad, *(p.grad for p in module.parameters())])
         for eager, traced in zip(*results, strict=True):
-            assert torch.equal(eager, traced)
+            assert_same(fast_backend, eager, traced)
         # the first call may trace twice: a float such as `scale` is first taken as variable
         n_first = n_first or len(graphs)
     if dynamic:
@@ -147,7 +155,7 @@ def test_compiled_module_without_gradients(module, fast_backend, draw):
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     x = draw(3, 5).float().to(fast_backend.device)
     with torch.no_grad():
-        assert torch.equal(compiled(x), module(x))
+        assert_same(fast_backend, module(x), compiled(x))
 
 
 def test_export(module, draw):
@@ -173,6 +181,7 @@ def test_function_transforms(op, backend, draw):
     ours = torch.func.grad(total(functional), argnums=(0, 1))(x, *rest)
     plain = torch.func.grad(total(reference), argnums=(0, 1))(x, *rest)
     for a, b in zip(ours, plain, strict=True):
+        # under torch.func both are plain PyTorch; traced, it may add in another order
         torch.testing.assert_close(a, b)
     in_dims = (0, *[None] * len(rest))
     ours = torch.func.vmap(torch.func.grad(total(functional)), in_dims)(x, *rest)

@@ -200,6 +200,7 @@ def test_function_transforms(backend, draw):
 
         return torch.func.grad(call, argnums=(0, 1))(inputs["x"], inputs["values"])
 
+    # under torch.func both are plain PyTorch
     torch.testing.assert_close(total(functional), total(reference))
 
 
