@@ -14,10 +14,10 @@ _RUNS = {
     "triton": "fastmlp.kernels.gpu.runs",
 }
 
-LAUNCH_SECONDS = 0.25
+LAUNCH_SECONDS = 0.1
 """What a launch should take: soon enough for Ctrl-C and a progress bar, long beside its cost."""
 
-FIRST_STEPS = 64
+FIRST_STEPS = 1
 """Steps of the first launch, whose time is not known yet."""
 
 

@@ -5,6 +5,7 @@ it, and its OpenMP layer dies after a fork. Here a call's pieces are cut by the 
 every piece writes to its own place, so no result depends on the number of threads.
 """
 
+import contextlib
 import itertools
 import os
 import threading
@@ -35,32 +36,68 @@ def _get_executor():
         return _executor
 
 
+class _Deal:
+    """The pieces of one call, and who is at work on them."""
+
+    def __init__(self, call, n_pieces):
+        self.call, self.n_pieces = call, n_pieces
+        self.pieces = itertools.count()
+        self.changed = threading.Condition()
+        self.n_helping = 0
+        self.stopped = False
+        self.error = None
+
+    def work(self):
+        while not self.stopped and (piece := next(self.pieces)) < self.n_pieces:
+            self.call(piece)
+
+    def help(self):
+        with self.changed:
+            if self.stopped:
+                return
+            self.n_helping += 1
+        try:
+            self.work()
+        except BaseException as error:
+            self.error, self.stopped = error, True  # the caller raises it
+            return
+        finally:
+            with self.changed:
+                self.n_helping -= 1
+                self.changed.notify()
+
+    def end(self):
+        """Return, or raise an interrupt, when nobody is at work, and nobody will be."""
+        try:
+            with self.changed:
+                self.stopped = True
+                while self.n_helping:
+                    self.changed.wait()
+        except BaseException:
+            self.end()
+            raise
+
+
 def run_pieces(call, n_pieces):
     """Call ``call(piece)`` for every piece, on up to ``torch.get_num_threads()`` threads.
 
-    The calling thread works too. Returns, or raises the first error, when all threads are done.
+    The calling thread works too, alone where the interpreter ends and starts no more threads.
+    Returns, or raises the first error, when all threads are done; no piece is begun after an error
+    or an interrupt.
     """
     n_threads = min(torch.get_num_threads(), n_pieces)
     if n_threads <= 1:
         for piece in range(n_pieces):
             call(piece)
         return
-    pieces = itertools.count()
-
-    def work():
-        for piece in pieces:
-            if piece >= n_pieces:
-                return
-            call(piece)
-
-    executor = _get_executor()
-    helpers = [executor.submit(work) for _ in range(n_threads - 1)]
+    deal = _Deal(call, n_pieces)
     try:
-        work()
+        with contextlib.suppress(RuntimeError):
+            for _ in range(n_threads - 1):
+                _get_executor().submit(deal.help)
+        deal.work()
     finally:
-        # an interrupt here must not leave threads writing to tensors that are gone; a helper
-        # that has not started yet has nothing left to do
-        pieces = iter(())
-        for helper in helpers:
-            if not helper.cancel():
-                helper.result()
+        # an interrupt must not leave threads writing to tensors that are gone
+        deal.end()
+    if deal.error:
+        raise deal.error

@@ -13,10 +13,9 @@ operations do not wait for them in the child.
 import contextlib
 import ctypes
 import os
-import re
 import struct
+import time
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +38,12 @@ class Strided(NamedTuple):
 
 _HEADER = 6
 _N_PIECES, _ROWS, _N_ROWS, _KERNEL, _FAILED = range(1, _HEADER)  # 0: the next piece
+
+_FIRST_PIECES = 4
+"""Pieces of a call's first slice, for each thread."""
+
+_SLICE_SECONDS = 0.05
+"""What a slice of a call should take: Python sees an interrupt between two."""
 
 _PAUSE_HARD = 2
 """``omp_pause_hard``: the runtime keeps nothing, threads included."""
@@ -63,22 +68,15 @@ if hasattr(os, "register_at_fork"):
 
 @cache
 def _runtime():
-    """The OpenMP runtime that PyTorch has loaded, or ``None``."""
+    """The OpenMP runtime that PyTorch calls, or ``None``."""
     if not torch.backends.openmp.is_available():
         return None
     try:
-        maps = Path("/proc/self/maps").read_text("utf-8")
-    except OSError:
-        return None
-    loaded = set(re.findall(r"/\S*/lib(?:gomp|iomp5|omp)\b[^/\s]*\.so\S*", maps))
-    own = {path for path in loaded if Path(path).parent == Path(torch.__file__).parent / "lib"}
-    candidates = own or loaded
-    if len(candidates) != 1:  # which of several is PyTorch's?
-        return None
-    try:
-        runtime = ctypes.CDLL(candidates.pop())
+        # what PyTorch's own calls find: it loads its runtime for all to see, after those that the
+        # program was started with. A second runtime beside it would not survive a fork
+        runtime = ctypes.CDLL(None)
         parallel = runtime.GOMP_parallel
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):
         return None
     parallel.argtypes = ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
     parallel.restype = None
@@ -186,8 +184,17 @@ def run(kernel, arguments, n_rows, rows_per_piece, n_pieces):
     layout = f"={_HEADER}q{kinds.replace('s', 'qq')}"
     header = [0, n_pieces, rows_per_piece, n_rows, _address(kernel, kinds), 0]
     memory = ctypes.create_string_buffer(struct.pack(layout, *header, *words))
-    at = ctypes.addressof(memory)
-    runtime.GOMP_parallel(_task(kinds).address, at, torch.get_num_threads(), 0)
-    if struct.unpack_from(f"={_HEADER}q", memory)[_FAILED]:
-        raise MemoryError(f"not enough memory for the scratch space of {kernel.__name__}")
+    state = (ctypes.c_int64 * _HEADER).from_buffer(memory)
+    at, task = ctypes.addressof(memory), _task(kinds).address
+    first, n_threads = 0, torch.get_num_threads()
+    n_next = _FIRST_PIECES * n_threads
+    while first < n_pieces:
+        last = min(n_pieces, first + n_next)
+        state[0], state[_N_PIECES] = first, last
+        began = time.perf_counter()
+        runtime.GOMP_parallel(task, at, n_threads, 0)
+        if state[_FAILED]:
+            raise MemoryError(f"not enough memory for the scratch space of {kernel.__name__}")
+        factor = _SLICE_SECONDS / max(time.perf_counter() - began, 1e-6)
+        first, n_next = last, max(1, int(n_next * min(factor, 16.0)))
     return True

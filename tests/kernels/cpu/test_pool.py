@@ -1,6 +1,7 @@
 """The thread pool, alone and below the ops: many callers, forks, errors."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -63,6 +64,93 @@ def test_an_error_is_raised_when_all_threads_are_done(n_threads):
     n_done = len(done)
     pool.run_pieces(lambda piece: None, 20)
     assert len(done) == n_done
+
+
+def test_no_piece_is_begun_after_an_interrupt():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    begun = []
+
+    def call(piece):
+        begun.append(piece)
+        time.sleep(0.001)
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.run_pieces(call, 1000)
+        n_begun = len(begun)
+        # each thread ends the piece that it is at, and may have begun a few on a busy machine
+        assert n_begun < 500
+        time.sleep(0.01)
+        assert len(begun) == n_begun
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_interrupt_while_others_finish_waits_for_them():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    ended = []
+
+    def call(piece):
+        if threading.current_thread() is threading.main_thread():
+            time.sleep(0.01)  # the other thread takes the second piece
+            return
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.3)
+        ended.append(piece)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.run_pieces(call, 2)
+        assert len(ended) == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+# what runs when the interpreter ends starts no threads: from atexit, in a thread that outlives the
+# main one, in a forked child
+AT_EXIT = """
+import atexit, os, sys, threading, torch, fastmlp
+torch.set_num_threads(2)
+module = fastmlp.ElementwiseMLP(5)
+x = torch.randn(300_000, requires_grad=True)
+
+def use(where):
+    module(x).sum().backward()
+    line = x[:50].detach()
+    nets = [fastmlp.SineSum(2) for _ in range(3)]
+    fastmlp.fit(nets, line, line.sin(), epochs=2, progress=False)
+    lm = fastmlp.LevenbergMarquardt()
+    fastmlp.fit(nets, line, line.sin(), epochs=2, optimizer=lm, progress=False)
+    os.write(1, f"{where}\\n".encode())
+
+def late():
+    threading.main_thread().join()
+    use("thread")
+
+with fastmlp.backend("numba"):
+    use("main")
+    pid = os.fork()
+    atexit.register(use, "child" if pid == 0 else "atexit")
+    if pid:
+        os.waitpid(pid, 0)
+        threading.Thread(target=late).start()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_everything_runs_while_the_interpreter_ends():
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", AT_EXIT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stdout.split() == ["main", "child", "thread", "atexit"], result.stderr
+    assert not result.stderr
 
 
 def test_pieces_may_use_the_pool_themselves(n_threads):

@@ -1,6 +1,9 @@
 """Pieces on PyTorch's own threads: every row once, whatever the threads, and errors come out."""
 
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -64,6 +67,46 @@ def test_a_kernel_that_has_no_memory_raises(threads):
     with pytest.raises(MemoryError):
         _run(100, 10, factor=-1.0)
     assert torch.equal(_run(100, 10)[1], 1 + 2.5 * torch.arange(100.0))
+
+
+def test_an_interrupt_ends_a_call_between_its_slices(monkeypatch):
+    if team._runtime() is None:
+        pytest.skip("PyTorch has no OpenMP runtime here that can be called from outside")
+    monkeypatch.setattr(team, "_SLICE_SECONDS", 0.0)
+    n_rows = 2000
+    x, y = torch.ones(n_rows), torch.zeros(n_rows)
+    sums = torch.zeros(n_rows, 2, dtype=torch.int64)
+    clock, ticks = time.perf_counter, iter(range(10**9))
+
+    def looked_at_between_slices():
+        if next(ticks) == 100:
+            signal.raise_signal(signal.SIGINT)
+        return clock()
+
+    monkeypatch.setattr(team.time, "perf_counter", looked_at_between_slices)
+    arguments = x.data_ptr(), 1.0, Strided(sums.data_ptr(), 16), y.data_ptr()
+    with pytest.raises(KeyboardInterrupt):
+        launch.run(_scaled_rows[torch.float32], n_rows, 1, n_rows, *arguments)
+    assert 0 < y.sum() < n_rows
+    assert not y[int(y.sum()) :].any()
+
+
+ODD_FILE = """
+import mmap, os, sys, tempfile, torch, fastmlp
+with tempfile.NamedTemporaryFile(prefix=os.fsdecode(bytes([255])), dir=sys.argv[1]) as file:
+    file.truncate(4096)
+    mapped = mmap.mmap(file.fileno(), 4096)
+    with fastmlp.backend("numba"), torch.no_grad():
+        fastmlp.ElementwiseMLP(5)(torch.randn(300_000))
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems demand names in Unicode")
+def test_a_mapped_file_may_have_any_name(tmp_path):
+    command = [sys.executable, "-c", ODD_FILE, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stdout == "done\n", result.stderr
 
 
 @pytest.mark.skipif(
