@@ -32,6 +32,17 @@ if INTERPRETED and fastmlp.backends.is_installed("triton"):
     interpreter.hasten()
 
 
+def pytest_addoption(parser):
+    parser.addoption("--program-seed", default=0, help="seed of the order of interpreted programs")
+
+
+def pytest_configure(config):
+    if INTERPRETED and fastmlp.backends.is_installed("triton"):
+        from sanitizer.plugin import Sanitizer
+
+        config.pluginmanager.register(Sanitizer(config.getoption("--program-seed")))
+
+
 class Backend(NamedTuple):
     """A backend and the device of the tensors that it gets in the tests."""
 
