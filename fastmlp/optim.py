@@ -6,6 +6,7 @@ import torch
 from torch.optim import optimizer
 
 from fastmlp import backends
+from fastmlp.training import checks
 from fastmlp.training.levenberg_marquardt import (
     LevenbergMarquardt as Settings,
 )
@@ -290,6 +291,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         self._module = module
         self._settings = settings
         self._group = process_group
+        self._differentiate = None
         self.stopped = None
 
     @torch.inference_mode(False)
@@ -303,7 +305,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         ``"no_descent"`` or ``"not_finite"``.
 
         Args:
-            inputs: What the module takes, rows first.
+            inputs: What the module takes, rows first; a Tensor or, as the others, a NumPy array.
             targets: Shape of the module's output.
             sample_weight: Weights of the rows' squared errors, ``[rows]``, or ``None``.
 
@@ -312,15 +314,28 @@ class LevenbergMarquardt(torch.optim.Optimizer):
 
         Raises:
             TypeError: Data that are not floating-point.
-            ValueError: NaN or infinity in the data, shapes that do not fit, active dropout.
+            ValueError: NaN or infinity in the data, shapes that do not fit, active dropout,
+                parameters that share memory.
             ModuleNotFoundError: numba is not installed.
         """
         from fastmlp.training.generic import Linearisation, check_weight
         from fastmlp.training.tiles import Runs
 
+        device = self.param_groups[0]["params"][0].device
+        inputs = checks.tensor("inputs", inputs, device)
+        targets = checks.tensor("targets", targets, device)
+        if inputs.dim() == 0 or targets.dim() == 0 or len(inputs) != len(targets):
+            raise ValueError(
+                "inputs and targets must have as many rows, got shapes "
+                f"{list(inputs.shape)} and {list(targets.shape)}"
+            )
         inputs, targets = finite("inputs", inputs), finite("targets", targets)
-        weight = check_weight(sample_weight, len(inputs), inputs.device)
+        if sample_weight is not None:
+            sample_weight = checks.tensor("sample_weight", sample_weight, device)
+        weight = check_weight(sample_weight, len(inputs), device)
+        checks.parameters([self._module], ["module"])
         problem = Linearisation(self._module)
+        problem.differentiate = self._differentiate
         runs = Runs(flat(self._module).unsqueeze(0), self._settings, max_steps=1)
         k, p, state = runs.kernels, runs.p, runs.state[0]
         numbers, counters = state[3 * p :], runs.counters[0]
@@ -337,6 +352,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
             theta = state[p : 2 * p] if ask == k.LOSS else state[:p]
             parts = self._gather(problem.part(ask, k, theta, inputs, targets, weight))
             ask = self._ask(runs, kept, parts, len(parts))
+        self._differentiate = problem.differentiate
         reason = k.REASONS[int(counters[k.REASON])]
         self.stopped = None if reason in ("", "max_steps") else reason
         memory["scale"] = state[2 * p : 3 * p].tolist()  # a tensor would be cast on load

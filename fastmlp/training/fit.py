@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from fastmlp.kernels.runs import FINISHED, NOT_FINITE, RUNNING, STATE
-from fastmlp.training import least_squares, shards
+from fastmlp.training import checks, least_squares, shards
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt
 from fastmlp.training.problem import make_problem
 from fastmlp.training.progress import reporter
-from fastmlp.training.result import FitResult
+from fastmlp.training.result import FitResult, hold_losses
 from fastmlp.training.settings import CosineAnnealingLR, Optimizer, StepLR
 
 
@@ -52,7 +52,8 @@ def fit(
         models: One module or a list: ElementwiseMLP, AdditiveMLP, SineSum and MLP, mixed as you
             like, of one dtype (float32 or float64) on one device. Frozen parameters stay as they
             are.
-        x: Inputs, shared by all models. Shape ``[N, …]``, cast to the models' dtype.
+        x: Inputs, shared by all models. Shape ``[N, …]``, cast to the models' dtype. This and the
+            other data may be NumPy arrays of floating point too.
         y: Targets, of the shape of ``model(x)``.
         epochs: Passes over the data, those of ``resume`` counted.
         batch_size: Rows of a step; the last batch of an epoch may be smaller. All rows by default.
@@ -89,7 +90,7 @@ def fit(
     Raises:
         TypeError: An argument of the wrong type.
         ValueError: Shapes, lengths or devices that do not match, a module without a kernel, a
-            setting out of range, two models that share a parameter. The models are untouched then.
+            setting out of range, parameters that share memory. The models are untouched then.
         ModuleNotFoundError: Levenberg–Marquardt on the CPU without numba.
 
     Source: formulas of ``torch.optim``; orders as :func:`fastmlp.training.batch_order`.
@@ -113,6 +114,7 @@ def fit(
                 "clip_norm": (clip_norm, None), "resume": (resume, None),
             },
         )  # fmt: skip
+    progress = checks.flag("progress", progress)
     problem = make_problem(
         models, x, y, epochs=epochs, batch_size=batch_size, shuffle=shuffle, optimizer=optimizer,
         scheduler=scheduler, loss=loss, validation=validation, sample_weight=sample_weight,
@@ -128,6 +130,7 @@ def fit(
         driver.run(problem, report)
     shards.gather(problem)
     _mark_broken(problem)
+    hold_losses(problem.train_loss, problem.val_loss, problem.states, problem.steps_per_epoch)
     problem.write_back()
     return _result(problem, seconds + time.perf_counter() - began)
 

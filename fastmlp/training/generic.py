@@ -3,6 +3,7 @@
 import math
 import time
 
+import numpy as np
 import torch
 from torch.func import functional_call, jacfwd, jacrev, vmap
 
@@ -19,14 +20,18 @@ def check_rows_alone(module):
         if not part.training:
             continue
         if isinstance(part, torch.nn.modules.dropout._DropoutNd):
-            probability = part.p
+            chances = part.p
         else:
-            probability = getattr(part, "dropout", 0.0)  # of our modules, one or three
-        several = isinstance(probability, tuple | list)
-        if (isinstance(probability, float) and probability > 0) or (several and any(probability)):
+            chances = getattr(part, "dropout", 0.0)  # of our modules, one or three
+        chances = chances if isinstance(chances, tuple | list) else [chances]
+        if any(isinstance(p, int | float | np.number) and p > 0 for p in chances):
             raise ValueError(
                 "module has an active dropout, and Levenberg–Marquardt needs the same "
                 "residuals twice: call module.eval() or set the probability to 0"
+            )
+        if isinstance(part, torch.nn.RReLU) and part.lower != part.upper:
+            raise ValueError(
+                "module has an RReLU in train mode, which draws its slopes: call module.eval()"
             )
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
             raise ValueError(
@@ -49,6 +54,7 @@ class Linearisation:
         self.sizes = [math.prod(shape) for shape in self.shapes]
         self.p = sum(self.sizes)
         self.device = parameters[self.names[0]].device
+        self.differentiate = None  # jacrev or jacfwd, when it is known
         self.fixed = {
             name: value.detach().double() if value.is_floating_point() else value
             for name, value in (*parameters.items(), *module.named_buffers())
@@ -63,6 +69,40 @@ class Linearisation:
     def _row(self, theta, x):
         return functional_call(self.module, self._values(theta), (x.unsqueeze(0),)).reshape(-1)
 
+    def _jacobian(self, differentiate, theta, x):
+        return vmap(differentiate(self._row), in_dims=(None, 0))(theta, x)
+
+    def _way_that_is_right(self, theta, x, n_out):
+        """The cheaper of jacrev and jacfwd whose rows are those of plain autograd.
+
+        Under vmap PyTorch's rules are not all right: that of PReLU's weight mixes the rows up.
+        """
+        theta, wanted = theta.detach(), []
+        for row in x:
+            leaf = theta.clone().requires_grad_()
+            with torch.enable_grad():
+                outputs = self._row(leaf, row)
+                direction = torch.linspace(1, 2, len(outputs), device="cpu").to(theta)
+                product = outputs @ direction
+            gradient = None  # where the outputs do not depend on θ
+            if product.requires_grad:
+                (gradient,) = torch.autograd.grad(product, leaf, allow_unused=True)
+            wanted.append(torch.zeros_like(theta) if gradient is None else gradient)
+        wanted, errors = torch.stack(wanted), []
+        for differentiate in (jacrev, jacfwd) if n_out <= self.p else (jacfwd, jacrev):
+            try:
+                rows = self._jacobian(differentiate, theta, x)
+            except RuntimeError as error:
+                errors.append(error)
+                continue
+            ours = torch.einsum("nmp,m->np", rows, direction)
+            if torch.allclose(ours, wanted, rtol=1e-6, atol=1e-9, equal_nan=True):
+                return differentiate
+        raise ValueError(
+            "module must be one that torch.func differentiates row by row, got rows of the "
+            "Jacobian that are not those of autograd"
+        ) from (errors[0] if errors else None)
+
     def part(self, ask, kernels, theta, x, y, weight):
         """What the solver wants, in the layout of one part: [ld, ld], [ld], sum of squares.
 
@@ -75,8 +115,8 @@ class Linearisation:
         ld = (p + 3) // 4 * 4
         part = torch.zeros(ld * ld + ld + 1, dtype=torch.float64, device="cpu")
         matrix, vector = part[: ld * ld].view(ld, ld), part[ld * ld : ld * ld + ld]
-        differentiate = jacrev if n_out <= p else jacfwd
-        jacobian = vmap(differentiate(self._row), in_dims=(None, 0))
+        if self.differentiate is None and ask != kernels.LOSS and n_rows > 0:
+            self.differentiate = self._way_that_is_right(theta, x[:3].double(), n_out)
         factor = theta.new_zeros(0, p + 1)
         gram = theta.new_zeros(p + 1, p + 1)
         total = 0.0
@@ -95,7 +135,7 @@ class Linearisation:
                 total += float(residual.square().sum())
                 if ask == kernels.LOSS:
                     continue
-                rows = jacobian(theta, xs)
+                rows = self._jacobian(self.differentiate, theta, xs)
                 rows = rows if scale is None else rows * scale.unsqueeze(-1)
                 rows = torch.cat([rows.reshape(-1, p), residual.reshape(-1, 1)], 1)
                 if ask == kernels.NORMAL:

@@ -4,24 +4,32 @@ import math
 
 import torch
 
+from fastmlp.training import checks
 from fastmlp.training.describe import describe
+from fastmlp.training.generic import check_rows_alone
 from fastmlp.training.levenberg_marquardt import train
-from fastmlp.training.result import FitResult
+from fastmlp.training.result import FitResult, hold_last
+
+ROWS_OF_OUTPUTS = 1 << 14
+"""Rows that a module is called with at a time, to tell its loss."""
 
 
 class LeastSquaresResult(FitResult):
     """What :func:`fastmlp.fit` returns after Levenberg–Marquardt.
 
     ``train_loss`` ``[models, epochs]`` is the mean squared error before every step of each model's
-    best run, NaN after its end; ``val_loss`` has the error of the final weights at the last step.
+    best run, of weights in float64; from the run's end on that of the module as it was handed
+    over, its weights rounded to its dtype. ``val_loss`` has the error of that module from its last
+    step on, and NaN before. What a run that was interrupted, or out of time, did not reach is NaN.
 
     Args:
         models: The trained modules.
         outcomes: For every model, the :class:`~fastmlp.training.levenberg_marquardt.Outcome` it
-            was part of, and its first and last run there.
+            was part of, and its best run there.
         weight: Sum of the rows' weights times outputs: what the sums of squares are divided by.
         epochs: Accepted steps at most.
-        val_losses: Final validation loss of every model, or ``None``.
+        losses: Training loss of every module as it was handed over.
+        val_losses: Its validation loss, or ``None``.
         seconds: Time that the run took.
 
     Example:
@@ -34,22 +42,28 @@ class LeastSquaresResult(FitResult):
         (True, True)
     """
 
-    def __init__(self, models, outcomes, weight, epochs, val_losses, seconds):
+    def __init__(self, models, outcomes, weight, epochs, losses, val_losses, seconds):
         super().__init__(models, {"best": None}, {}, {"loss": "mse"}, seconds)
         self.runs = [outcome for outcome, _ in outcomes]
         self._index = [index for _, index in outcomes]
-        losses = [outcome.sse[index] / weight for outcome, index in outcomes]
-        self._final = torch.stack(
-            [row[o.steps[i]] for row, (o, i) in zip(losses, outcomes, strict=True)]
-        )
-        self._tensors["train_loss"] = torch.stack(losses)[:, :epochs].clone()
+        steps = self._of_best("steps")
+        over = [reason not in ("interrupted", "max_time") for reason in self.stopped]
+        history = torch.stack([outcome.sse[index] / weight for outcome, index in outcomes])
+        for row, step, loss in zip(history, steps, losses, strict=True):
+            row[step] = loss
+        hold_last(history, [step + 1 for step in steps], over)
+        self._tensors["train_loss"] = history[:, :epochs].clone()
         self._tensors["val_loss"] = None
+        final = losses
         if val_losses is not None:
             table = torch.full((len(models), epochs), math.nan, dtype=torch.float64, device="cpu")
-            for row, (o, i), loss in zip(table, outcomes, val_losses, strict=True):
-                row[max(o.steps[i] - 1, 0)] = loss
+            last = [max(step, 1) for step in steps]
+            for row, step, loss in zip(table, last, val_losses, strict=True):
+                row[step - 1] = loss
+            hold_last(table, last, over)
             self._tensors["val_loss"] = table
-            self._final = torch.tensor(val_losses, dtype=torch.float64, device="cpu")
+            final = val_losses
+        self._final = torch.tensor(final, dtype=torch.float64, device="cpu")
 
     def _of_best(self, name):
         return [
@@ -81,7 +95,10 @@ class LeastSquaresResult(FitResult):
 
     @property
     def final_loss(self):
-        """The loss of the final weights, of validation where there was one, ``[models]``."""
+        """The loss of the modules as they were handed over, of validation where there was one.
+
+        float64 ``[models]``; infinite where not finite.
+        """
         return self._final.nan_to_num(nan=math.inf)
 
     def save(self, path):
@@ -120,18 +137,25 @@ def fit(models, x, y, *, settings, epochs, validation, sample_weight, seed, prog
         ValueError: As :func:`fastmlp.fit`; an argument that makes no sense with full steps.
     """
     for name, (value, default) in others.items():
-        if value != default:
+        # an array has no truth
+        if value is not default and not (isinstance(value, str) and value == default):
             raise ValueError(
                 f"{name} must be {default!r} with LevenbergMarquardt, which takes whole steps on "
                 f"all rows for the sum of squares, got {value!r}"
             )
-    if isinstance(models, torch.nn.Module) and not isinstance(models, torch.nn.ModuleList):
-        models = [models]
-    models = list(models)
-    if not models:
-        raise ValueError("models must hold at least one module, got an empty list")
-    if not isinstance(seed, int):
+    models = checks.modules(models)
+    progress, epochs = checks.flag("progress", progress), checks.count("epochs", epochs)
+    if isinstance(seed, list | tuple | range):
         raise TypeError(f"seed must be an int with LevenbergMarquardt, got {type(seed).__name__}")
+    seed = checks.seed("seed", seed)
+    device = _device(models)
+    x, y = checks.data("", x, y, device)
+    val_x, val_y = checks.validation(validation, device)
+    for i, model in enumerate(models):
+        _check_shapes("", f"models[{i}]", model, x, y)
+        if val_x is not None:
+            _check_shapes("validation ", f"models[{i}]", model, val_x, val_y)
+    weights = checks.weights(sample_weight, x)
     groups = {}
     for i, model in enumerate(models):
         shapes = tuple((p.shape, p.requires_grad) for p in model.parameters())
@@ -145,25 +169,67 @@ def fit(models, x, y, *, settings, epochs, validation, sample_weight, seed, prog
                 y,
                 settings,
                 max_steps=epochs,
-                sample_weight=sample_weight,
+                sample_weight=None if weights is None else weights[0],
                 seed=seed,
                 progress=report,
             )
         for i, index in zip(indices, outcome.best, strict=True):
             outcomes[i] = outcome, index
     seconds = sum({id(outcome): outcome.seconds for outcome, _ in outcomes}.values())
-    weight = y.numel()
-    if sample_weight is not None:
-        weight = float(sample_weight.double().sum()) * y.numel() / max(sample_weight.numel(), 1)
+    weight = y.numel() if weights is None else float(weights.double().mean()) * y.numel()
+    losses = [_error(model, x, y, weights) / weight for model in models]
     val_losses = None
-    if validation is not None:
-        val_x, val_y = validation
-        with torch.no_grad():
-            val_losses = [
-                float((model(val_x.to(next(model.parameters()))) - val_y).double().square().mean())
-                for model in models
-            ]
-    return LeastSquaresResult(models, outcomes, weight, epochs, val_losses, seconds)
+    if val_x is not None:
+        val_losses = [_error(model, val_x, val_y) / val_y.numel() for model in models]
+    return LeastSquaresResult(models, outcomes, weight, epochs, losses, val_losses, seconds)
+
+
+def _device(models):
+    """The device of all parameters."""
+    checks.parameters(models)
+    devices = {p.device for model in models for p in model.parameters()}
+    if len(devices) > 1:
+        raise ValueError(f"models must share one device, got {', '.join(map(str, devices))}")
+    # a model without parameters is refused later, by name
+    return next(iter(devices), torch.device("cpu"))
+
+
+def _check_shapes(name, label, model, x, y):
+    """Raise unless a model takes x and its outputs have the shape of y."""
+    description = describe(model)
+    if description is not None:
+        features = None if description.elementwise else (description.n_in, description.n_out)
+        checks.shapes(name, label, features, x, y)
+        return
+    check_rows_alone(model)
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+        ours, again = (_outputs(model, x[:8]) for _ in range(2))
+    if not torch.allclose(ours, again, equal_nan=True):
+        raise ValueError(
+            f"{label} must give the same outputs every time, got others at a second call: "
+            "call eval() where something is random"
+        )
+    checks.outputs(name, label, [len(x), *ours.shape[1:]], y)
+
+
+def _outputs(model, x):
+    """What a module gives for inputs in its dtype."""
+    dtype = next((p.dtype for p in model.parameters()), x.dtype)
+    with torch.no_grad():
+        return model(x.to(dtype))
+
+
+def _error(model, x, y, weights=None):
+    """The sum of (weighted) squared errors of a module as it is, added up in float64."""
+    total = 0.0
+    for first in range(0, len(x), ROWS_OF_OUTPUTS):
+        rows = slice(first, first + ROWS_OF_OUTPUTS)
+        squares = (_outputs(model, x[rows]).double() - y[rows].double()).square()
+        if weights is not None:
+            squares = squares.flatten(1) if squares.dim() > 1 else squares.unsqueeze(1)
+            squares = squares * weights[0, rows].double().unsqueeze(1)
+        total += float(squares.sum())
+    return total
 
 
 class _bar:

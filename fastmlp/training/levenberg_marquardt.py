@@ -6,6 +6,7 @@ import time
 import warnings
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from fastmlp import backends
@@ -91,11 +92,13 @@ class LevenbergMarquardt:
     variable_projection: bool = False
 
     def __post_init__(self):
+        if not isinstance(self.solver, str):
+            raise TypeError(f"solver must be a str, got {self.solver!r}")
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
         for name, least in (("max_attempts", 1), ("restarts", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an int, got {value!r}")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
@@ -103,12 +106,13 @@ class LevenbergMarquardt:
             value = getattr(self, name)
             if name == "max_time" and value is None:
                 continue
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
+            numbers = int | float | np.integer | np.floating
+            if not isinstance(value, numbers) or isinstance(value, bool):
                 raise TypeError(f"{name} must be a number, got {value!r}")
             if not 0 <= value < math.inf or (value == 0 and name in ("damping", "max_time")):
                 kind = "positive" if name in ("damping", "max_time") else "not negative"
                 raise ValueError(f"{name} must be finite and {kind}, got {value}")
-        if not isinstance(self.variable_projection, bool):
+        if not isinstance(self.variable_projection, bool | np.bool_):
             raise TypeError(f"variable_projection must be a bool, got {self.variable_projection!r}")
         if self.scale_floor > 1:
             raise ValueError(f"scale_floor must be at most 1, got {self.scale_floor}")

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fastmlp.arguments import check_choice, dense
+from fastmlp.arguments import check_choice
 from fastmlp.kernels.runs import LOSSES, new_states
+from fastmlp.training import checks
 from fastmlp.training.settings import (
     Adam,
     CosineAnnealingLR,
@@ -95,29 +96,13 @@ class Problem:
                     parameter.copy_(part)
 
 
-def check_count(name, value, *, none=False):
-    """Raise unless ``value`` is an int of at least 1, or ``None`` where that is allowed."""
-    if value is None and none:
-        return
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
 def _check_models(models):
-    if isinstance(models, torch.nn.Module) and not isinstance(models, torch.nn.ModuleList):
-        models = [models]
-    elif not isinstance(models, list | tuple | torch.nn.ModuleList):
-        raise TypeError(f"models must be a Module or a list of them, got {type(models).__name__}")
-    models = list(models)
-    if not models:
-        raise ValueError("models must hold at least one module, got an empty list")
+    """Modules, their structures, and the dtype and device that they share."""
+    models = checks.modules(models)
     structures = [structure_of(model, f"models[{i}]") for i, model in enumerate(models)]
-    owners, first = {}, next(models[0].parameters())
+    first = next(models[0].parameters())
     for i, model in enumerate(models):
         for name, p in model.named_parameters():
-            dense(f"models[{i}].{name}", p)
             if p.dtype not in (torch.float32, torch.float64):
                 raise TypeError(f"models[{i}].{name} must be float32 or float64, got {p.dtype}")
             if p.dtype != first.dtype or p.device != first.device:
@@ -125,79 +110,24 @@ def _check_models(models):
                     f"models must share one dtype and device, {first.dtype} on {first.device}, "
                     f"got {p.dtype} on {p.device} in models[{i}]"
                 )
-            if owners.setdefault(id(p), i) != i:
-                raise ValueError(
-                    f"models[{i}] and models[{owners[id(p)]}] share the parameter {name}: "
-                    "every model must have its own"
-                )
+    checks.parameters(models)
     return models, structures, first.dtype, first.device
-
-
-def _check_data(name, x, y, dtype, device):
-    for what, value in ((f"{name}x", x), (f"{name}y", y)):
-        if not isinstance(value, torch.Tensor):
-            raise TypeError(f"{what} must be a Tensor, got {type(value).__name__}")
-        dense(what, value)
-        if not value.is_floating_point():
-            raise TypeError(f"{what} must be a floating-point tensor, got {value.dtype}")
-        if value.device != device:
-            raise ValueError(
-                f"{what} must be on the device of the models, {device}, got {value.device}"
-            )
-        if value.dim() == 0 or len(value) == 0:
-            raise ValueError(f"{what} must have at least one row, got shape {list(value.shape)}")
-    if len(x) != len(y):
-        raise ValueError(f"{name}x and {name}y must have as many rows, got {len(x)} and {len(y)}")
-    return tuple(dense(name, t).to(dtype).contiguous() for t in (x, y))
-
-
-def _check_shapes(name, structures, x, y):
-    for i, structure in enumerate(structures):
-        wanted = list(x.shape)
-        if structure.features is not None:
-            n_in, n_out = structure.features
-            if x.dim() < 2 or x.shape[-1] != n_in:
-                raise ValueError(
-                    f"{name}x must have shape [N, …, {n_in}] for models[{i}], got {list(x.shape)}"
-                )
-            wanted[-1] = n_out
-        if list(y.shape) != wanted:
-            raise ValueError(
-                f"{name}y must have the shape of models[{i}]({name}x), {wanted}, "
-                f"got {list(y.shape)}"
-            )
-
-
-def _check_weight(weight, n_models, x):
-    if weight is None:
-        return None
-    if not isinstance(weight, torch.Tensor):
-        raise TypeError(f"sample_weight must be a Tensor, got {type(weight).__name__}")
-    if weight.shape not in ((len(x),), (n_models, len(x))):
-        raise ValueError(
-            f"sample_weight must have shape [{len(x)}] or [{n_models}, {len(x)}], "
-            f"got {list(weight.shape)}"
-        )
-    weight = dense("sample_weight", weight).to(x.device, x.dtype).reshape(-1, len(x)).contiguous()
-    if not bool((weight >= 0).all() & weight.isfinite().all()):
-        raise ValueError("sample_weight must be finite and not negative")
-    if not bool((weight.sum(1) > 0).all()):
-        raise ValueError("sample_weight must be above 0 for at least one row of every model")
-    return weight
 
 
 def _check_seeds(seed, n_models):
     seeds = as_list("seed", seed)
     for one in [seed] if seeds is None else seeds:
-        if isinstance(one, bool) or not isinstance(one, int):
-            raise TypeError(f"seed must be an int, or one per model, got {type(one).__name__}")
-        if not 0 <= one < 2**63:
-            raise ValueError(f"seed must be in [0, 2^63), got {one}")
+        checks.seed("seed", one)
     if seeds is None:
         return np.full(n_models, seed, np.int64), np.arange(n_models)
     if len(seeds) != n_models:
         raise ValueError(f"seed must hold {n_models} values, one per model, got {len(seeds)}")
     return np.array(seeds, np.int64), np.zeros(n_models, np.int64)
+
+
+def _cast(dtype, *tensors):
+    """Tensors, or ``None``, as the kernels take them."""
+    return tuple(None if t is None else t.to(dtype).contiguous() for t in tensors)
 
 
 def make_problem(
@@ -207,11 +137,12 @@ def make_problem(
     """Check the arguments of ``fit`` and gather them; changes nothing of what came."""
     models, structures, dtype, device = _check_models(models)
     n_models = len(models)
-    check_count("epochs", epochs)
-    check_count("batch_size", batch_size, none=True)
-    check_count("patience", patience, none=True)
-    if not isinstance(shuffle, bool):
-        raise TypeError(f"shuffle must be a bool, got {type(shuffle).__name__}")
+    epochs = checks.count("epochs", epochs)
+    batch_size = checks.count("batch_size", batch_size, none=True)
+    patience = checks.count("patience", patience, none=True)
+    shuffle = checks.flag("shuffle", shuffle)
+    if not isinstance(loss, str):
+        raise TypeError(f"loss must be a str, got {type(loss).__name__}")
     check_choice("loss", loss, LOSSES)
     optimizer = Adam() if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer):
@@ -224,16 +155,15 @@ def make_problem(
             "scheduler must be StepLR, CosineAnnealingLR or None (constant), "
             f"got {type(scheduler).__name__}"
         )
-    x, y = _check_data("", x, y, dtype, device)
-    _check_shapes("", structures, x, y)
-    val_x = val_y = None
-    if validation is not None:
-        if not isinstance(validation, list | tuple) or len(validation) != 2:
-            raise TypeError("validation must be a pair (x, y)")
-        val_x, val_y = _check_data("validation ", *validation, dtype, device)
-        _check_shapes("validation ", structures, val_x, val_y)
-    elif patience is not None:
+    x, y = _cast(dtype, *checks.data("", x, y, device))
+    val_x, val_y = _cast(dtype, *checks.validation(validation, device))
+    for i, structure in enumerate(structures):
+        checks.shapes("", f"models[{i}]", structure.features, x, y)
+        if val_x is not None:
+            checks.shapes("validation ", f"models[{i}]", structure.features, val_x, val_y)
+    if val_x is None and patience is not None:
         raise ValueError("patience needs validation=(x, y): it watches the validation loss")
+    (weight,) = _cast(dtype, checks.weights(sample_weight, x, n_models))
     hyper = optimizer.per_model(n_models)
     clips = as_list("clip_norm", clip_norm)
     for value in [clip_norm] if clips is None else clips:
@@ -251,7 +181,7 @@ def make_problem(
         structures=structures,
         x=x,
         y=y,
-        weight=_check_weight(sample_weight, n_models, x),
+        weight=weight,
         val_x=val_x,
         val_y=val_y,
         epochs=epochs,

@@ -13,6 +13,7 @@ import torch
 
 from fastmlp import plotting
 from fastmlp.kernels.runs import FINISHED, NO_PROGRESS, NOT_FINITE, RUNNING, STATE
+from fastmlp.training import checks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,12 +30,40 @@ STOPPED = {
 """Why a model stopped, by its status."""
 
 
+def hold_last(losses, epochs, stopped):
+    """Repeat the last loss of every model that stopped by itself to the end, in place.
+
+    Args:
+        losses: ``[models, epochs]``, or ``None``.
+        epochs: Epochs of which each model has a loss, ``[models]``.
+        stopped: Whether it stopped by itself, ``[models]``.
+    """
+    if losses is None:
+        return
+    for row, known, over in zip(losses, epochs, stopped, strict=True):
+        if over and 0 < known < len(row):
+            row[known:] = row[known - 1]
+
+
+def hold_losses(train_loss, val_loss, states, steps_per_epoch):
+    """The same for both losses of `fit`, from the states of the models."""
+    status, steps = states["status"], states["step"]
+    over = (status == NO_PROGRESS) | (status == NOT_FINITE)
+    whole = steps // steps_per_epoch
+    # a loss that is not finite is written into its epoch at once
+    begun = whole + ((status == NOT_FINITE) & (whole < train_loss.shape[1]))
+    hold_last(train_loss, begun.tolist(), over.tolist())
+    hold_last(val_loss, whole.tolist(), over.tolist())
+
+
 class FitResult:
     """Losses of every model in every epoch, which model is best, and the state of the run.
 
     A training loss is the mean over an epoch's rows of the loss at the time of their step; a
-    validation loss is that of the weights after the epoch. What an epoch that was not reached
-    would have is NaN.
+    validation loss is that of the weights after the epoch. A model that stopped by itself, by
+    patience or a loss that is not finite, keeps its last losses for the rest of the epochs, so that
+    ``train_loss[:, -1]`` is what all models came to; :attr:`epochs` tells how many each has seen.
+    Epochs that an interrupted run did not reach have NaN.
 
     Args:
         models: The trained modules, in the order given to ``fit``; ``None`` after a bare load.
@@ -78,8 +107,11 @@ class FitResult:
     @property
     def epochs(self) -> torch.Tensor:
         """Whole epochs that each model has seen, int64 ``[models]``."""
-        steps_per_epoch = -(-self._description["rows"] // self._description["batch_size"])
-        return self._states["step"] // steps_per_epoch
+        return self._states["step"] // self._steps_per_epoch
+
+    @property
+    def _steps_per_epoch(self):
+        return -(-self._description["rows"] // self._description["batch_size"])
 
     @property
     def stopped(self) -> list[str]:
@@ -181,6 +213,11 @@ class FitResult:
             content["description"],
             content["seconds"],
         )
+        tensors = result._tensors
+        # earlier files have NaN after a stop
+        hold_losses(
+            tensors["train_loss"], tensors["val_loss"], result._states, result._steps_per_epoch
+        )
         if models is not None:
             result._give_weights(models)
         return result
@@ -188,7 +225,8 @@ class FitResult:
     def _give_weights(self, models):
         from fastmlp.training.structures import structure_of
 
-        models = [models] if isinstance(models, torch.nn.Module) else list(models)
+        models = checks.modules(models)
+        checks.parameters(models)
         structures = [structure_of(model, f"models[{i}]") for i, model in enumerate(models)]
         if [describe(s) for s in structures] != self._description["structures"]:
             raise ValueError("models must have the structures of the saved run, in its order")

@@ -100,6 +100,8 @@ def prepare(description, x, y, sample_weight, device="cpu"):
         raise ValueError("x must hold at least one row, got none")
     weight = None
     if sample_weight is not None:
+        if sample_weight.numel() == len(x):
+            sample_weight = sample_weight.repeat_interleave(inputs.shape[0] // len(x))
         if sample_weight.numel() != inputs.shape[0]:
             raise ValueError(
                 f"sample_weight must have {inputs.shape[0]} numbers, one a row, "

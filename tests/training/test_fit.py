@@ -203,7 +203,8 @@ class TestSettings:
         seen = int(result.epochs[0])
         losses = result.val_loss[0, :seen]
         assert losses.argmin() == seen - 1 - 3
-        assert result.val_loss[0, seen:].isnan().all()
+        assert (result.val_loss[0, seen:] == losses[-1]).all()
+        assert (result.train_loss[0, seen:] == result.train_loss[0, seen - 1]).all()
         assert result.final_loss[0] == losses.min()
         # the model has the weights of that epoch; (|f| + |y|)² are the terms of its error
         net, truth = models[0], y[:7]

@@ -66,7 +66,7 @@ def test_a_net_without_a_training_kernel_is_refused():
     [
         ({"models": []}, ValueError, "models must hold at least one module"),
         ({"seed": [1, 2]}, TypeError, "seed must be an int with LevenbergMarquardt, got list"),
-        ({"y": torch.zeros(0, 1)}, ValueError, "y must have shape"),
+        ({"y": torch.zeros(0, 1)}, ValueError, "y must have at least one row, got shape"),
         ({"models": nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2))}, ValueError, "batch norm"),
         ({"models": nn.Sequential(nn.Linear(1, 2), nn.Dropout())}, ValueError, "active dropout"),
     ],

@@ -1,0 +1,191 @@
+"""What all drivers of `fit` accept: models, data and counts, checked in one place."""
+
+import numpy as np
+import torch
+
+from fastmlp.arguments import dense
+
+
+def count(name, value, *, none=False):
+    """``value`` as an int of at least 1, or ``None`` where that is allowed."""
+    if value is None and none:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an int, got {_told(value)}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return int(value)
+
+
+def flag(name, value):
+    """``value`` as a bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be a bool, got {_told(value)}")
+    return bool(value)
+
+
+def seed(name, value):
+    """``value`` as an int from 0 to 2⁶³ − 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an int, got {_told(value)}")
+    if not 0 <= value < 2**63:
+        raise ValueError(f"{name} must be in [0, 2^63), got {value}")
+    return int(value)
+
+
+def _told(value):
+    """What came, in an error: the type, and the value where that is a number."""
+    numbers = bool | int | float | complex | np.generic
+    return f"{type(value).__name__} {value}" if isinstance(value, numbers) else type(value).__name__
+
+
+def modules(models):
+    """One module or several as a list."""
+    if isinstance(models, torch.nn.Module) and not isinstance(models, torch.nn.ModuleList):
+        models = [models]
+    elif not isinstance(models, list | tuple | torch.nn.ModuleList):
+        raise TypeError(f"models must be a Module or a list of them, got {_told(models)}")
+    models = list(models)
+    if not models:
+        raise ValueError("models must hold at least one module, got an empty list")
+    for i, model in enumerate(models):
+        if not isinstance(model, torch.nn.Module):
+            raise TypeError(f"models[{i}] must be a Module, got {_told(model)}")
+    return models
+
+
+def parameters(models, names=None):
+    """Raise unless every trained parameter is dense numbers in memory of its own.
+
+    Frozen parameters may share theirs with each other: nobody writes it. ``names`` are what errors
+    call the models, ``models[0]`` and so on by default.
+    """
+    names = [f"models[{i}]" for i in range(len(models))] if names is None else names
+    seen, places = {}, []
+    for i, model in enumerate(models):
+        for name, p in model.named_parameters():
+            label = f"{names[i]}.{name}"
+            if isinstance(p, torch.nn.parameter.UninitializedParameter):
+                raise ValueError(f"{label} must have a shape: call the lazy module once")
+            dense(label, p)
+            other = seen.setdefault(id(p), (i, name))
+            if other[0] != i and p.requires_grad:
+                j, called = other
+                also = "" if called == name else f", there called {called}"
+                raise ValueError(
+                    f"{names[i]} and {names[j]} share the parameter {name}{also}: every model must "
+                    "have its own"
+                )
+            if other == (i, name) and p.numel() > 0:
+                first = p.data_ptr()
+                reach = sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True))
+                places.append((first, first + (reach + 1) * p.element_size(), label, p))
+    places.sort(key=lambda place: place[0])
+    near = []  # whose bytes are not all behind
+    for place in places:
+        near = [other for other in near if other[1] > place[0]]
+        for _, _, label, p in near:
+            if (p.requires_grad or place[3].requires_grad) and p.device == place[3].device:
+                _check_apart(label, p, place[2], place[3])
+        if place[3].requires_grad and not place[3].is_contiguous():
+            _check_apart(place[2], place[3], place[2], None)
+        near.append(place)
+
+
+def _check_apart(label, p, other, q):
+    """Raise if two parameters have a number in common; of one, if two of its places are one."""
+    starts = np.concatenate([_addresses(t) for t in (p, q) if t is not None])
+    sizes = np.concatenate([np.full(t.numel(), t.element_size()) for t in (p, q) if t is not None])
+    order = np.argsort(starts, kind="stable")
+    if (starts[order][:-1] + sizes[order][:-1] > starts[order][1:]).any():
+        who = f"{label} overlaps itself" if q is None else f"{other} and {label} share memory"
+        raise ValueError(f"{who}: every trained parameter must have memory of its own")
+
+
+def _addresses(tensor):
+    """Address of every number of a tensor."""
+    at = np.array([tensor.data_ptr()], np.int64)
+    for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        at = (at[:, None] + np.arange(n, dtype=np.int64) * stride * tensor.element_size()).ravel()
+    return at
+
+
+def tensor(name, value, device):
+    """Numbers as a dense floating-point tensor on a device: a Tensor there, or a NumPy array."""
+    if isinstance(value, np.ndarray):
+        # a masked array's mask would be lost
+        if type(value) is not np.ndarray or value.dtype.kind != "f" or value.dtype.itemsize > 8:
+            kind = value.dtype if type(value) is np.ndarray else type(value).__name__
+            raise TypeError(f"{name} must hold float16, float32 or float64, got {kind}")
+        # a copy in order, with bytes in order: PyTorch takes no others, nor read-only memory
+        value = np.array(value, value.dtype.newbyteorder("="), order="C")
+        return torch.from_numpy(value).to(device)
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a Tensor or a NumPy array, got {_told(value)}")
+    value = dense(name, value)
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
+    if value.device != device:
+        raise ValueError(
+            f"{name} must be on the device of the models, {device}, got {value.device}"
+        )
+    return value
+
+
+def data(name, x, y, device):
+    """Inputs and targets as tensors of as many rows, at least one."""
+    x, y = tensor(f"{name}x", x, device), tensor(f"{name}y", y, device)
+    for what, value in ((f"{name}x", x), (f"{name}y", y)):
+        if value.dim() == 0 or len(value) == 0:
+            raise ValueError(f"{what} must have at least one row, got shape {list(value.shape)}")
+    if len(x) != len(y):
+        raise ValueError(f"{name}x and {name}y must have as many rows, got {len(x)} and {len(y)}")
+    return x, y
+
+
+def validation(pair, device):
+    """A pair of inputs and targets, or a pair of ``None``."""
+    if pair is None:
+        return None, None
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        came = f"{len(pair)} of them" if isinstance(pair, list | tuple) else _told(pair)
+        raise TypeError(f"validation must be a pair (x, y), got {came}")
+    return data("validation ", *pair, device)
+
+
+def shapes(name, label, features, x, y):
+    """Raise unless a model of (in, out) features, or ``None``, takes x and gives y's shape."""
+    wanted = list(x.shape)
+    if features is not None:
+        n_in, n_out = features
+        if x.dim() < 2 or x.shape[-1] != n_in:
+            raise ValueError(
+                f"{name}x must have shape [N, …, {n_in}] for {label}, got {list(x.shape)}"
+            )
+        wanted[-1] = n_out
+    outputs(name, label, wanted, y)
+
+
+def outputs(name, label, wanted, y):
+    """Raise unless y has the shape of a model's outputs."""
+    if list(y.shape) != list(wanted):
+        raise ValueError(
+            f"{name}y must have the shape of {label}({name}x), {list(wanted)}, got {list(y.shape)}"
+        )
+
+
+def weights(value, x, n_models=None):
+    """Weights of the rows, ``[1 or models, N]``, or ``None``; one for each model where allowed."""
+    if value is None:
+        return None
+    value = tensor("sample_weight", value, x.device)
+    allowed = [(len(x),)] if n_models is None else [(len(x),), (n_models, len(x))]
+    if value.shape not in allowed:
+        wanted = " or ".join(str(list(shape)) for shape in allowed)
+        raise ValueError(f"sample_weight must have shape {wanted}, got {list(value.shape)}")
+    value = value.reshape(-1, len(x))
+    if not bool((value >= 0).all() & value.isfinite().all()):
+        raise ValueError("sample_weight must be finite and not negative")
+    if not bool((value.sum(1) > 0).all()):
+        raise ValueError("sample_weight must be above 0 for at least one row of every model")
+    return value
