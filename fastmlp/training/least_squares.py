@@ -1,9 +1,11 @@
 """`fit` with Levenberg–Marquardt: what it refuses, and its result."""
 
+import contextlib
 import math
 
 import torch
 
+from fastmlp.kernels import notice
 from fastmlp.training import checks
 from fastmlp.training.describe import describe
 from fastmlp.training.generic import check_rows_alone
@@ -232,22 +234,19 @@ def _error(model, x, y, weights=None):
     return total
 
 
-class _bar:
-    """A progress bar that counts the runs that are over."""
+@contextlib.contextmanager
+def _bar(visible):
+    """A function that moves a progress bar of the runs that are over; ``None``: there is none."""
+    if not visible:
+        yield None
+        return
+    from tqdm import tqdm
 
-    def __init__(self, visible):
-        self.visible, self.bar = visible, None
+    with tqdm(unit=" runs") as bar, notice.said_by(bar.set_postfix_str):
 
-    def __enter__(self):
-        return self._report if self.visible else None
+        def report(done, total):
+            bar.total = total
+            bar.set_postfix_str("", refresh=False)
+            bar.update(done - bar.n)
 
-    def _report(self, done, total):
-        if self.bar is None:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, unit=" runs")
-        self.bar.update(done - self.bar.n)
-
-    def __exit__(self, *_):
-        if self.bar is not None:
-            self.bar.close()
+        yield report

@@ -4,6 +4,8 @@ import contextlib
 
 import numpy as np
 
+from fastmlp.kernels import notice
+
 
 def latest_losses(problem):
     """The last loss that each model of this process has: of validation, or else of training."""
@@ -48,4 +50,5 @@ def reporter(problem, visible):
             bar.set_postfix_str(summary(problem), refresh=False)
             bar.update(done() - bar.n)
 
-        yield report
+        with notice.said_by(bar.set_postfix_str):
+            yield report

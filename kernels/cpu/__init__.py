@@ -1,1 +1,1 @@
-"""The Numba wing: one file per op; `jit.py` compiles and caches, `pool.py` deals out pieces."""
+"""The Numba wing: one file per op; `jit.py` compiles, `cache.py` keeps, `pool.py` deals out."""

@@ -1,30 +1,33 @@
-"""Compile the kernels with Numba, keep them in the user's cache directory, and read addresses.
+"""Compile the kernels with Numba, keep them by :mod:`.cache`, and read addresses.
 
 An array argument of a compiled function costs 1–3 µs a call, an integer 30 ns: so entry points
 take addresses and sizes, and see arrays through :func:`array_at`.
 """
 
 import contextlib
-import hashlib
 import os
-import pickle
-import sys
 from functools import cache
-from pathlib import Path
 
+import llvmlite.binding
 import numba
 import numpy as np
 import torch
 from numba import _dynfunc
 from numba.core import sigutils, types
-from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.compiler_machinery import register_pass
-from numba.core.runtime import rtsys
+from numba.core.registry import CPUDispatcher
 from numba.core.typed_passes import NativeLowering
 from numba.extending import intrinsic
+
+from .cache import KernelCache
+from .digest import digest
+
+if numba.config.DISABLE_JIT:
+    raise ImportError("kernels need Numba's compiler, which NUMBA_DISABLE_JIT switches off")
 
 # named, without nnan and ninf: NaN and infinity in the input must come out
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
@@ -78,9 +81,22 @@ class _VectorizedLowering(_InnerLowering):
     _name = "vectorized_lowering"
 
 
+def _name_by_content(state):
+    """Give a function's symbols a name that no other code has.
+
+    Numba numbers functions in the order in which a process compiles them. Two processes may number
+    different closures of one name alike, and a third may load the machine code of both.
+    """
+    identity = state.func_id
+    with contextlib.suppress(TypeError):  # as in the cache, which keeps no such function
+        identity.unique_id = digest(identity.func)[:16]
+    identity.unique_name = f"{identity.func_qualname}${identity.unique_id}"
+
+
 def _compiler(lowering):
     class Compiler(CompilerBase):
         def define_pipelines(self):
+            _name_by_content(self.state)
             manager = DefaultPassBuilder.define_nopython_pipeline(self.state)
             manager.add_pass_after(lowering, NativeLowering)
             manager.passes = [step for step in manager.passes if step[0] is not NativeLowering]
@@ -112,129 +128,89 @@ inner_vectorized = _inner(_compiler(_VectorizedLowering))
 """The same for loops that LLVM vectorizes only where it sees them alone, before it inlines them."""
 
 
-def user_cache_directory():
-    """Where compiled kernels are kept, or ``None`` where there is no such place."""
-    try:
-        if numba.config.CACHE_DIR:
-            return Path(numba.config.CACHE_DIR) / "fastmlp"
-        if sys.platform == "win32":
-            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        elif sys.platform == "darwin":
-            base = Path.home() / "Library" / "Caches"
-        else:
-            base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no home directory
-        return None
-    return base / "fastmlp"
+class _EntryCompiler(CompilerBase):
+    def define_pipelines(self):
+        _name_by_content(self.state)
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
-@cache
-def _source_digest():
-    """Digest of every file of this wing and of what the wings share: an entry point is compiled
-    together with all it uses."""
-    digest = hashlib.sha256()
-    wing = Path(__file__).parent
-    for path in sorted([*wing.glob("*.py"), *wing.parent.glob("*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+class _Kernel(CPUDispatcher):
+    """A function that Python calls, or other kernels."""
+
+    def compile(self, sig):
+        with global_compiler_lock:
+            try:
+                return super().compile(sig)
+            finally:
+                self._cache.release()
 
 
-class _UserCacheLocator(_CacheLocator):
-    """Finds the cache of one installation: a folder of its own, so that two do not evict each
-    other's kernels."""
+class _Callback(CFunc):
+    """A function that other programs call by its address."""
 
-    def __init__(self, py_func, directory):
-        self._py_file = py_func.__code__.co_filename  # Numba's warnings name it
-        self._disambiguator = str(py_func.__code__.co_firstlineno)
-        installation = hashlib.sha256(str(Path(__file__).parent).encode()).hexdigest()[:16]
-        self._path = directory / installation
-
-    def get_cache_path(self):
-        return str(self._path)
-
-    def get_source_stamp(self):
-        return _source_digest()
-
-    def get_disambiguator(self):
-        return self._disambiguator
-
-    @classmethod
-    def from_function(cls, py_func, py_file):
-        directory = user_cache_directory()
-        if directory is None:
-            return None
-        locator = cls(py_func, directory)
-        try:
-            locator.ensure_cache_path()
-        except OSError:
-            return None
-        return locator
+    def compile(self):
+        with global_compiler_lock:
+            try:
+                super().compile()
+            finally:
+                self._cache.release()
 
 
-class _UserCacheImpl(CompileResultCacheImpl):
-    _locator_classes = (_UserCacheLocator,)
-
-
-class _UserCache(FunctionCache):
-    _impl_class = _UserCacheImpl
-
-    def __init__(self, py_func, variant):
-        super().__init__(py_func)
-        self._variant = variant
-
-    def _index_key(self, sig, codegen):
-        # not the closure's own hash: an inner function in it has another one in every process
-        return sig, codegen.magic_tuple(), self._variant
-
-    def load_overload(self, sig, target_context):
-        # super().load_overload would first import all that a compilation needs (0.4 s); loaded
-        # code needs the runtime for its allocations, nothing else
-        rtsys.initialize(target_context)
-        try:
-            return self._load_overload(sig, target_context)
-        except (OSError, EOFError, ValueError, pickle.UnpicklingError):
-            # unreadable or truncated: compile again, into an index that can be read
-            with contextlib.suppress(OSError):
-                self.flush()
-            return None
-
-    def save_overload(self, sig, data):
-        # a full or vanished disk costs the next process a compilation, nothing else
-        with contextlib.suppress(OSError, EOFError, ValueError, pickle.UnpicklingError):
-            super().save_overload(sig, data)
-
-
-def entry(build, *variant):
+def entry(build):
     """Make the entry points of one kernel: a dict from compute dtype to compiled function.
 
     Args:
         build: Function of the NumPy scalar type that returns the Python function to compile. The
             function takes integers (addresses, sizes) and floats only.
-        *variant: Strings that tell apart, in the cache, what the same ``build`` makes of different
-            inner functions.
     """
     return {
-        torch.float32: _compile(build, np.float32, variant),
-        torch.float64: _compile(build, np.float64, variant),
+        torch.float32: kernel(build(np.float32)),
+        torch.float64: kernel(build(np.float64)),
     }
 
 
-def _compile(build, real, variant):
-    function = build(real)
-    dispatcher = numba.njit(**_OPTIONS)(function)
-    with contextlib.suppress(RuntimeError):  # no place to keep it: each process compiles
-        dispatcher._cache = _UserCache(function, (real.__name__, *variant))
+def kernel(function):
+    """The entry point of one function, compiled on its first call and kept."""
+    _guard_forks()
+    dispatcher = _Kernel(function, {}, dict(_OPTIONS, nopython=True), _EntryCompiler)
+    dispatcher._cache = KernelCache(_file_name(function), dispatcher)
     return dispatcher
 
 
-def callback(function, signature, *variant):
-    """Compile a function that other programs call by its address; cached as :func:`entry` is."""
-    arguments, returned = sigutils.normalize_signature(signature)
-    compiled = CFunc(function, (arguments, returned), {}, dict(_OPTIONS, nopython=True))
-    with contextlib.suppress(RuntimeError):
-        compiled._cache = _UserCache(function, variant)
+def callback(function, signature):
+    """Compile a function that other programs call by its address; kept as :func:`entry` does."""
+    _guard_forks()
+    options = dict(_OPTIONS, nopython=True)
+    compiled = _Callback(function, sigutils.normalize_signature(signature), {}, options)
+    compiled._cache = KernelCache(_file_name(function), "callback", function, options)
     compiled.compile()
     return compiled
+
+
+def _file_name(function):
+    return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
+
+
+@cache
+def _guard_forks():
+    """Let no fork fall into a compilation: the child would wait for ever for the locks.
+
+    The forking thread waits until the kernel is compiled, a few seconds, as it does for the locks
+    of the standard library: half a compilation cannot be taken up in the child, for LLVM's memory
+    is not whole. Called when kernels are defined, so that these hooks run before all others here.
+    """
+    locks = global_compiler_lock, llvmlite.binding.ffi.lib._lock
+
+    def take():
+        for lock in locks:
+            lock.__enter__()
+
+    def give():
+        for lock in reversed(locks):
+            lock.__exit__(None, None, None)
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=take, after_in_parent=give, after_in_child=give)
 
 
 @intrinsic

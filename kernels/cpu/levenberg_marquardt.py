@@ -16,7 +16,7 @@ alike in all three: the bits do not depend on threads.
 import numpy as np
 
 from .jacobian import TILE, forward, jacobian, sizes, workspace_rows
-from .jit import _compile, array_at, copy, inner
+from .jit import array_at, copy, inner, kernel
 from .linalg import add_gram, add_products, all_zero, dot, fold
 from .lm_steps import (  # noqa: F401  callers read a state by these names
     DAMPING,
@@ -275,8 +275,4 @@ def _lm_advance(
     return advance(p, limits, choices, state, counters, history, factor, rotated, damped)
 
 
-def _entry(function):
-    return _compile(lambda real: function, np.float64, ())
-
-
-lm_run, lm_piece, lm_advance = _entry(_lm_run), _entry(_lm_piece), _entry(_lm_advance)
+lm_run, lm_piece, lm_advance = kernel(_lm_run), kernel(_lm_piece), kernel(_lm_advance)

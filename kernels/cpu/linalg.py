@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from ..lm import UNSEEN
-from .jit import _compile, array_at, inner, inner_vectorized, wide_vectors
+from .jit import array_at, inner, inner_vectorized, kernel, wide_vectors
 
 LEAST_SQUARE = 2.0**-960
 """Sums of squares from here to its inverse lose nothing to denormals or to infinity."""
@@ -298,7 +298,7 @@ def _linalg_least_squares(matrices_at, targets_at, n_sets, n_rows, p, solutions_
         errors[i] = dot(target, target)
 
 
-linalg_least_squares = _compile(lambda real: _linalg_least_squares, np.float64, ())
+linalg_least_squares = kernel(_linalg_least_squares)
 
 
 @inner

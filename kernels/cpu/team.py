@@ -143,7 +143,7 @@ def _task(kinds):
                 header[_FAILED] = 1
             piece = _next_piece(header_at)
 
-    return callback(task, types.void(types.int64), kinds)
+    return callback(task, types.void(types.int64))
 
 
 @cache

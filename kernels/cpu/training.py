@@ -163,22 +163,12 @@ def _close_epoch(run, state, epoch, theta, val_loss):
     return False
 
 
-def _named(function, name):
-    """Compile a part of one trainer under a name that no other trainer's part has.
-
-    Two processes may number their functions alike, and a third may load the code of both.
-    """
-    function.__qualname__ += "." + name
-    return inner(function)
-
-
-def trainer(forward, backward, name, has_sums):
+def trainer(forward, backward, has_sums):
     """The entry points of one kind of model: compute dtype to ``train(runs, first, last)``.
 
     Args:
         forward: Function of the scalar type that returns the verb.
         backward: The like.
-        name: Distinguishes the compiled functions in the cache.
         has_sums: Whether some of these models may take :func:`.least_squares.of_sums`.
     """
 
@@ -201,7 +191,7 @@ def trainer(forward, backward, name, has_sums):
                 )
             return total / (run.n_val_rows * run.n_out)
 
-        validate = _named(validate, name)
+        validate = inner(validate)
 
         def advance(run, state, space_at, order_at):
             """Run one model from its step to ``stop_step``, or until it stops by itself."""
@@ -325,7 +315,7 @@ def trainer(forward, backward, name, has_sums):
                     rates = array_at(run.rates, epoch - run.first_epoch + 1, np.float64)
                     lr = rates[epoch - run.first_epoch]
 
-        advance = _named(advance, name)
+        advance = inner(advance)
 
         def train(runs_at, first, last):
             wide_vectors()
@@ -344,4 +334,4 @@ def trainer(forward, backward, name, has_sums):
 
         return train
 
-    return entry(build, name)
+    return entry(build)

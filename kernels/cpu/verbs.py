@@ -290,4 +290,4 @@ VERBS = {
 def trainer_of(kind):
     """Compute dtype to the compiled trainer of one kind of model."""
     verbs = VERBS[kind]
-    return trainer(verbs.forward, verbs.backward, kind, verbs.has_sums)
+    return trainer(verbs.forward, verbs.backward, verbs.has_sums)

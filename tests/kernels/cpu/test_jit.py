@@ -1,6 +1,7 @@
 """Compilation and its cache: in the user's directory, shared by processes, never in the way."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 numba = pytest.importorskip("numba")
 
 import fastmlp.kernels  # noqa: E402
-from fastmlp.kernels.cpu import jit  # noqa: E402
+from fastmlp.kernels.cpu import cache  # noqa: E402
 
 SCRIPT = """
 from numba.core import event
@@ -28,6 +29,9 @@ print("compiled", sum(e.is_start for _, e in recorder.buffer))
 """
 
 
+NOTICE = re.compile(r"fastmlp: compiling kernels, .*\n")
+
+
 def run(**environment):
     """Number of functions compiled by a fresh process; a variable of None is unset."""
     environment = {**os.environ, **environment}
@@ -36,7 +40,8 @@ def run(**environment):
         [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False, env=environment
     )
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    # a machine that has more to do takes a second to compile, and says so
+    assert result.stderr == "" or NOTICE.fullmatch(result.stderr), result.stderr
     return int(result.stdout.split()[-1])
 
 
@@ -52,18 +57,18 @@ def warm_cache(tmp_path_factory):
 class TestCache:
     def test_compiled_code_is_in_the_users_directory(self, warm_cache):
         files = [path for path in warm_cache.rglob("*") if path.is_file()]
-        assert {path.suffix for path in files} == {".nbi", ".nbc"}
+        assert {path.suffix for path in files} == {".kernel", ".lock"}
         assert all(path.relative_to(warm_cache).parts[0] == "fastmlp" for path in files)
 
     def test_nothing_is_written_into_the_package(self, warm_cache):
         installed = Path(fastmlp.kernels.__file__).parent
-        assert not [*installed.rglob("*.nbi"), *installed.rglob("*.nbc")]
+        assert not [*installed.rglob("*.nbi"), *installed.rglob("*.kernel")]
 
     def test_second_process_compiles_nothing(self, warm_cache):
         assert run(XDG_CACHE_HOME=str(warm_cache), NUMBA_CACHE_DIR=None) == 0
 
     def test_damaged_files_are_compiled_anew(self, warm_cache):
-        damaged = sorted(warm_cache.rglob("*.nb?"))
+        damaged = sorted(warm_cache.rglob("*.kernel"))
         for i, path in enumerate(damaged):
             path.write_bytes(path.read_bytes()[:100] if i % 2 else b"")
         assert run(XDG_CACHE_HOME=str(warm_cache), NUMBA_CACHE_DIR=None) > 0
@@ -80,7 +85,7 @@ def test_the_first_call_works_without_a_home():
 
 def test_directory_of_numba_is_respected(monkeypatch, tmp_path):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    assert jit.user_cache_directory() == tmp_path / "fastmlp"
+    assert cache.user_cache_directory() == tmp_path / "fastmlp"
 
 
 def test_read_only_cache_directory_is_survived(tmp_path):
