@@ -7,6 +7,8 @@ reference) serves every device. The default is the fastest one that is installed
 import contextlib
 import importlib
 import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import cache
@@ -27,8 +29,28 @@ def _check_name(name, source):
 
 
 @cache
+def _is_switched_off():
+    """Whether Numba is told not to compile: then its kernels, made of addresses, cannot run."""
+    if "numba" in sys.modules:
+        return bool(sys.modules["numba"].config.DISABLE_JIT)
+    try:
+        return int(os.environ.get("NUMBA_DISABLE_JIT") or 0) != 0
+    except ValueError:  # Numba warns of it, and compiles
+        return False
+
+
+def _absence(name):
+    """Why a backend is absent, as the end of a sentence."""
+    if name == "numba" and _is_switched_off():
+        return f"the package {name} with its compiler on, which NUMBA_DISABLE_JIT switches off"
+    return f"the package {name}, which is not installed"
+
+
+@cache
 def is_installed(name: str) -> bool:
-    """Tell whether a backend's compiler can be imported, without importing it."""
+    """Tell whether a backend's compiler can be imported and compiles, without importing it."""
+    if name == "numba" and _is_switched_off():
+        return False
     try:
         return name == "torch" or find_spec(name) is not None
     except (ImportError, ValueError):  # hidden by an import hook or by None in sys.modules
@@ -39,7 +61,15 @@ def is_installed(name: str) -> bool:
 def _default(device_type):
     """The backend for a kind of device when nobody asks for another one."""
     preferred = _COMPILERS.get(device_type, "torch")
-    return preferred if is_installed(preferred) else "torch"
+    if is_installed(preferred):
+        return preferred
+    if preferred == "numba" and _is_switched_off():
+        warnings.warn(
+            "NUMBA_DISABLE_JIT is set: fastmlp runs plain PyTorch on the CPU, many times slower",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return "torch"
 
 
 @cache
@@ -79,7 +109,7 @@ def backend(name: str) -> Iterator[None]:
     """
     _check_name(name, "backend")
     if not is_installed(name):
-        raise ValueError(f"backend {name!r} needs the package {name}, which is not installed")
+        raise ValueError(f"backend {name!r} needs {_absence(name)}")
     token = _forced.set(name)
     try:
         yield
@@ -139,7 +169,7 @@ def launchers(name, op):
     """
     if not is_installed(name):
         raise ModuleNotFoundError(
-            f"the kernels of {op}.py need the package {name}, which is not installed",
+            f"the kernels of {op}.py need {_absence(name)}",
             name=name,
         )
     return importlib.import_module(f"{_WINGS[name]}.{op}")
