@@ -6,11 +6,12 @@ INSTALLED := $(VENV)/.installed
 SECONDS ?= 400
 OUT ?= build/device
 
-.PHONY: help demo test thorough absent coverage examples docs conformance bench lint dist gpu clean
+.PHONY: help demo test oldest thorough absent coverage examples docs conformance bench lint dist gpu clean
 
 help:
 	@echo "make demo   install into $(VENV), then train the reference network on sums of squares"
 	@echo "make test   install into $(VENV), then run all tests"
+	@echo "make oldest run all tests with the lowest versions that pyproject.toml allows (downloads GBs)"
 	@echo "make thorough  10 000 random cases per op and backend, against float64; takes hours"
 	@echo "make absent  run the tests with numba absent, with triton absent, with both absent"
 	@echo "make examples  run all examples and refresh the pictures of the documentation"
@@ -37,6 +38,14 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal --durations 25
+
+# "make test" is the other end, the newest that constraints.txt names
+oldest:
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	build/oldest/bin/uv pip install --quiet --python build/oldest/bin/python \
+		--resolution lowest-direct -e ".[test]"
+	OMP_WAIT_POLICY=passive build/oldest/bin/python -m pytest -n 2 --dist worksteal
 
 thorough: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 tests/robustness --hypothesis-profile thorough

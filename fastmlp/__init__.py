@@ -5,7 +5,14 @@ try:
 except ModuleNotFoundError as err:
     if err.name != "fastmlp.kernels":
         raise
-    raise ImportError("this checkout is not installed: run `pip install -e .` in it") from err
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    if find_spec("torch") is None:
+        raise ImportError("this checkout is not installed: run `pip install -e .` in it") from err
+    # a checkout that hides an installed package, as for `python -m fastmlp` in it: kernels/ lies
+    # beside this folder
+    __path__.append(str(Path(__file__).parents[1]))
 
 from fastmlp import convert, functional, optim, piecewise, plotting, reference, spectral, training
 from fastmlp.backends import backend

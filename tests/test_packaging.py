@@ -1,6 +1,9 @@
 """What is installed, what importing costs, and what works when an optional package is absent."""
 
+import email
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import fastmlp
+from fastmlp import frozen
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -111,15 +115,25 @@ FOLDERS = ("fastmlp", "kernels", "tests", "bench", "examples", "docs")
 
 
 @pytest.fixture(scope="module")
-def sdist(tmp_path_factory):
-    """Folder of an unpacked sdist, built from a copy of what git tracks or would track."""
-    pytest.importorskip("setuptools", minversion="68")
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("sdist")
+def source(tmp_path_factory):
+    """A copy of what git tracks or would track, with the left-overs of a build long ago."""
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path_factory.mktemp("source")
     for name in FILES:
         (source / name).write_bytes((ROOT / name).read_bytes())
     for folder in FOLDERS:
         leave_out = shutil.ignore_patterns("__pycache__", ".*")
         shutil.copytree(ROOT / folder, source / folder, ignore=leave_out)
+    stale = source / "build" / "lib" / "fastmlp" / "deleted_since.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    return source
+
+
+@pytest.fixture(scope="module")
+def sdist(source, tmp_path_factory):
+    """Folder of an unpacked sdist."""
+    out = tmp_path_factory.mktemp("sdist")
     code = f"from setuptools import build_meta; build_meta.build_sdist({str(out)!r})"
     result = python(code, source)
     assert result.returncode == 0, result.stderr
@@ -128,16 +142,73 @@ def sdist(tmp_path_factory):
     return out / f"fastmlp-{fastmlp.__version__}"
 
 
-@pytest.fixture(scope="module")
-def wheel(sdist, tmp_path_factory):
-    """Path of a wheel built from the sdist."""
-    out = tmp_path_factory.mktemp("wheel")
+def build_wheel(folder, out):
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
-    command += ["--no-build-isolation", "--no-index", "--wheel-dir", str(out), str(sdist)]
+    command += ["--no-build-isolation", "--no-index", "--wheel-dir", str(out), str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=out)
     assert result.returncode == 0, result.stderr
     (path,) = out.glob("*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """Path of a wheel built from the sdist."""
+    return build_wheel(sdist, tmp_path_factory.mktemp("wheel"))
+
+
+def contents(path):
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_wheel_from_the_checkout_equals_that_from_the_sdist(source, wheel, tmp_path):
+    # the checkout has a build/ with a module that has been deleted since
+    assert contents(build_wheel(source, tmp_path)) == contents(wheel)
+
+
+def test_metadata_are_complete_and_links_are_absolute(wheel, sdist):
+    (name,) = (name for name in contents(wheel) if name.endswith("/METADATA"))
+    metadata = email.message_from_bytes(contents(wheel)[name])
+    assert metadata["License-Expression"] == "MIT"
+    assert metadata["License-File"] == "LICENSE"
+    assert metadata["Author"]
+    urls = dict(line.split(", ") for line in metadata.get_all("Project-URL"))
+    assert {"Homepage", "Repository", "Issues"} <= urls.keys()
+    requirements = {re.split(r"[^\w-]", line)[0] for line in metadata.get_all("Requires-Dist")}
+    assert {"torch", "numpy", "numba", "llvmlite", "tqdm", "triton"} <= requirements
+    text = metadata.get_payload()
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert f"{urls['Repository']}/raw/main/docs/figures/x2_sum-function.png" in links
+    assert f"{urls['Repository']}/blob/main/docs/index.md" in links
+    assert all(link.startswith(("https://", "#")) for link in links)
+    for link in links:
+        if link.startswith(urls["Repository"]):
+            page = re.sub(r".*/main/|#.*", "", link)
+            assert (sdist / page).is_file(), link
+
+
+def test_twine_takes_what_is_built(wheel):
+    pytest.importorskip("twine")
+    command = [sys.executable, "-m", "twine", "check", "--strict", str(wheel)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_pyinstaller_is_told_every_module_that_is_imported_by_name(wheel):
+    pytest.importorskip("PyInstaller")
+    (name,) = (name for name in contents(wheel) if name.endswith("/entry_points.txt"))
+    assert b"[pyinstaller40]\nhook-dirs = fastmlp.frozen:hook_dirs" in contents(wheel)[name]
+    (folder,) = frozen.hook_dirs()
+    hook = runpy.run_path(str(Path(folder) / "hook-fastmlp.py"))
+    modules = {
+        name.removesuffix(".py").replace("/", ".")
+        for name in contents(wheel)
+        if re.fullmatch(r"fastmlp/(kernels|training)/.*[^_]\.py", name)
+    }
+    assert len(modules) > 60
+    assert modules <= set(hook["hiddenimports"])
+    assert "py" in hook["module_collection_mode"].split("+")
 
 
 def test_sdist_holds_what_tests_and_documentation_need(sdist):
@@ -198,3 +269,15 @@ import fastmlp
 """
     result = python(code, tmp_path, "-S")
     assert "this checkout is not installed: run `pip install -e .` in it" in result.stderr
+
+
+def test_a_checkout_in_front_of_the_installed_package_works():
+    # as for `pip install .` and then `python -m fastmlp`, both in the checkout
+    code = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")]
+import fastmlp, fastmlp.kernels.runs
+print(fastmlp.kernels.runs.__file__)
+"""
+    result = python(code, ROOT)
+    assert result.stdout == f"{ROOT / 'kernels' / 'runs.py'}\n", result.stderr
