@@ -52,7 +52,9 @@ _forked = False
 
 
 def _give_back():
-    if _runtime.cache_info().currsize and (runtime := _runtime()) is not None:
+    runtime = _runtime() if _runtime.cache_info().currsize else None
+    # LLVM's and Intel's runtimes see to forks themselves, and crash when a thread calls this
+    if runtime is not None and not hasattr(runtime, "__kmpc_fork_call"):
         with contextlib.suppress(AttributeError):  # OpenMP 5.0, of 2018, has it
             runtime.omp_pause_resource_all(_PAUSE_HARD)
 
