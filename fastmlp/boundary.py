@@ -9,6 +9,7 @@ to do with them, or plain PyTorch, which does what it does with its own layers: 
 
 from collections.abc import Iterable, Sequence
 from functools import cache
+from operator import attrgetter
 
 import torch
 from torch.autograd import forward_ad
@@ -19,6 +20,8 @@ _n_modes = _C._len_torch_dispatch_stack
 _level = _C._functorch.peek_interpreter_stack
 _tracing = _C._get_tracing_state
 _Guards = getattr(getattr(getattr(_C, "_dynamo", None), "guards", None), "TensorGuards", None)
+
+_is_nested = attrgetter("is_nested")
 
 _FREED = "its memory has been freed"
 
@@ -47,13 +50,11 @@ def is_plain(tensors: Sequence[torch.Tensor]) -> bool:
         return False
     if forward_ad._current_level >= 0 and has_tangents(tensors):
         return False
-    # PyTorch's check would end the process for a nested tensor; that is the first one or none,
-    # for the shapes of the others have been compared with its own
-    if tensors and (tensors[0].is_nested or (not tensors[0].data_ptr() and _is_freed(tensors[0]))):
+    if any(map(_is_nested, tensors)):  # PyTorch's check would end the process
         return False
     for check in _patterns.get(len(tensors), ()):
         if check(*tensors):
-            return True
+            return bool(tensors[0].data_ptr()) or not _is_freed(tensors[0])
     return _look_at_each(tensors)
 
 
