@@ -1,11 +1,13 @@
 """fastmlp.optim.Adam and AdamW against PyTorch's own, of which they are subclasses."""
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
 import torch.optim.optimizer as hooks
-from closeness import assert_run_as_good_as_torch
+from closeness import assert_run_as_good_as_torch, assert_same_number
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmlp
 from fastmlp import backends
@@ -32,7 +34,7 @@ def kernel_steps(monkeypatch):
 
     def count(*arguments):
         calls.append(arguments[0])
-        run(*arguments)
+        return run(*arguments)
 
     monkeypatch.setattr(kernels, "adam_steps", count)
     return calls
@@ -133,10 +135,10 @@ def test_what_the_kernel_does_not_know_is_pytorchs(pair, option, kernel_steps):
 
 
 def test_many_parameters_and_other_backends_are_pytorchs(pair, kernel_steps):
-    large = torch.nn.Linear(300, 300)
+    large = torch.nn.Linear(600, 600)
     optimizer = pair[0](large.parameters())
     for _ in range(3):
-        large(torch.ones(1, 300)).sum().backward()
+        large(torch.ones(1, 600)).sum().backward()
         optimizer.step()
     model = net(torch.float32)
     optimizer = pair[0](model.parameters())
@@ -212,11 +214,139 @@ def test_scaled_gradients(pair):
     assert all((p - b).abs().max() > 0 for p, b in zip(model.parameters(), before, strict=True))
 
 
+@pytest.mark.parametrize("size", [3e19, 1e38, 1e-24, 0.0])
+def test_moments_beyond_the_range_of_numbers(pair, size):
+    results = []
+    for cls in pair:
+        p = torch.nn.Parameter(torch.ones(40))
+        optimizer = cls([p], lr=0.1, eps=0.0)
+        for _ in range(3):
+            p.grad = torch.full((40,), size)
+            optimizer.step()
+        results.append(p.detach())
+    # PyTorch's own tolerance of float32: some ulps
+    torch.testing.assert_close(*results, equal_nan=True)
+
+
+@pytest.mark.parametrize("option", ["defaults", "float64"])
+def test_a_loop_takes_the_kernel(pair, option, kernel_steps):
+    before = torch.get_default_dtype()
+    try:
+        if option == "float64":
+            torch.set_default_dtype(torch.float64)  # the counts of steps too
+        model = net(torch.float64)
+        train(model, pair[0](model.parameters()), 5)
+    finally:
+        torch.set_default_dtype(before)
+    assert len(kernel_steps) == 4
+
+
+def test_compiled_step(pair):
+    results = []
+    for cls in pair:
+        torch._dynamo.reset()
+        model = net(torch.float32)
+        pair[1](model.parameters())  # from now on PyTorch's class is wrapped
+        optimizer = cls(model.parameters(), lr=1e-2)
+        calls = []
+        optimizer.register_step_post_hook(lambda *_, calls=calls: calls.append(1))
+        step = torch.compile(optimizer.step, backend="aot_eager")
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(4, 3)).square().mean().backward()
+            step()
+        optimizer.step()  # what the compiled one left is what the kernel goes on with
+        assert len(calls) == 4
+        results.append(model)
+    for mine, other in zip(*(r.parameters() for r in results), strict=True):
+        # four steps in float32 of numbers below one; a wrong step is 1e-2 off
+        torch.testing.assert_close(mine, other, rtol=1e-6, atol=1e-6)
+
+
+def test_a_mode_sees_the_operations(pair, kernel_steps):
+    class Seen(TorchDispatchMode):
+        names: ClassVar = []
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.names.append(function.__name__)
+            return function(*args, **kwargs or {})
+
+    model = net(torch.float32)
+    optimizer = pair[0](model.parameters())
+    train(model, optimizer, 3)
+    with Seen() as seen:
+        optimizer.step()
+    assert "addcdiv_.default" in seen.names
+    assert len(kernel_steps) == 2
+    optimizer.step()
+    assert len(kernel_steps) == 3
+
+
+def test_scaling_and_clipping_as_with_pytorchs(pair):
+    results = []
+    for cls in pair:
+        model = net(torch.float64)
+        optimizer = cls(model.parameters(), lr=1e-2)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=3)
+        x = torch.ones(4, 3, dtype=torch.float64)
+        for scale in (1.0, 30.0, float("inf"), 1.0, 2.0, 30.0):
+            optimizer.zero_grad()
+            scaler.scale(scale * model(x).square().mean()).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+        results.append(model)
+    for mine, other in zip(*(r.parameters() for r in results), strict=True):
+        assert_same_number(mine, other)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_lightning_with_amp_and_clipping(pair, precision, tmp_path):
+    lightning = pytest.importorskip(
+        "lightning", "2.6", reason="needs the extra: pip install fastmlp[lightning]"
+    )
+
+    class Program(lightning.LightningModule):
+        def __init__(self, cls):
+            super().__init__()
+            self.net, self.cls = net(torch.float32), cls
+
+        def training_step(self, batch, _):
+            return (self.net(batch) - batch.sum(1, keepdim=True)).float().square().mean()
+
+        def configure_optimizers(self):
+            return self.cls(self.parameters(), lr=1e-2)
+
+    results = []
+    for cls in pair:
+        torch.manual_seed(3)
+        loader = torch.utils.data.DataLoader(torch.randn(80, 3), batch_size=8)
+        program = Program(cls)
+        plugins = []
+        if precision == "16-mixed":
+            amp = lightning.pytorch.plugins.MixedPrecision
+            plugins.append(amp(precision, "cpu", torch.amp.GradScaler("cpu", init_scale=64.0)))
+        trainer = lightning.Trainer(
+            accelerator="cpu", devices=1, max_epochs=2, gradient_clip_val=0.5, logger=False,
+            precision=None if plugins else precision, plugins=plugins, default_root_dir=tmp_path,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(program, loader)
+        assert trainer.global_step == 20
+        results.append(program)
+    for mine, other in zip(*(r.parameters() for r in results), strict=True):
+        # a rounding may turn the last bit of a bfloat16 or float16 number; a wrong step is 1e-2 off
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
 def test_bad_arguments_are_pytorchs_errors(pair):
     parameters = list(net(torch.float32).parameters())
     with pytest.raises(ValueError, match="learning rate"):
         pair[0](parameters, lr=-1.0)
-    with pytest.raises(TypeError, match="fused"):
-        pair[0](parameters, fused=True)
+    with pytest.raises(RuntimeError, match="`fused` and `foreach` cannot be"):
+        pair[0](parameters, fused=True, foreach=True)
+    with pytest.raises(TypeError, match="unfused"):
+        pair[0](parameters, unfused=True)
     with pytest.raises(ValueError, match="empty"):
         pair[0]([])

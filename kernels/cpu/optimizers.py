@@ -37,17 +37,22 @@ def _adam(p, g, m, v, lr, power1, power2, beta1, beta2, eps, weight_decay, decou
     """torch.optim.Adam, or AdamW if ``decoupled``; the powers are β₁ⁿ and β₂ⁿ of step n."""
     estimated_quotients()
     step_size, root_scale = real(lr / (1 - power1)), real(1 / math.sqrt(1 - power2))
-    rest1, keep2, rest2, least = real(1 - beta1), real(beta2), real(1 - beta2), real(eps)
+    rest1, keep2, least = real(1 - beta1), real(beta2), real(eps)
+    root2 = real(math.sqrt(1 - beta2))
     shrink = real(1 - lr * weight_decay if decoupled else 1.0)
     coupled = real(0.0 if decoupled else weight_decay)
     for e in range(p.size):
         pe = p[e] * shrink
-        ge = g[e] + coupled * pe
+        ge = g[e] + coupled * pe if coupled != 0 else g[e]  # 0 times an infinite p is NaN
         me = m[e] + rest1 * (ge - m[e])
-        ve = keep2 * v[e] + rest2 * (ge * ge)
+        # not (1 − β₂)·ge², of which ge² overflows alone
+        small = root2 * ge
+        ve = keep2 * v[e] + small * small
         m[e] = me
         v[e] = ve
-        p[e] = pe - step_size * (me / (math.sqrt(ve) * root_scale + least))
+        below = math.sqrt(ve) * root_scale + least
+        # an estimated reciprocal of 0 is NaN
+        p[e] = pe - step_size * (me / below if below != 0 else me * math.inf)
 
 
 @inner
@@ -105,31 +110,68 @@ def update(run, state, lr, theta, moment1, moment2, grad, segments, real):
             )
 
 
+@inner
+def _one_more(step):
+    step[0] += 1
+    return np.float64(step[0])
+
+
+@inner
+def _rows_apart(places, sizes, n, itemsize):
+    """Number of leading rows each of whose pieces of memory is there, and apart from the others."""
+    for i in range(n):
+        row = places[4 * i], places[4 * i + 1], places[4 * i + 2], places[4 * n + i]
+        count, length = places[4 * i + 3], sizes[2 * i] * itemsize
+        for j in range(4):
+            if length > 0 and row[j] == 0:
+                return i
+            if row[j] < count + sizes[2 * i + 1] and count < row[j] + length:
+                return i
+            for k in range(j):
+                if abs(row[j] - row[k]) < length:
+                    return i
+    return n
+
+
 @entry
 def _adam_steps(real):
-    def adam_steps(table_at, n, lr, beta1, beta2, eps, weight_decay, decoupled):
+    itemsize = np.dtype(real).itemsize
+
+    def adam_steps(places_at, sizes_at, n, numbers_at):
         estimated_quotients()
-        table = array_at(table_at, 6 * n, np.int64)
-        for i in range(n):
-            size = table[6 * i + 5]
-            p, g = array_at(table[6 * i], size, real), array_at(table[6 * i + 1], size, real)
-            m, v = array_at(table[6 * i + 2], size, real), array_at(table[6 * i + 3], size, real)
-            step = array_at(table[6 * i + 4], 1, np.float32)
-            step[0] += 1
-            count = np.float64(step[0])
+        places, sizes = array_at(places_at, 5 * n, np.int64), array_at(sizes_at, 2 * n, np.int64)
+        numbers = array_at(numbers_at, 6, np.float64)
+        lr, beta1, beta2 = numbers[0], numbers[1], numbers[2]
+        eps, weight_decay, decoupled = numbers[3], numbers[4], numbers[5] != 0
+        n_apart = _rows_apart(places, sizes, n, itemsize)
+        for i in range(n_apart):
+            size = sizes[2 * i]
+            p, g = array_at(places[4 * i], size, real), array_at(places[4 * n + i], size, real)
+            m, v = array_at(places[4 * i + 1], size, real), array_at(places[4 * i + 2], size, real)
+            if sizes[2 * i + 1] == 4:
+                count = _one_more(array_at(places[4 * i + 3], 1, np.float32))
+            else:
+                count = _one_more(array_at(places[4 * i + 3], 1, np.float64))
             powers = beta1**count, beta2**count
             _adam(p, g, m, v, lr, *powers, beta1, beta2, eps, weight_decay, decoupled, real)
+        return n_apart
 
     return adam_steps
 
 
-def adam_steps(dtype, table, lr, beta1, beta2, eps, weight_decay, decoupled):
-    """One step of Adam, or of AdamW if ``decoupled``, in place on each parameter of a table.
+def adam_steps(dtype, places, sizes, numbers):
+    """One step of Adam, or of AdamW if ``decoupled``, in place, on leading parameters; how many.
 
-    Its rows: addresses of the parameter, gradient, two moments and float32 count of steps, size.
+    It stops before a parameter that shares memory with its own gradient, moments or count.
+
+    Args:
+        dtype: Of parameters, gradients and moments.
+        places: Addresses, int64: of each parameter, its two moments and its count of steps; then of
+            all gradients.
+        sizes: Numbers of each parameter and bytes of its count, float32 or float64; int64.
+        numbers: lr, two betas, eps, weight_decay, ``decoupled``; float64.
     """
-    address, length = table.buffer_info()
-    _adam_steps[dtype](
-        address, length // 6, float(lr), float(beta1), float(beta2), float(eps),
-        float(weight_decay), bool(decoupled),
-    )  # fmt: skip
+    n = len(sizes) // 2
+    return _adam_steps[dtype](
+        places.buffer_info()[0], sizes.buffer_info()[0], n, numbers.buffer_info()[0]
+    )
