@@ -69,9 +69,13 @@ def _look_at_each(tensors):
     return True
 
 
-def is_traced() -> bool:
-    """Tell whether ``torch.jit.trace`` is at work, which knows plain operations alone."""
-    return _tracing() is not None
+def is_beyond_checks(x: torch.Tensor) -> bool:
+    """Tell whether plain PyTorch takes an input unseen: nobody can check its shape.
+
+    So it is with nested tensors, which have none, and under ``torch.jit.trace``, which would warn
+    of every comparison.
+    """
+    return _tracing() is not None or getattr(x, "is_nested", False)
 
 
 def is_transformed(tensors: Sequence[torch.Tensor | None]) -> bool:
@@ -95,7 +99,7 @@ def is_interposed(tensors: Sequence[torch.Tensor]) -> bool:
     So it is under a dispatch mode (fake tensors, ``make_fx``). Subclasses with operations of their
     own, ``torch.func`` and dual tensors compute in plain PyTorch, and so does what has no memory.
     """
-    if not _n_modes() or _level() is not None or is_traced():
+    if not _n_modes() or _level() is not None or _tracing() is not None:
         return False
     return not any(_dispatches(t) and not _is_infrastructure(t) for t in tensors)
 
@@ -110,7 +114,7 @@ def reason(tensors: Sequence[torch.Tensor]) -> str | None:
     """Say in words why tensors are not plain, or ``None`` where they are."""
     if is_plain(tensors):
         return None
-    if is_traced():
+    if _tracing() is not None:
         return "torch.jit.trace records plain operations"
     if _level() is not None:
         return "a torch.func transform is at work"

@@ -57,13 +57,13 @@ def explain(module: torch.nn.Module, x: torch.Tensor) -> str:
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    compiled = hasattr(module, "_orig_mod")
+    eager = getattr(module, "_orig_mod", module)  # what torch.compile wraps
     listener = _Listener()
     with torch.random.fork_rng(), torch.no_grad(), listener:
-        (module._orig_mod if compiled else module)(x)
+        eager(x)
     if not listener.sentences:
         return "No fastmlp layer was called: all runs as its own code says."
-    if compiled:
+    if eager is not module:
         note = "torch.compile records a registered op for each; without it:"
         return "\n".join([note, *listener.sentences])
     return "\n".join(listener.sentences)

@@ -19,7 +19,7 @@ from fastmlp.arguments import (
     check_tensor,
     check_x,
 )
-from fastmlp.boundary import is_traced
+from fastmlp.boundary import is_beyond_checks
 from fastmlp.op_arguments import (
     check_additive,
     check_mlp,
@@ -110,7 +110,7 @@ def elementwise_mlp(
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias
     if has_torch_function(tensors):
         return handle_torch_function(elementwise_mlp, tensors, *tensors, activation, dropout, seed)
-    if is_traced():
+    if is_beyond_checks(x):
         return reference.elementwise_mlp(*tensors, activation, dropout, seed)
     check_x(x)
     check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
@@ -175,7 +175,7 @@ def additive_mlp(
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     if has_torch_function(tensors):
         return handle_torch_function(additive_mlp, tensors, *tensors, activation, dropout, seed)
-    if is_traced():
+    if is_beyond_checks(x):
         return reference.additive_mlp(*tensors, activation, dropout, seed)
     if not is_plainly_additive(*tensors):
         check_additive(*tensors)
@@ -240,7 +240,7 @@ def mlp(
     options = activation, output_activation, dropout, seed
     if has_torch_function(tensors := _listed(x, weights, biases)):
         return handle_torch_function(mlp, tensors, x, weights, biases, *options)
-    if is_traced():
+    if is_beyond_checks(x):
         return reference.mlp(x, weights, biases, *options)
     if not is_plainly_mlp(x, weights, biases):
         check_mlp(x, weights, biases)
@@ -302,7 +302,7 @@ def piecewise_linear(
     tensors = x, breakpoints, anchors, values, slopes
     if has_torch_function(tensors):
         return handle_torch_function(piecewise_linear, tensors, *tensors)
-    if is_traced():
+    if is_beyond_checks(x):
         return reference.piecewise_linear(*tensors)
     check_x(x)
     check_tensor("breakpoints", breakpoints, x.device)
@@ -364,7 +364,7 @@ def sine_sum(
     tensors = x, w, amplitude, phase
     if has_torch_function(tensors):
         return handle_torch_function(sine_sum, tensors, *tensors, scale, reduction)
-    if is_traced():
+    if is_beyond_checks(x):
         return reference.sine_sum(*tensors, scale, reduction)
     check_x(x)
     check_tensor("w", w, x.device)

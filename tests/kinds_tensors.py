@@ -82,13 +82,6 @@ def freed_storage(net, x):
     return net(x)
 
 
-@kind("segfault")
-def freed_storage_of_a_parameter(net, x):
-    p = trained(net)[0]
-    p.untyped_storage().resize_(0)
-    return net(x)
-
-
 @kind("passed")
 def no_elements(net, x):
     return both(net, x[:0])
@@ -111,7 +104,8 @@ def sparse_gradient(net, x):
     return torch.autograd.grad(y, [x, *trained(net)], weights_of(y).to_sparse())
 
 
-@kind("RuntimeError")
+# a float64 judge of the dense network has no such layout
+@kind("RuntimeError", without=("mlp",))
 def mkldnn_layout(net, x):
     return net(x.to_mkldnn())
 

@@ -18,19 +18,8 @@ from kinds import KINDS, MODULES, Kind, both, judge
 
 import fastmlp
 
-# rows that do not hold yet: gradients that are batched or sparse, layouts that a launcher is
-# handed, subclasses that reach the step of Adam
+# what no guard stands at yet: subclasses that reach the step of Adam
 WAITING = {
-    "batched_gradients",
-    "vectorized_jacobians",
-    "vectorized_hessian",
-    "sparse_gradient",
-    "sparse_coo",
-    "sparse_csr",
-    "mkldnn_layout",
-    "nested_strided",
-    "nested_jagged",
-    "freed_storage_of_a_parameter",
     "adam_wrapped",
     "adam_wrapped_parameters",
     "adam_distributed",
@@ -57,12 +46,12 @@ def test_kind(row, net):
     judge(KINDS[row], net)
 
 
-def run_apart(rows):
+def run_apart(rows, **environment):
     """The lines of a process that runs some rows, without those that are right."""
     result = subprocess.run(
         [sys.executable, "-W", "ignore", kinds_worker.__file__, *rows],
         capture_output=True, text=True, check=False, timeout=600,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **environment},
     )  # fmt: skip
     lines = [line for line in result.stdout.split("\n") if not line.endswith(" right")]
     return [line for line in lines if line.strip()], result
@@ -73,6 +62,13 @@ def test_kinds_that_ended_the_process():
     if not fastmlp.backends.is_installed("numba"):
         rows = [row for row in rows if not needs_numba(row)]
     wrong, result = run_apart(rows)
+    assert not wrong, wrong
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.skipif(not fastmlp.backends.is_installed("numba"), reason="numba is not installed")
+def test_numba_without_its_compiler():
+    wrong, result = run_apart(["profiler", "double_backward"], NUMBA_DISABLE_JIT="1")
     assert not wrong, wrong
     assert result.returncode == 0, result.stderr[-2000:]
 

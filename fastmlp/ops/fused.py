@@ -128,7 +128,7 @@ class FusedOp:
         return _reference_gradients(self, dy, tensors, options, needs)
 
     def _library_gradients(self, dy, tensors, options, needs):
-        x, *arguments = *tensors, *options
+        x, arguments = tensors[0], (*tensors[1:], *options)
         parameters = self._parameters(arguments)
         need_dx, *needed = needs
         dx, dparams = self._library_bwd(dy, x, *self._packed(arguments), need_dx, any(needed))
