@@ -74,7 +74,8 @@ class _Group:
     def _look(self, kept, gradients):
         tensors = [*kept, *gradients]
         same = len(kept) == len(self._kept) and all(map(is_, kept, self._kept))
-        same = same and self._guards is not None and self._guards.check(*tensors)
+        same = same and self._guards is not None and boundary.is_direct()
+        same = same and self._guards.check(*tensors)
         if not same and not self._look_closer(kept, gradients, tensors):
             return False
         self._places = array("q", map(_address, tensors))
@@ -219,8 +220,8 @@ class Adam(_OneCall, torch.optim.Adam):
     state and errors are those of ``torch.optim.Adam``, to rounding. It takes each step that the
     kernel does not cover: the first, which makes the state; tensors that are not float32 or
     float64, dense and on the CPU; ``amsgrad``, ``maximize``, ``foreach``, a learning rate that is a
-    tensor. Above 65 536 parameters a step is PyTorch's fused one, as it is on a CUDA device unless
-    another is asked for.
+    tensor. Above 262 144 parameters a step is PyTorch's own; on a CUDA device it is the fused one,
+    unless another is asked for.
 
     Args:
         params: Parameters, or groups of them.

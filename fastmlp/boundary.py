@@ -37,6 +37,11 @@ MAX_PATTERNS = 16
 _patterns: dict[int, list] = {}
 
 
+def is_direct() -> bool:
+    """Tell whether no dispatch mode, ``torch.func`` level or tracer is at work."""
+    return not _n_modes() and _level() is None and _tracing() is None
+
+
 def is_plain(tensors: Sequence[torch.Tensor]) -> bool:
     """Tell whether a kernel may read and write these tensors at their addresses.
 
@@ -46,7 +51,7 @@ def is_plain(tensors: Sequence[torch.Tensor]) -> bool:
     The dispatcher is asked: a check of PyTorch's own compares types, dispatch keys, dtypes and
     devices with those of tensors that were looked at one by one before, all in one call.
     """
-    if _n_modes() or _level() is not None or _tracing() is not None:
+    if not is_direct():
         return False
     if forward_ad._current_level >= 0 and has_tangents(tensors):
         return False

@@ -18,16 +18,8 @@ from kinds import KINDS, MODULES, Kind, both, judge
 
 import fastmlp
 
-# what no guard stands at yet: subclasses that reach the step of Adam
-WAITING = {
-    "adam_wrapped",
-    "adam_wrapped_parameters",
-    "adam_distributed",
-    "adam_lenient_fake_mode",
-}
-ROWS = {name: kind for name, kind in KINDS.items() if name not in WAITING}
-CRASHED = [name for name, kind in ROWS.items() if kind.before == "segfault"]
-CALM = [(name, net) for name, kind in ROWS.items() if name not in CRASHED for net in kind.nets]
+CRASHED = [name for name, kind in KINDS.items() if kind.before == "segfault"]
+CALM = [(name, net) for name, kind in KINDS.items() if name not in CRASHED for net in kind.nets]
 NEEDED = {"exported_to_onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
