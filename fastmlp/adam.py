@@ -9,19 +9,12 @@ from torch.optim.adam import adam
 
 from fastmlp import backends, boundary
 
-try:
-    # what compiled programs are guarded by: dtype, device, shape, strides and kind of many tensors
-    # in 2 µs; read one by one they take as long as all the rest of a step
-    from torch._C._dynamo.guards import TensorGuards
-except ImportError:
-    TensorGuards = None
-
 LARGEST_STEP = 1 << 18
 """Parameters of a group that one core updates in 100 µs, less than PyTorch takes to begin."""
 
 # PyTorch wraps the method of a class once it has an instance, so that hooks run
 _step = torch.optim.Adam.step
-_pytorchs_step = _step.__wrapped__ if hasattr(_step, "hooked") else _step
+_pytorchs_step = getattr(_step, "__wrapped__", _step) if hasattr(_step, "hooked") else _step
 
 _DTYPES = torch.float32, torch.float64
 _address = torch.Tensor.data_ptr
@@ -101,11 +94,8 @@ class _Group:
         self._sizes = array("q")
         for p, count in zip(params, counts, strict=True):
             self._sizes.extend((p.numel(), count.element_size()))
-        self._guards = TensorGuards and TensorGuards(
-            *tensors,
-            dynamic_dims_sizes=[[*t.shape] for t in tensors],
-            dynamic_dims_strides=[[*t.stride()] for t in tensors],
-        )
+        sizes, strides = [[*t.shape] for t in tensors], [[*t.stride()] for t in tensors]
+        self._guards = boundary.guards_of(tensors, sizes, strides)
         return True
 
     def step(self, gradients):
