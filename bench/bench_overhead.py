@@ -12,6 +12,7 @@ import common
 import torch
 
 import fastmlp
+from fastmlp import boundary
 
 
 class Nothing(torch.autograd.Function):
@@ -58,6 +59,18 @@ def measure(n_rows, rounds, calls=100):
     return samples
 
 
+def price_of_the_guard(rounds, calls=1000):
+    """Microseconds of every round for what decides whether such a call may reach a kernel."""
+    tensors = [torch.randn(1, 64), *fastmlp.AdditiveMLP(64, 14).parameters()]
+    samples = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for _ in range(calls):
+            boundary.is_plain(tensors)
+        samples.append((time.perf_counter() - began) / calls * 1e6)
+    return samples
+
+
 def main(argv=None):
     """Run from the command line; return the samples."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -76,6 +89,8 @@ def main(argv=None):
             f"  {name:<8}{median:>8.1f} µs, min {min(values):.1f} µs; "
             f"{median / nothing:.2f} × a Function that does nothing"
         )
+    guard = price_of_the_guard(options.rounds)
+    print(f"  guard   {statistics.median(guard):>8.2f} µs a call, min {min(guard):.2f} µs")
     return samples
 
 

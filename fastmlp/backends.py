@@ -140,7 +140,7 @@ def reason_for_torch(device_type):
     compiler = _COMPILERS.get(device_type)
     if compiler is None:
         return f"there are no kernels for tensors on {device_type!r}"
-    return f"the package {compiler} is not installed"
+    return f"kernels need {_absence(compiler)}"
 
 
 def choose_compiled(device_type):

@@ -15,4 +15,6 @@ def test_every_name_is_timed(monkeypatch, capsys):
     samples = module.main(["--rounds", "2", "--rows", "2"])
     assert list(samples) == ["nothing", "fastmlp", "torch"]
     assert all(len(values) == 2 and min(values) > 0 for values in samples.values())
-    assert "1.00 × a Function that does nothing" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1.00 × a Function that does nothing" in out
+    assert "µs a call" in out
