@@ -73,6 +73,11 @@ def test_a_dry_run_fills_every_file_within_its_seconds(tmp_path):
     assert summary in done.stdout
 
 
+def without_workers():
+    """The environment without what tells that these tests have company."""
+    return {name: value for name, value in os.environ.items() if "XDIST" not in name}
+
+
 DRIVER = """
 import errno, sys
 sys.path.insert(0, {bench!r})
@@ -104,7 +109,7 @@ def test_what_goes_wrong_in_a_step_is_reported_and_the_rest_goes_on(tmp_path):
     argv = ["--dry", "--seconds", "3000", "--out", str(out)]
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER.format(bench=str(BENCH), argv=argv)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**without_workers(), "PYTHONPATH": str(Path(__file__).parent)},
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     lines = []
