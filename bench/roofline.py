@@ -4,7 +4,8 @@
 
 A kernel takes at least as long as its bytes need at the memory's bandwidth, and as its instructions
 need to be issued: four warps' worth of 32 a clock and SM. The larger of the two is the prediction;
-launches, tails and latencies come on top. Instructions are those of `static_cost.json`.
+launches, tails and latencies come on top. Instructions are those of `static_cost.json`, for the
+newest Triton there.
 """
 
 import json
@@ -67,6 +68,12 @@ def predict(instructions, n_bytes, gpu):
     return Prediction(min(by_bytes, by_instructions), bound)
 
 
+def newest_figures():
+    """The kept figures of the newest Triton, by target and kernel."""
+    by_version = json.loads(FIGURES.read_text("utf-8"))
+    return by_version[max(by_version, key=lambda version: [int(n) for n in version.split(".")])]
+
+
 def table(figures):
     """The predictions for a reader; ``figures`` by target and kernel, as `static_cost.py` keeps."""
     lines = [f"{'predicted, 1e9 elements a second':<34}" + "".join(f"{g:>22}" for g in GPUS)]
@@ -84,4 +91,4 @@ def table(figures):
 
 
 if __name__ == "__main__":
-    print(table(json.loads(FIGURES.read_text("utf-8"))))
+    print(table(newest_figures()))

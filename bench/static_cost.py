@@ -1,31 +1,35 @@
 """What each Triton kernel costs per element, read from its machine code: no GPU is needed.
 
-    python bench/static_cost.py [--target sm_90] [--update] [--json FILE]
+    python bench/static_cost.py [--target sm_90] [--afresh LABEL | --all] [--update] [--triton DIR]
 
-Every kernel is compiled for each target and disassembled with the tools that Triton ships; reported
+Every kernel is compiled for each target and disassembled (`machine_code.py` says how); reported
 are instructions per element of the hot loop (per sine for sine_sum), registers, instructions that
 touch local memory (spills) and fp64 instructions. For gfx942: registers and spills alone.
 
-Method. A loop is a backward branch and the instructions from its target to itself. The hot loop is
-the first one in program order that has no loop inside and at least the arithmetic that the formula
-needs for one iteration (`Hot.math`). The rare forms, for values that are infinite or NaN and angles
-that are huge, are loops of their own, later in the program behind a branch on the data: they are
-compiled and searched for spills, but not counted as hot. A thread's elements per iteration are
-those of the tile over the threads, times the tiles that the kernel's loop takes at once; were the
-compiler to unroll a loop, the count would rise by that factor and the comparison fail.
-
 Every kernel is compiled in float32 for every target; variants, with a comma in their label, for
 sm_90 alone, unless their case says everywhere. `static_cases.py` lists them.
+
+The figures are kept in `static_cost.json`, for each minor version of Triton. Each row has a digest
+of what the compiler was given: the program in Triton's intermediate representation, before any
+pass, in which every constant, type and function that the kernel uses is spelled out. A kernel whose
+digest is the kept one is not compiled again, unless --afresh names it or --all is given.
+
+Figures of another Triton, from a folder of its own:
+
+    pip install --no-deps --target build/triton-3.6 triton==3.6.0
+    python bench/static_cost.py --triton build/triton-3.6 --update
 """
 
 import argparse
+import hashlib
 import json
 import re
-import subprocess
 import sys
-import tempfile
+from importlib import import_module
 from pathlib import Path
+from typing import NamedTuple
 
+import machine_code
 import roofline
 from static_cases import cases
 
@@ -33,17 +37,61 @@ FIGURES = Path(__file__).with_suffix(".json")
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
 VARIANT_TARGET = "sm_90"
 
-MATH = re.compile(r"^(FFMA|FADD|FMUL|FMNMX|FSET|FSETP|DFMA|DADD|DMUL|DSETP|DMNMX)")
-FP64 = re.compile(r"^(D(FMA|ADD|MUL|SETP|MNMX|MMA)|(F2F|F2I|I2F|FRND)\S*F64|MUFU\.\w+64H)")
 
+class Job(NamedTuple):
+    """What the compiler is given for a case on a target.
 
-def compile_case(label, case, target):
-    """Triton's compiled kernel, its elements per tile and its threads.
-
-    Pointers, sizes and strides are as they are for aligned tensors.
+    Args:
+        source: The kernel with the types and values of its arguments.
+        target: The target as Triton names it.
+        options: Options of the compilation.
+        hot: The hot loop, of the case.
+        elements: Elements of a tile for each thread.
     """
-    from importlib import import_module
 
+    source: object
+    target: object
+    options: dict
+    hot: object
+    elements: float
+
+    def compiled(self):
+        """Triton's compiled kernel."""
+        import triton
+
+        return triton.compile(self.source, target=self.target, options=self.options)
+
+    def digest(self):
+        """A digest of all that decides the figures: of what is compiled, and how it is counted."""
+        import triton
+
+        how = self.target, self.options, self.hot, self.elements, triton.__version__
+        counting = Path(machine_code.__file__).read_text("utf-8")
+        text = f"{self._intermediate()}{how}{counting}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _intermediate(self):
+        """The program before any pass; names of functions, which moves change, are numbers."""
+        from triton._C.libtriton import ir
+        from triton.compiler import make_backend
+
+        backend = make_backend(self.target)
+        options = backend.parse_options(dict(self.options))
+        context = ir.context()
+        ir.load_dialects(context)
+        backend.load_dialects(context)
+        functions = backend.get_codegen_implementation(options), backend.get_module_map()
+        module = self.source.make_ir(self.target, options, *functions, context)
+        numbers = {}
+        return re.sub(
+            r'@"[^"]*"|@[\w.$]+',
+            lambda name: f"@{numbers.setdefault(name[0], len(numbers))}",
+            module.str_nodebug(),
+        )
+
+
+def job(label, case, target):
+    """The job of a case. Pointers, sizes and strides are as they are for aligned tensors."""
     import triton
     import triton.language as tl
     from fastmlp.kernels.gpu import activations, launch
@@ -84,97 +132,49 @@ def compile_case(label, case, target):
         if name != "readout_partial_ptr":
             attributes[(index,)] = [["tt.divisibility", 16]]
     arch = ("hip", target, 64) if target.startswith("gfx") else ("cuda", int(target[3:]), 32)
-    compiled = triton.compile(
-        ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
-        target=GPUTarget(*arch),
-        options={"num_warps": config.warps},
-    )
     cols = constants.get("BLOCK_IN", config.cols)
-    return compiled, config.rows * cols, 32 * config.warps
+    return Job(
+        ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
+        GPUTarget(*arch),
+        {"num_warps": config.warps},
+        case.hot,
+        config.rows * cols / (32 * config.warps),
+    )
 
 
-def disassemble(cubin):
-    """Instructions in program order, and for each label the index of the one that follows it."""
+def version():
+    """The minor version of Triton, under which figures are kept."""
     import triton
 
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = _output(tools / "nvdisasm", "-c", "-ndf", file.name)
-        usage = _output(tools / "cuobjdump", "-res-usage", file.name)
-    instructions, labels = [], {}
-    for line in text.splitlines():
-        if match := re.match(r"\s*(\.L_\w+):", line):
-            labels[match[1]] = len(instructions)
-        elif match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;", line):
-            instructions.append(match[1])
-    return instructions, labels, int(re.search(r"REG:(\d+)", usage)[1])
+    return ".".join(triton.__version__.split(".")[:2])
 
 
-def _output(*command):
-    return subprocess.run(
-        list(map(str, command)), check=True, capture_output=True, text=True
-    ).stdout
+def measure(targets, kept, afresh=()):
+    """Figures by target and label, and which were measured; the others are the kept ones.
 
-
-def arithmetic(instruction):
-    """Operations of one instruction; sm_100 has forms for two values or operations at once."""
-    if not MATH.match(instruction):
-        return 0
-    return 2 if re.match(r"F(FMA|ADD|MUL)2|FMNMX3", instruction) else 1
-
-
-def innermost_loops(instructions, labels):
-    """(start, end) of every loop without a loop inside, in program order."""
-    loops = []
-    for end, instruction in enumerate(instructions):
-        match = re.search(r"^BRA.*`\((\.L_\w+)\)", instruction)
-        # a branch to itself is the padding after the program's end
-        if match and labels[match[1]] < end:
-            loops.append((labels[match[1]], end))
-    inner = [a for a in loops if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    return sorted(inner)
-
-
-def measure(label, case, target):
-    """Figures of one kernel, by name."""
-    compiled, tile, threads = compile_case(label, case, target)
-    if target.startswith("gfx"):
-        text = compiled.asm["amdgcn"]
-        vgpr, spills = (
-            int(re.search(rf"\.{name}:\s*(\d+)", text)[1])
-            for name in ("vgpr_count", "vgpr_spill_count")
-        )
-        return {"registers": vgpr, "spills": spills}
-    instructions, labels, registers = disassemble(compiled.asm["cubin"])
-    figures = {
-        "registers": registers,
-        "spills": sum(i.startswith(("LDL", "STL")) for i in instructions),
-        "fp64": sum(bool(FP64.match(i)) for i in instructions),
-    }
-    if case.hot is None:
-        return figures
-    elements = case.hot.tiles * tile / threads
-    loops = innermost_loops(instructions, labels)
-    for start, end in [(0, len(instructions) - 1)] if case.hot.whole else loops:
-        body = instructions[start : end + 1]
-        if sum(arithmetic(i) for i in body) >= case.hot.math * elements:
-            per_element = len(body) * case.hot.iterations / (elements * case.hot.per)
-            return {**figures, "per_element": round(per_element, 2)}
-    raise RuntimeError(f"no hot loop found in {label} for {target}: see the method above")
-
-
-def measure_all(targets):
-    """Figures by target and label."""
-    return {
-        target: {
-            label: measure(label, case, target)
-            for label, case in cases().items()
-            if "," not in label or case.everywhere or target == VARIANT_TARGET
-        }
-        for target in targets
-    }
+    Args:
+        targets: Names of targets.
+        kept: The figures that are kept for this version of Triton.
+        afresh: Labels of cases that are measured though their digest is the kept one.
+    """
+    results, measured = {}, []
+    for target in targets:
+        results[target] = {}
+        for label, case in cases().items():
+            if "," in label and not case.everywhere and target != VARIANT_TARGET:
+                continue
+            work = job(label, case, target)
+            row = kept.get(target, {}).get(label)
+            digest = work.digest()
+            if label in afresh or row is None or row["source"] != digest:
+                measured.append(f"{label} on {target}")
+                try:
+                    found = machine_code.figures(work.compiled(), work.hot, work.elements)
+                except Exception as error:
+                    raise RuntimeError(f"{label} on {target}: {error}") from error
+                row = {**found, "source": digest}
+            results[target][label] = row
+    return results, measured
 
 
 def table(results):
@@ -223,21 +223,36 @@ def worse(results, kept):
 def main(arguments=None):
     """Print the table; compare with the kept figures, or keep the new ones."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--target", choices=TARGETS, help="this one alone; default: all")
+    parser.add_argument("--target", choices=TARGETS, action="append", help="default: all")
+    parser.add_argument(
+        "--afresh", action="append", default=[], metavar="LABEL", help="compile it if unchanged too"
+    )
+    parser.add_argument("--all", action="store_true", help="compile all unchanged kernels too")
+    parser.add_argument("--triton", type=Path, metavar="DIR", help="use the Triton in this folder")
     parser.add_argument("--update", action="store_true", help=f"keep the figures in {FIGURES.name}")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args(arguments)
-    results = measure_all([options.target] if options.target else TARGETS)
+    if options.triton:
+        sys.path.insert(0, str(options.triton.resolve()))
+    unknown = set(options.afresh) - cases().keys()
+    if unknown:
+        parser.error(f"no case has the label {', '.join(sorted(unknown))}")
+    every = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
+    kept = every.get(version(), {})
+    afresh = cases() if options.all else options.afresh
+    results, measured = measure(options.target or TARGETS, kept, afresh)
     print(table(results))
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    kept = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
+        written = {"results": results, "measured": measured}
+        options.json.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
     print("\n" + roofline.table({**kept, **results}))
-    if options.update:
-        FIGURES.write_text(json.dumps({**kept, **results}, indent=1) + "\n", "utf-8")
-        return 0
+    print(f"\n{len(measured)} compiled with Triton {version()}, the others unchanged")
     problems = worse(results, kept)
     print("\n".join(problems) or "nothing is worse than the kept figures", file=sys.stderr)
+    if options.update:
+        every = dict(sorted({**every, version(): {**kept, **results}}.items()))
+        FIGURES.write_text(json.dumps(every, indent=1) + "\n", "utf-8")
+        return 0
     return 1 if problems else 0
 
 

@@ -200,14 +200,15 @@ def sine_sum_bwd_params_kernel(
     start = piece * piece_size
     stop = tl.minimum(start + piece_size, n)
     out_ptr = partial_ptr + piece * n_params
-    largest = store_piece_gradients(
-        dy_ptr, x_ptr, w_ptr, amplitude_ptr, phase_ptr, out_ptr, start, stop, first, n_waves,
-        WAVES, FACTOR, SCALE, TURNS, False, COMPUTE, BLOCK,
-    )  # fmt: skip
+    # before the sums: loaded after them it costs more registers, and Triton 3.6 spills
     frequency = tl.zeros((), COMPUTE)
     for i in tl.static_range(WAVES):
         kappa = load_scaled(w_ptr, first + i, first + i < n_waves, TURNS, COMPUTE)
         frequency = tl.maximum(frequency, tl.abs(kappa))
+    largest = store_piece_gradients(
+        dy_ptr, x_ptr, w_ptr, amplitude_ptr, phase_ptr, out_ptr, start, stop, first, n_waves,
+        WAVES, FACTOR, SCALE, TURNS, False, COMPUTE, BLOCK,
+    )  # fmt: skip
     if (frequency * largest < turns_limit(COMPUTE)) == 0:
         # the first sums are of no use and must be written before the right ones
         tl.debug_barrier()
