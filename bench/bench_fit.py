@@ -4,7 +4,8 @@ PyTorch comes as the usual loop over one model and, where there are several, as 
 at once; both are timed on a part and extrapolated, the others run whole. A provider is timed only
 after its losses have agreed with the plain loop's, over the part's first epoch, to 1e-3 relative.
 Then steps per second of `fit` by the number of models. JAX runs where its own backend is that of
-the device: `jax[cpu]`, the extra `bench`, on the CPU alone.
+the device: `jax[cpu]`, the extra `bench`, on the CPU alone. `merge.py` makes one file of those of
+single cases.
 """
 
 import argparse
@@ -28,6 +29,7 @@ LARGEST_DIFFERENCE = 1e-3
 PLAIN_SECONDS = 3.0
 COUNTS = (1, 4, 16, 64, 256, 1024, 4096, 10_000)
 COUNT_EPOCHS = 1000
+COUNTS_NAME = "SineSum(8), by the number of models"
 
 
 def sweep_data():
@@ -301,7 +303,7 @@ def measure_counts(rounds, device):
 
 def counts_table(records):
     """Steps per second by the number of models, as text."""
-    lines = ["\nSineSum(8), full batch of 60, AdamW: steps per second, all models together"]
+    lines = [f"\n{COUNTS_NAME}, full batch of 60, AdamW: steps per second, all models together"]
     lines += [f"  {r['models']:>6} models {r['steps_per_second']:>12.4g}" for r in records]
     return "\n".join(lines)
 
@@ -338,7 +340,10 @@ def main(argv=None):
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default 2)")
     parser.add_argument("--rounds", type=int, default=5, help="runs of every provider (default 5)")
-    parser.add_argument("--case", help="only cases whose name contains this")
+    parser.add_argument(
+        "--case", default="", metavar="TEXT",
+        help=f"only cases whose name contains this; the last is {COUNTS_NAME!r}",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -352,11 +357,11 @@ def main(argv=None):
     )
     records = []
     for name in CASES:
-        if options.case is None or options.case in name:
+        if options.case in name:
             records.append(measure(name, options.rounds, device))
             print(table(records[-1:]), flush=True)
     report = {"metadata": about, "results": records}
-    if options.case is None:
+    if options.case in COUNTS_NAME:
         report["steps_per_second"] = measure_counts(options.rounds, device)
         print(counts_table(report["steps_per_second"]))
     common.write_report(options.json, report)

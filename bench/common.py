@@ -377,5 +377,12 @@ def _cpu_model():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    first = lines[: lines.index("")] if "" in lines else lines
+    about = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first)
+    }
+    if "model name" not in about:
+        return platform.machine()
+    # a virtual machine may name a processor by its maker alone
+    family = [f"{key} {about[key]}" for key in ("cpu family", "model") if key in about]
+    return ", ".join([about["model name"], *family])

@@ -15,8 +15,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from cells import MODES, PEERS, TITLES
 from PIL import Image
-from report import MODES, PEERS, TITLES, times_by_case
+from report import times_by_case
 
 # Okabe and Ito's colours; markers too, for print in grey
 STYLES = {

@@ -1,35 +1,29 @@
-"""Write the tables of measured speed from a results file.
+"""Write the tables of measured speed into README.md and docs/performance.md.
 
-    python bench/report.py bench/results/FILE.json bench/results/FILE-fit.json
+    python bench/report.py
 
-Of what `run.py` wrote, the README gets the main cases, those of `--quick`, and all in which a peer
-is faster; the performance guide gets every case. Of what `bench_fit.py` wrote, the README gets all.
-A table lies between two marks; what is around them stays.
+Of every machine whose results lie in bench/results: a file of `run.py`, a file of `bench_fit.py`,
+a folder that `on_device.py` filled. Of what `run.py` and `on_device.py` wrote, the README gets the
+main cases and all in which a peer is faster; the performance guide gets every case. Of what
+`bench_fit.py` wrote, the README gets all. Tables lie between two marks; what is around them stays.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+import cells
+from cells import MODES, PEERS, TITLES
+from device import section
 from providers import BASELINE
 from run import SUITES
 
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "bench" / "results"
+
 MAIN = {(suite.op, case.name) for suite in SUITES.values() for case in suite.cases if case.quick}
 
-SPEED, TRAINING = "measured speed", "measured training"
-PEERS = {BASELINE: "PyTorch", "torch_compile": "torch.compile", "jax": "JAX"}
-TITLES = {
-    "additive_mlp": "AdditiveMLP",
-    "elementwise_mlp": "ElementwiseMLP",
-    "mlp": "MLP",
-    "sine_sum": "SineSum",
-}
-MODES = {
-    "inference": "inference",
-    "forward": "forward",
-    "forward_backward": "forward + backward",
-    "training_step": "training step with Adam",
-}
+SPEED, TRAINING, DEVICE = "measured speed", "measured training", "measured on a device"
 
 
 def times_by_case(results):
@@ -48,12 +42,7 @@ def _cell(times, provider):
         return "–"
     records = times[provider], times["fastmlp"]
     unsteady = any(record["high_us"] > 3 * record["low_us"] for record in records)
-    return _ratio(records[0]["median_us"] / records[1]["median_us"]) + "?" * unsteady
-
-
-def _ratio(ratio):
-    text = f"{ratio:.2g}×" if ratio < 10 else f"{ratio:.0f}×"
-    return text if ratio >= 1 else f"**{text}**"
+    return cells.ratio(records[0]["median_us"] / records[1]["median_us"]) + "?" * unsteady
 
 
 def _shown(key, by):
@@ -62,75 +51,97 @@ def _shown(key, by):
     return key[:2] in MAIN or any(by[peer]["median_us"] < ours for peer in by.keys() & PEERS.keys())
 
 
-def section(report, source, every=False):
-    """The text between the marks.
+SPEED_NOTE = (
+    "Each peer's time over fastmlp's, float32, medians of interleaved runs. Bold: the peer is "
+    "faster; a question mark: the middle 60 % of the times differ more than threefold. The floor "
+    "is the bytes that must move over the bandwidth measured in the same run, or the matrix "
+    "products over the rate of one, whichever takes longer. Adam is `fastmlp.optim.Adam` with "
+    "ours, `torch.optim.Adam` as it comes with PyTorch's."
+)
+TRAINING_NOTE = (
+    "Whole training runs with `fit` beside the usual PyTorch loop, `torch.func` (all models at "
+    "once by `vmap`) and a compiled JAX program (`jit` of `scan`, `vmap` over models; compiling "
+    "not counted). PyTorch's are timed on a part and extrapolated."
+)
+
+
+def _machine(about, source):
+    """The line above a machine's table."""
+    device = about["cpu"] if about["device"] == "cpu" else about["device"]
+    threads = f", {about['threads']} threads" if about["device"] == "cpu" else ""
+    version = f"torch {about['torch']}, {about['date'][:10]}"
+    return f"**{device}**{threads}; {version}; `{source}`"
+
+
+def speed_table(report, source, every=False):
+    """One machine's part of a section.
 
     Args:
         report: What `run.py` wrote.
         source: Path of the file, for the reader.
         every: Whether to show all cases.
     """
-    about = report["metadata"]
     times = {
         key: by
         for key, by in times_by_case(report["results"]).items()
         if {BASELINE, "fastmlp"} <= by.keys() and key[2] != "forward" and (every or _shown(key, by))
     }
     peers = [name for name in PEERS if any(name in by for by in times.values())]
-    device = about["cpu"] if about["device"] == "cpu" else about["device"]
-    where = f"{device}, {about['threads']} threads" if about["device"] == "cpu" else device
-    lines = [
-        f"Each peer's time over fastmlp's, float32, medians of interleaved runs ({where}; "
-        f"torch {about['torch']}, {about['date'][:10]}; `{source}`). Bold: the peer is faster; "
-        "a question mark: the middle 60 % of the times differ more than threefold. "
-        "The floor is the bytes that must move over the bandwidth measured in the same run, or the "
-        "matrix products over the rate of one, whichever takes longer. Adam "
-        "is `fastmlp.optim.Adam` with ours, `torch.optim.Adam` as it comes with PyTorch's.",
-        "",
-        f"| case | fastmlp | × floor | {' | '.join(PEERS[name] for name in peers)} |",
-        f"|---|---:|---:|{'---:|' * len(peers)}",
-    ]
+    rows = []
     for (op, case, mode, graph), by in times.items():
         ours = by["fastmlp"]
         name = f"{TITLES[op]} {case}, {MODES[mode]}{', CUDA graph' if graph else ''}"
-        cells = [_duration(ours["median_us"]), f"{ours['median_us'] / ours['floor_us']:.1f}"]
-        cells += [_cell(by, peer) for peer in peers]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        row = [cells.duration(ours["median_us"]), f"{ours['median_us'] / ours['floor_us']:.1f}"]
+        rows.append([name, *row, *(_cell(by, peer) for peer in peers)])
+    columns = ["case", "fastmlp", "× floor", *(PEERS[name] for name in peers)]
+    return f"{_machine(report['metadata'], source)}\n\n{cells.table(columns, rows)}"
 
 
-def training_section(report, source):
-    """The text between the marks, of whole training runs: as :func:`section`."""
-    about = report["metadata"]
-    lines = [
-        "Whole training runs with `fit` beside the usual PyTorch loop, `torch.func` (all models at "
-        "once by `vmap`) and a compiled JAX program (`jit` of `scan`, `vmap` over models; "
-        f"compiling not counted): `{source}`. PyTorch's are timed on a part and extrapolated.",
-        "",
-        f"| {about['date'][:10]}, as above | fastmlp | a step of a model | PyTorch "
-        "| torch.func | JAX |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+def training_table(report, source):
+    """One machine's part of the section on whole training runs: as :func:`speed_table`."""
+    rows = []
     for record in report["results"]:
         ours = record["fastmlp"]
-        cells = [_duration(ours["median_seconds"] * 1e6), _duration(ours["us_per_step"])]
+        row = [cells.duration(ours["median_seconds"] * 1e6), cells.duration(ours["us_per_step"])]
         for peer in ("torch", "vmap", "jax"):
             if isinstance(record.get(peer), dict):
-                cells.append(_ratio(record[peer]["median_seconds"] / ours["median_seconds"]))
+                row.append(cells.ratio(record[peer]["median_seconds"] / ours["median_seconds"]))
             else:
-                cells.append("–")
-        lines.append(f"| {record['case']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+                row.append("–")
+        rows.append([record["case"], *row])
+    columns = ["run", "fastmlp", "a step of a model", "PyTorch", "torch.func", "JAX"]
+    return f"{_machine(report['metadata'], source)}\n\n{cells.table(columns, rows)}"
 
 
-def _duration(us):
-    for unit, size in (("s", 1e6), ("ms", 1e3)):
-        if us >= size:
-            return f"{us / size:.3g} {unit}"
-    return f"{us:.3g} µs"
+def sections(results=RESULTS):
+    """The new text of every section: dictionaries from its marks, of the README and the guide."""
+    speed, speed_of_all, training, devices, devices_in_full = [], [], [], [], []
+    for path in sorted(results.iterdir()):
+        source = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+        if path.is_dir():
+            devices.append(section.section(path, source))
+            devices_in_full.append(section.section(path, source, every=True))
+            continue
+        report = json.loads(path.read_text("utf-8"))
+        if all("mode" in record for record in report["results"]):
+            speed.append(speed_table(report, source))
+            speed_of_all.append(speed_table(report, source, every=True))
+        else:
+            training.append(training_table(report, source))
+    return (
+        {
+            SPEED: "\n\n".join([SPEED_NOTE, *speed]),
+            TRAINING: "\n\n".join([TRAINING_NOTE, *training]),
+            DEVICE: section.joined(devices),
+        },
+        {
+            SPEED: "\n\n".join([SPEED_NOTE, *speed_of_all]),
+            DEVICE: section.joined(devices_in_full),
+        },
+    )
 
 
-def rewrite(text, new, what=SPEED):
+def rewrite(text, new, what):
     """A file's text with a new section between the marks."""
     begin, end = f"<!-- {what}: bench/report.py writes this -->", f"<!-- end of {what} -->"
     before, _, rest = text.partition(begin)
@@ -146,23 +157,18 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "results", type=Path, nargs="+", help="what run.py --json or bench_fit.py --json wrote"
+        "results", type=Path, nargs="?", default=RESULTS, help="folder (default bench/results)"
     )
-    for name, default in (("--readme", "README.md"), ("--guide", "docs/performance.md")):
-        text = f"file to rewrite (default {default})"
-        parser.add_argument(name, type=Path, default=Path(default), metavar="FILE", help=text)
+    paths = ROOT / "README.md", ROOT / "docs" / "performance.md"
+    for name, default in zip(("--readme", "--guide"), paths, strict=True):
+        text = f"file to rewrite (default {default.relative_to(ROOT)})"
+        parser.add_argument(name, type=Path, default=default, metavar="FILE", help=text)
     options = parser.parse_args(argv)
-    for results in options.results:
-        report, source = json.loads(results.read_text("utf-8")), results.as_posix()
-        if "steps_per_second" in report:
-            sections = [(options.readme, TRAINING, training_section(report, source))]
-        else:
-            sections = [
-                (path, SPEED, section(report, source, every))
-                for path, every in ((options.readme, False), (options.guide, True))
-            ]
-        for path, what, new in sections:
-            path.write_text(rewrite(path.read_text("utf-8"), new, what), "utf-8")
+    for path, new in zip((options.readme, options.guide), sections(options.results), strict=True):
+        text = path.read_text("utf-8")
+        for what, tables in new.items():
+            text = rewrite(text, tables, what)
+        path.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ Energy of a call is reported where the device counts it.
     python bench/run.py --quick          the main cases, under three minutes on two cores
     python bench/run.py sine_sum --json sine.json --providers torch,jax,fastmlp
     python bench/run.py --quick --compare bench/results/FILE.json
+
+Where ten minutes in one go are too many, each suite, or `--case`, makes a file of its own, and
+`merge.py` one of them all.
 """
 
 import argparse
@@ -116,8 +119,12 @@ def measure(suite, case, mode, steps, errors, device, about, seconds):
     return records
 
 
-def run(suites, names, device, *, quick=False, seconds=4.0, say=print):
-    """Measure the suites; return ``{"metadata": …, "results": […]}``."""
+def run(suites, names, device, *, quick=False, part="", seconds=4.0, say=print):
+    """Measure the suites, or the cases that have ``part`` in their names.
+
+    Returns:
+        ``{"metadata": …, "results": […]}``.
+    """
     began = time.perf_counter()
     about = common.metadata(device)  # first: its load is that of others
     bandwidth = about["bandwidth_gb_per_s"] = common.measure_bandwidth(device)
@@ -141,6 +148,7 @@ def run(suites, names, device, *, quick=False, seconds=4.0, say=print):
                 mode
                 for mode in case.modes
                 if (suite.op, case.name, mode) not in measured
+                and part in case.name
                 and not (quick and (mode == "forward" or not case.quick))
             ]
             if not modes:
@@ -201,6 +209,7 @@ def parse(argv):
     add = parser.add_argument
     add("suites", nargs="*", metavar="suite", help=f"of {', '.join(SUITES)} (default: all)")
     add("--quick", action="store_true", help="the main cases only, fewer rounds")
+    add("--case", default="", metavar="TEXT", help="only cases whose name contains this")
     add("--device", default="cpu", help="cpu or cuda (default cpu)")
     add("--threads", type=int, default=2, help="CPU threads of every provider (default 2)")
     add(
@@ -239,6 +248,7 @@ def main(argv=None):
         options.providers.split(","),
         torch.device(options.device),
         quick=options.quick,
+        part=options.case,
         seconds=2.0 if options.quick else 4.0,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )

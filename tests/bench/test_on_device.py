@@ -45,7 +45,14 @@ def gone(pid):
     return False
 
 
-def test_a_dry_run_fills_every_file_within_its_seconds(tmp_path):
+def as_if_measured(folder):
+    """Turn the files of a dry run into those of a device, in form."""
+    for path in folder.glob("*.json"):
+        text = path.read_text("utf-8").replace('"dry": true', '"dry": false')
+        path.write_text(text.replace('"dry_us"', '"graph_us"'), "utf-8")
+
+
+def test_a_dry_run_fills_every_file_within_its_seconds(bench, tmp_path):
     # most of these seconds are for a machine that does something else beside
     out, began, seconds = tmp_path / "new" / "results", time.monotonic(), 240
     script = [sys.executable, str(BENCH / "on_device.py")]
@@ -71,6 +78,15 @@ def test_a_dry_run_fills_every_file_within_its_seconds(tmp_path):
     assert "missed" not in summary
     assert "2 passed, 0 failed" in (out / "tests.txt").read_text("utf-8")
     assert summary in done.stdout
+
+    section = bench("device.section").section
+    with pytest.raises(ValueError, match="is of a dry run"):
+        section(out, "out")
+    as_if_measured(out)
+    tables = section(out, "out", every=True)
+    for row in ("AdditiveMLP [90k, 64], H = 14, inference", "SineSum(2) × 2, batch 30"):
+        assert f"| {row}" in tables
+    assert "failed |" not in tables
 
 
 def without_workers():
