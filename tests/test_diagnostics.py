@@ -130,6 +130,7 @@ def test_the_parts_add_up(places, draw):
     # one sum of three numbers in float64
     assert report.train_mse == pytest.approx(total, rel=1e-12)
     if places[0] == 0 and 1 not in places:
+        # the difference of two such sums
         assert report.shift == pytest.approx(0, abs=1e-12 * report.eval_mse)
 
 

@@ -88,6 +88,7 @@ def test_conversion_of_a_module(convert, module, x):
     y = converted(x.to(dtype))
     assert y.dtype == dtype
     eps = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    # weights and sums rounded to the dtype, of outputs near 1
     torch.testing.assert_close(y.double(), module(x).double(), rtol=0, atol=64 * eps)
 
 

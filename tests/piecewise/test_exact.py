@@ -110,6 +110,7 @@ def judge(net):
     intercepts = table.intercepts.reshape(len(table), -1).tolist()
     size = 1 + max(abs(float(q)) for *_, lines in exact for _, q in lines)
     for segment, p, q in zip(exact, slopes, intercepts, strict=True):
+        # lines of up to three layers of sums, and intercepts at 0 from a place as far as `size`
         assert p == pytest.approx([float(p) for p, _ in segment[2]], rel=1e-10, abs=1e-11)
         assert q == pytest.approx([float(q) for _, q in segment[2]], rel=1e-10, abs=1e-11 * size)
     return len(table)

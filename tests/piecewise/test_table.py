@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from closeness import assert_same_number
 from torch import nn
 
 import fastmlp
@@ -92,6 +93,7 @@ def test_modules_are_known(name, draw):
         given = given if elementwise else given.unsqueeze(-1)
         with torch.no_grad():
             wanted = net(given)
+        # as above
         torch.testing.assert_close(frozen(given), wanted, rtol=1e-12, atol=1e-12)
 
 
@@ -101,7 +103,7 @@ def test_float32_and_gradients(draw):
     x = draw(50).requires_grad_()
     (exact,) = torch.autograd.grad(net(x.unsqueeze(1)).sum(), x)
     (ours,) = torch.autograd.grad(table(x).sum(), x)
-    torch.testing.assert_close(ours, exact, rtol=1e-12, atol=1e-13)
+    assert_same_number(ours, exact)
     y = table(x.float())
     assert y.dtype == torch.float32
     # one rounding to float32
@@ -239,7 +241,8 @@ def test_segments_tile_the_interval(draw):
     assert all(a.hi == b.lo for a, b in itertools.pairwise(segments))
     for s in segments:
         middle = torch.tensor(0.5 * (s.lo + s.hi), dtype=torch.float64)
-        assert float(table(middle)) == pytest.approx(s.intercept + s.slope * float(middle))
+        line = s.intercept + s.slope * float(middle)
+        assert_same_number(table(middle), line, terms=abs(s.intercept) + abs(s.slope * middle))
 
 
 def test_dead_units(draw):
@@ -260,10 +263,12 @@ def test_dead_units(draw):
 def test_error_floor():
     # exact for a parabola: 15 pieces on [-5, 8] leave h⁴/180
     floor = piecewise.error_floor(torch.square, -5, 8, 15)
+    # as many digits as the number is given with
     assert 64 * floor**2 / 13 == pytest.approx(0.20059, abs=1e-5)
     # ∫ |exp|^(2/5) in closed form
     integral = 2.5 * (math.exp(0.4 * 5) - math.exp(-0.4 * 5))
     wanted = integral**2.5 / math.sqrt(720) / 100
+    # the accuracy to which the integral is refined
     assert piecewise.error_floor(torch.exp, -5, 5, 10) == pytest.approx(wanted, rel=1e-9)
     assert piecewise.error_floor(lambda x: 2 * x + 8, -1, 1, 3) == 0
     with pytest.raises(ValueError, match="does not converge"):

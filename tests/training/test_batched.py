@@ -80,6 +80,7 @@ def test_sines_to_the_end(solver, device):
     nets, x, y = two_sines()
     settings = LevenbergMarquardt(solver=solver)
     ours, theirs = both(nets, x, y, settings, device, max_steps=15)
+    # the squares of an ulp at each of the points
     assert ours.final[0] < 1e-28
     assert ours.stopped[0] in ("zero", "ftol", "xtol", "no_descent")
     # how rounding ends a run is anybody's

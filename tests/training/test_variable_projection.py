@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from closeness import assert_same_number, assert_sse_of
 from torch import nn
 from torch.func import functional_call, jacrev
 
@@ -15,7 +16,8 @@ from fastmlp.training import tiles
 from fastmlp.training.describe import describe, n_readout
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, load, train
 
-TOLERANCE = 1e-10  # ε times the condition number of normal equations, below 1e6 here
+TOLERANCE = 1e-10
+"""ε times the condition number of normal equations, below 1e5 here, and some roundings."""
 
 
 def tanh_net(n_out=1):
@@ -99,9 +101,9 @@ def test_kaufmans_jacobian_is_golub_and_pereyras_but_for_a_term_in_the_span(prob
     whole = jacrev(problem.residual)(alpha)
     q = torch.linalg.qr(problem.design(alpha)).Q
     ours, _ = problem.kaufman(alpha)
-    assert torch.allclose(whole - q @ (q.T @ whole), ours, atol=TOLERANCE)
+    assert torch.allclose(whole - q @ (q.T @ whole), ours, rtol=0, atol=TOLERANCE)
     residual = problem.residual(alpha)
-    assert torch.allclose(whole.T @ residual, ours.T @ residual, atol=TOLERANCE)
+    assert torch.allclose(whole.T @ residual, ours.T @ residual, rtol=0, atol=TOLERANCE)
 
 
 VANISHING = 1e-20
@@ -114,7 +116,7 @@ def test_gradient_is_that_of_the_projected_problem(problem):
     settings = LevenbergMarquardt(variable_projection=True, damping=VANISHING)
     outcome = train([problem.model], problem.x, problem.y, settings, max_steps=1)
     assert outcome.gradient_norm[0, 0].item() == pytest.approx(wanted.norm().item(), rel=TOLERANCE)
-    assert outcome.sse[0, 0].item() == pytest.approx(exact, rel=1e-10)
+    assert_same_number(outcome.sse[0, 0], exact)
 
 
 @pytest.mark.parametrize("solver", ["cholesky", "qr"])
@@ -138,17 +140,19 @@ def test_step_is_the_damped_one_of_kaufmans_jacobian_with_a_damped_projection(pr
     settings = LevenbergMarquardt(variable_projection=True, solver=solver, damping=damping)
     outcome = train([problem.model], problem.x, problem.y, settings, max_steps=1)
     assert outcome.steps == [1]
-    assert torch.allclose(outcome.parameters[0], wanted, rtol=1e-8, atol=1e-8)
+    # a damping of 3 leaves condition numbers of a few
+    assert_same_number(outcome.parameters[0], wanted)
     for sse, theta in zip(outcome.sse[0], ((alpha, beta), (moved, moved_beta)), strict=True):
         exact = (problem.outputs(torch.cat(theta)) - problem.y.reshape(-1)).square().sum().item()
-        assert sse.item() == pytest.approx(exact, rel=1e-10)
+        assert_same_number(sse, exact)
 
 
 def test_damped_projection_without_damping_is_the_projection(problem):
     alpha = start(problem)
     scale = problem.design(alpha).norm(dim=0)
     ridge = problem.ridge(alpha, torch.ones(problem.n, dtype=torch.float64), VANISHING, scale)
-    assert torch.allclose(ridge, problem.readout(alpha), rtol=1e-8, atol=1e-8)
+    condition = torch.linalg.cond(problem.design(alpha)).square()
+    assert_same_number(ridge, problem.readout(alpha), condition=condition)
 
 
 def test_without_damping_the_first_readout_does_not_matter(problem):
@@ -162,6 +166,7 @@ def test_without_damping_the_first_readout_does_not_matter(problem):
         outcomes.append(train([model], problem.x, problem.y, settings, max_steps=1))
     for name in ("sse", "gradient_norm"):
         ours, theirs = (getattr(outcome, name)[0, 0] for outcome in outcomes)
+        # two read-outs, each right to ε times the condition number of normal equations
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=0)
 
 
@@ -183,8 +188,7 @@ def test_loss_is_that_of_the_module_and_never_rises(problem):
     outcome = train([problem.model], problem.x, problem.y, settings, max_steps=20)
     losses = outcome.sse[0, : outcome.steps[0] + 1]
     assert (losses.diff() < 0).all()
-    now = (problem.model(problem.x) - problem.y).square().sum().item()
-    assert losses[-1].item() == pytest.approx(now, rel=1e-9)
+    assert_sse_of(losses[-1], problem.model(problem.x), problem.y)
 
 
 X = torch.linspace(-1, 1, 200, dtype=torch.float64)
@@ -248,9 +252,11 @@ def test_zero_residual_is_reached_to_rounding_in_fewer_steps(draw):
         truth[0].weight.copy_(torch.tensor([[0.4, 0.9], [-1.2, 0.3], [0.8, -1.0], [1.3, 0.5]]))
     y = truth(x).detach()
     plain, ours = both_ways(tanh_net, x, y)
+    # relative residuals of 1e-14, some fifty ulps
     assert ours.final.min() <= 1e-28 * y.square().sum()
     steps = []
     for outcome in (plain, ours):
+        # between any other minimum and rounding: steps are counted, not errors
         reached = outcome.sse <= 1e-20 * y.square().sum()
         found = reached.any(1)
         assert found.any()
@@ -279,6 +285,7 @@ def test_more_readout_than_rows(draw):
     settings = LevenbergMarquardt(variable_projection=True, damping=1e-8)
     with pytest.warns(UserWarning, match="least norm"):
         outcome = train([net], x, y, settings, max_steps=5)
+    # five rows are met, to what the damping left of them in five steps
     assert outcome.final[0] < 1e-12
     assert outcome.parameters.isfinite().all()
 
@@ -296,8 +303,10 @@ def test_segments_give_what_rows_give(monkeypatch, draw, weighted):
         net = copy.deepcopy(first)
         outcomes.append(train([net], x, y, settings, max_steps=1, sample_weight=weight))
     segments, rows = outcomes
-    assert torch.allclose(segments.sse[:, 0], rows.sse[:, 0], rtol=1e-8)
-    assert torch.allclose(segments.gradient_norm[:, 0], rows.gradient_norm[:, 0], rtol=1e-6)
+    # differences of prefix sums lose thousands of ulps of the whole; the gradient sees them through
+    # a read-out of 71 columns, many of them nearly dependent
+    assert torch.allclose(segments.sse[:, 0], rows.sse[:, 0], rtol=1e-8, atol=0)
+    assert torch.allclose(segments.gradient_norm[:, 0], rows.gradient_norm[:, 0], rtol=1e-6, atol=0)
 
 
 def test_same_bits_for_any_number_of_threads_models_and_slices(monkeypatch, draw):
