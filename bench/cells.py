@@ -8,6 +8,7 @@ TITLES = {
     "elementwise_mlp": "ElementwiseMLP",
     "mlp": "MLP",
     "sine_sum": "SineSum",
+    "piecewise_linear": "piecewise_linear",
 }
 MODES = {
     "inference": "inference",

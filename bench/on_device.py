@@ -26,6 +26,7 @@ a package that all needs, or where a file could not be written.
 import argparse
 import contextlib
 import importlib.util
+import os
 import signal
 import subprocess
 import sys
@@ -60,6 +61,16 @@ def say(line):
 def missing_packages():
     """What has to be there and is not."""
     return [name for name in machine.REQUIRED if importlib.util.find_spec(name) is None]
+
+
+def prepare(seconds):
+    """See to it that the steps import this checkout, installed or not; why it is not."""
+    message = install(seconds)
+    if message is not None:
+        path = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([path] if path else [])])
+        message += "; the steps import it from where it is"
+    return message
 
 
 def install(seconds):
@@ -133,7 +144,7 @@ def main(argv=None, steps=STEPS):
     try:
         if missing := missing_packages():
             driver.no_device = f"missing here: {', '.join(missing)}"
-        elif message := install(options.seconds / 4):
+        elif message := prepare(options.seconds / 4):
             say(message)
             files.add("machine.json", {"install": message})
         if not options.dry:

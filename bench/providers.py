@@ -23,6 +23,11 @@ def provider(name):
     return register
 
 
+def _like(plain):
+    """A tensor of the device and dtype of a module, which may have no parameters."""
+    return next(iter(plain.state_dict().values()))
+
+
 @provider(BASELINE)
 def _torch(suite, case, plain):
     return copy.deepcopy(plain)
@@ -42,7 +47,7 @@ def _max_autotune(suite, case, plain):
 
 @provider("jax")
 def _jax(suite, case, plain):
-    if next(plain.parameters()).device.type != "cpu":
+    if _like(plain).device.type != "cpu":
         raise ValueError("the JAX programs are timed on the CPU only")
     from peers import jax_ops
 
@@ -51,7 +56,7 @@ def _jax(suite, case, plain):
 
 @provider("fastmlp")
 def _fastmlp(suite, case, plain):
-    like = next(plain.parameters())
+    like = _like(plain)
     module = suite.fused(case).to(like.device, like.dtype)
     module.load_state_dict(plain.state_dict())
     return module

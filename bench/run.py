@@ -28,6 +28,7 @@ import bench_additive_mlp
 import bench_curves
 import bench_elementwise_mlp
 import bench_mlp
+import bench_piecewise_linear
 import bench_sine_sum
 import common
 import torch
@@ -41,6 +42,7 @@ SUITES = {
         bench_elementwise_mlp.SUITE,
         bench_mlp.SUITE,
         bench_sine_sum.SUITE,
+        bench_piecewise_linear.SUITE,
         bench_curves.BATCH,
         bench_curves.WIDTH,
     )

@@ -283,6 +283,27 @@ def sine_sum_terms(dy, x, w, amplitude, phase, scale, reduction):
     return terms
 
 
+def piecewise_linear_terms(dy, x, breakpoints, anchors, values, slopes):
+    """Sizes of the summed terms of the op `piecewise_linear`, by name; all float64.
+
+    Returns:
+        Dictionary with ``"y"``, ``"x"``, ``"values"`` and ``"slopes"``.
+    """
+    segment = torch.searchsorted(breakpoints, x.contiguous())
+    distance = (x.abs() + anchors[segment].abs()).unsqueeze(-1)
+    v, p = (t.abs().reshape(len(anchors), -1) for t in (values, slopes))
+    g = dy.abs().reshape(*x.shape, v.shape[1])
+    rows, flat = segment.reshape(-1), g.reshape(-1, g.shape[-1])
+    sums = torch.zeros_like(v).index_add(0, rows, flat)
+    sums_x = torch.zeros_like(v).index_add(0, rows, (g * distance).reshape(flat.shape))
+    return {
+        "y": (v[segment] + p[segment] * distance).reshape(dy.shape),
+        "x": (g * p[segment]).sum(-1),
+        "values": sums.reshape(values.shape),
+        "slopes": sums_x.reshape(slopes.shape),
+    }
+
+
 PIECEWISE_LINEAR = ("relu", "leaky_relu", "identity")
 
 

@@ -55,6 +55,10 @@ CASES = (
         quick=True,
     ),
     _case("sine_sum", "[1M], W = 64", (1_000_000,), (50,), COMPILED, {"width": 64}, quick=True),
+    _case(
+        "piecewise_linear", "[64M] + dx, 256 segments", (64_000_000,), (50,), x_grad=True,
+        settings={"hidden_features": 255}, quick=True,
+    ),
     _case("mlp", ROWS_BF16, (1_000_000, 64), (5, 64), PLAIN, NET, dtype="bfloat16"),
     _case("mlp", ROWS, (1_000_000, 64), (5, 64), PLAIN, NET),
     _case("mlp", f"{ROWS}, tf32", (1_000_000, 64), (5, 64), PLAIN, NET, precision="high"),

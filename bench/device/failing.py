@@ -52,6 +52,8 @@ class Watch:
 def arguments(alone=False):
     """How pytest is called, by what is installed; and how many processes it has."""
     options = ["-q", "--tb=short", "-p", "no:cacheprovider", "--rootdir", str(ROOT)]
+    # a file that cannot be imported is one failure, not the end of all
+    options += ["--continue-on-collection-errors"]
     workers = 0
     if alone or importlib.util.find_spec("xdist") is None:
         options += ["-p", "no:xdist"] if importlib.util.find_spec("xdist") else []

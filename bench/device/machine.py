@@ -1,9 +1,14 @@
 """Which machine this is: card, driver, versions, clocks."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
 import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("bench", "fastmlp", "kernels", "tests")
 
 CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "utilization.gpu")
 CARD = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.mem", "power.limit")
@@ -39,6 +44,14 @@ def versions():
     return found
 
 
+def digest_of_sources():
+    """What a bare copy, which has no commit, is of: equal for equal files of Python."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
 def basics():
     """What is known without importing anything."""
     return {
@@ -46,6 +59,7 @@ def basics():
         "os": platform.platform(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
+        "sources": digest_of_sources(),
     }
 
 

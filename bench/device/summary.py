@@ -66,7 +66,8 @@ def _head(files, dry):
         f"Device: {about.get('device', 'not known')}. {versions}. {about.get('os', '')}, "
         f"{about.get('cores')} cores, load {_cell(about.get('load'))} at the start.",
         "",
-        f"Commit {about.get('metadata', {}).get('commit', 'not known')}, "
+        f"Commit {about.get('metadata', {}).get('commit', 'not known')}, sources "
+        f"{about.get('sources', 'not known')}, "
         f"{about.get('metadata', {}).get('date', '')}. "
         + " ".join(
             f"{key.replace('_', ' ')}: {about[key]}." for key in sorted(about) if "clocks_" in key

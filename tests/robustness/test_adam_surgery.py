@@ -10,6 +10,9 @@ import pickle
 import pytest
 import torch
 from closeness import ULPS_OF_SCALE, assert_as_good_as_torch
+
+pytest.importorskip("hypothesis")
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

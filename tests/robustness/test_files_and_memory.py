@@ -8,6 +8,9 @@ import sys
 
 import pytest
 import torch
+
+pytest.importorskip("hypothesis")
+
 from hypothesis import example, given
 from hypothesis import strategies as st
 

@@ -19,9 +19,12 @@ from closeness import (
 )
 from conftest import LAYOUTS
 from dense_cases import DenseContract, dense_terms
+from op_contract import DTYPES, OpContract, away_from_kinks
+
+pytest.importorskip("hypothesis")
+
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from op_contract import DTYPES, OpContract, away_from_kinks
 
 from fastmlp import reference
 
