@@ -42,7 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # most telling first
 STEPS = (
     Step("machine", "device.machine", 2, "card, driver, versions", 2),
-    Step("self-test", "device.self_test", 6, "every op on the device against float64", 8),
+    Step("self-test", "device.self_test", 10, "every op on the device against float64", 8),
     Step("tests", "device.failing", 42, "tests that touch the device, side by side", 8),
     Step("ops", "device.ops", 30, "kernel and eager time of every op beside its peers; floors", 16),
     Step("alone", "device.alone", 12, "failing tests again, one at a time", 2),
