@@ -7,7 +7,8 @@ class Storage:
     """One storage, as the tensors that lie in it share it out.
 
     A part is as large as the smallest element of those tensors. Per part are kept, once somebody
-    has touched it, stamps and tiles as :mod:`.races` defines them, 0 where nobody has.
+    has touched it, stamps and tiles as :mod:`.races` defines them, 0 where nobody has. Most
+    storages are only read: as long as that is so, ``reads`` tells by whom, and nobody looks at it.
     """
 
     STAMPS = ("writer", "writer_tile", "reader", "reader_tile", "other_reader", "atomic")
@@ -17,6 +18,7 @@ class Storage:
         self.size = storage.nbytes()
         self.names = [name]
         self.part = element_size
+        self.changed, self.reads = False, []
 
     def add(self, name, element_size):
         """Another argument in the same storage."""
@@ -32,7 +34,7 @@ class Storage:
         return self.start <= first and last <= self.start + self.size
 
     def __getattr__(self, name):
-        # most storages are only read: no memory for what nobody does
+        # no memory for what nobody does
         if name not in self.STAMPS:
             raise AttributeError(name)
         setattr(self, name, np.zeros(-(-self.size // self.part), np.int64))

@@ -32,16 +32,16 @@ class Program:
     """A running program: its stamp, and the times of the others that it knows."""
 
     def __init__(self, number, n_programs, told):
-        self.number, self.time = number, 1
+        self.number, self.stamp = number, number << 32 | 1
         self.known = np.zeros(n_programs + 1, np.int64)
         self.told = told
 
     @property
-    def stamp(self):
-        return self.number << 32 | self.time
+    def time(self):
+        return self.stamp & TIME
 
     def barrier(self):
-        self.time += 1
+        self.stamp += 1
 
     def release(self, address):
         message = self.told.get(address)
@@ -53,6 +53,36 @@ class Program:
         if address in self.told:
             self.known = np.maximum(self.known, self.told[address])
         self.barrier()
+
+    def scalar(self, kind, storage, k):
+        """Note a load or store of the one part ``k``, where that is all there is to do.
+
+        Where another program, or this one since its last barrier, has been there before,
+        :meth:`access` has to look; nothing is noted then.
+
+        Returns:
+            Whether it is noted.
+        """
+        before = ("writer", "atomic") if kind == LOAD else ("writer", "atomic", "reader")
+        if not all(self._knows(storage, name, k) for name in before):
+            return False
+        if kind == STORE:
+            storage.writer[k], storage.writer_tile[k] = self.stamp, ALL_THREADS
+            return True
+        reader = storage.reader.item(k)
+        if reader >> 32 not in (0, self.number):
+            storage.other_reader[k] = reader
+        storage.reader[k], storage.reader_tile[k] = self.stamp, ALL_THREADS
+        return True
+
+    def _knows(self, storage, name, k):
+        """Whether nobody, or this program before its last barrier alone, has touched a part so."""
+        if not storage.touched(name):
+            return True
+        stamp = getattr(storage, name).item(k)
+        if name == "reader" and storage.other_reader.item(k):
+            return False
+        return stamp == 0 or (stamp >> 32 == self.number and stamp != self.stamp)
 
     def access(self, kind, storage, k, tile):
         """Note an access to the parts ``k``; yield what is wrong: text, where, whose stamps."""
@@ -81,7 +111,7 @@ class Program:
                 apart &= stamps == self.stamp
                 yield "store after a load, no barrier between", apart, stamps
         if kind == LOAD:
-            self._read(storage, k, tile)
+            note_read(storage, self.stamp, k, tile)
         elif kind == STORE:
             if k.size > 1 and (counts := np.bincount(k - k.min())).max() > 1:
                 twice = counts[k - k.min()] > 1
@@ -95,12 +125,32 @@ class Program:
         racing = (programs != self.number) & (stamps & TIME >= self.known[programs])
         yield what, racing & (stamps != 0), stamps
 
-    def _read(self, storage, k, tile):
-        before = storage.reader[k]
-        if before.any():
-            again = before == self.stamp
-            tile = np.where(again & (storage.reader_tile[k] != tile), ALL_THREADS, tile)
-            foreign = (before >> 32 != self.number) & (before != 0)
-            if foreign.any():
-                storage.other_reader[k[foreign]] = before[foreign]
-        storage.reader[k], storage.reader_tile[k] = self.stamp, tile
+
+MANY = 1000
+"""Reads that a storage keeps before they are noted."""
+
+
+def read_later(storage, stamp, addresses, pointers, size):
+    """Note a read of what nobody has changed; it matters once somebody does."""
+    storage.reads.append((stamp, addresses, pointers, size))
+    if len(storage.reads) > MANY:
+        note_reads(storage)
+
+
+def note_reads(storage):
+    """Note the reads that were kept for later."""
+    for stamp, addresses, pointers, size in storage.reads:
+        note_read(storage, stamp, storage.parts(addresses, size), tile_of(pointers))
+    storage.reads.clear()
+
+
+def note_read(storage, stamp, k, tile):
+    """The parts ``k`` were read at a time of a program."""
+    before = storage.reader[k]
+    if before.any():
+        again = before == stamp
+        tile = np.where(again & (storage.reader_tile[k] != tile), ALL_THREADS, tile)
+        foreign = (before >> 32 != stamp >> 32) & (before != 0)
+        if foreign.any():
+            storage.other_reader[k[foreign]] = before[foreign]
+    storage.reader[k], storage.reader_tile[k] = stamp, tile

@@ -76,6 +76,19 @@ def scalar_kernel(y_ptr, BARRIER: tl.constexpr):
 
 
 @triton.jit
+def scalar_of_another_kernel(y_ptr, z_ptr, AWAY: tl.constexpr, LATER: tl.constexpr):
+    program = tl.program_id(0)
+    other = (program + AWAY) % tl.num_programs(0)
+    if LATER:
+        tl.store(z_ptr + program, tl.load(y_ptr + other))
+        tl.debug_barrier()
+    tl.store(y_ptr + program, 1.0)
+    tl.debug_barrier()
+    if not LATER:
+        tl.store(z_ptr + program, tl.load(y_ptr + other))
+
+
+@triton.jit
 def last_sums_kernel(
     pieces_ptr, counter_ptr, y_ptr, SEM: tl.constexpr, SCOPE: tl.constexpr, BARRIER: tl.constexpr,
     PROGRAMS: tl.constexpr, BLOCK: tl.constexpr,
@@ -169,7 +182,11 @@ def test_a_missing_barrier_before_a_load():
     assert "load after a store, no barrier between: argument y_ptr" in lines
 
 
-def test_a_missing_barrier_before_a_store():
+@pytest.mark.parametrize("many", [0, 1000], ids=["noted_at_once", "noted_later"])
+def test_a_missing_barrier_before_a_store(many, monkeypatch):
+    from . import races
+
+    monkeypatch.setattr(races, "MANY", many)
     assert not found(reverse_in_place_kernel, tile(1), BARRIER=True, BLOCK=BLOCK, programs=1)
     lines = found(reverse_in_place_kernel, tile(1), BARRIER=False, BLOCK=BLOCK, programs=1)
     assert "store after a load, no barrier between: argument y_ptr" in lines
@@ -180,6 +197,13 @@ def test_a_scalar_is_every_threads():
     lines = found(scalar_kernel, tile(1), BARRIER=False, programs=1)
     assert "store after a load, no barrier between: argument y_ptr, offset 0" in lines
     assert "load after a store, no barrier between: argument y_ptr, offset 0" in lines
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["stored_first", "read_first"])
+def test_a_scalar_of_another_program(later):
+    assert not found(scalar_of_another_kernel, tile(), tile(), AWAY=0, LATER=later)
+    lines = found(scalar_of_another_kernel, tile(), tile(), AWAY=1, LATER=later)
+    assert "of what another program" in lines
 
 
 UNORDERED = "load of what another program stores: argument pieces_ptr"

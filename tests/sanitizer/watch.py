@@ -16,6 +16,9 @@ _POINTERS = (
     "create_reshape", "create_trans", "create_bitcast", "create_int_cast", "cast_impl",
 )  # fmt: skip
 
+# by an element's type; Triton makes a table of all types at every question
+_SIZES = {}
+
 
 class Order:
     """The order of programs: of the seed, of the test, and of the launch's place in the test."""
@@ -61,16 +64,31 @@ class Launch:
     def access(self, kind, pointers, mask):
         # the interpreter's masks may be integers
         data, chosen = pointers.data, mask.data.astype(bool, copy=False)
-        if chosen.shape != data.shape:
-            data, chosen = np.broadcast_arrays(data, chosen)
-        addresses = data if chosen.all() else data[chosen]
-        if not addresses.size:
-            return
-        size = np.dtype(interpreter._get_np_dtype(pointers.get_element_ty())).itemsize
-        first, last = int(addresses.min()), int(addresses.max()) + size
+        if data.size == 1:
+            if not chosen.all():
+                return
+            addresses, first, last = data, data.item(), data.item()
+        else:
+            if chosen.shape != data.shape:
+                data, chosen = np.broadcast_arrays(data, chosen)
+            addresses = data if chosen.all() else data[chosen]
+            if not addresses.size:
+                return
+            first, last = int(addresses.min()), int(addresses.max())
+        size = _size(pointers)
         storage = getattr(pointers, "storage", None) or self._around(first)
-        if not storage.holds(first, last):
+        if not storage.holds(first, last + size):
             self._out_of_bounds(kind, storage, addresses, size)
+        if kind == races.LOAD and not storage.changed:
+            races.read_later(storage, self.program.stamp, addresses, pointers.data, size)
+            return
+        if not storage.changed:
+            storage.changed = True
+            races.note_reads(storage)
+        if data.size == 1 and kind != races.ATOMIC and size == storage.part:
+            k, rest = divmod(first - storage.start, size)
+            if not rest and self.program.scalar(kind, storage, k):
+                return
         k = storage.parts(addresses, size)
         tile = races.tile_of(pointers.data)
         for what, wrong, stamps in self.program.access(kind, storage, k, tile):
@@ -99,6 +117,14 @@ class Launch:
         where += f" of {self.grid}; order of seed {Order.seed}"
         findings.note(what, where)
         return f"{what}: {where}"
+
+
+def _size(pointers):
+    """Bytes of an element."""
+    element = pointers.get_element_ty()
+    if element.name not in _SIZES:
+        _SIZES[element.name] = np.dtype(interpreter._get_np_dtype(element)).itemsize
+    return _SIZES[element.name]
 
 
 def _lines():
