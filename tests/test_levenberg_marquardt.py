@@ -49,8 +49,7 @@ def sine_data(seed, width=8):
 def test_ill_conditioned_net_reaches_rounding(solver, seed):
     net, x, y = two_layers(torch.Generator().manual_seed(seed))
     outcome = train([net], x, y, LevenbergMarquardt(solver=solver), max_steps=30)
-    # relative residuals of 1e-14, some fifty ulps
-    assert outcome.final[0] <= 1e-28 * y.square().sum()
+    assert outcome.final[0] <= 1e-28 * y.square().sum()  # fifty ulps, squared
     assert outcome.steps[0] < 30
     assert outcome.rank == [60]  # 96 parameters, W₁·M·M⁻¹·W₂ is free in 36 of them
 
@@ -59,8 +58,7 @@ def test_ill_conditioned_net_reaches_rounding(solver, seed):
 def test_xor_from_nearly_every_start(last):
     with pytest.warns(UserWarning, match="21 parameters for 4 residuals"):
         outcome = train([xor_net(last)], *XOR, LevenbergMarquardt(restarts=200), max_steps=200)
-    # solved or stuck at 0.25 and above: nothing lies between
-    assert (outcome.final < 1e-10).sum() >= 196
+    assert (outcome.final < 1e-10).sum() >= 196  # solved, not stuck: targets are 0 and 1
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -68,8 +66,7 @@ def test_eight_sines_from_restarts(seed):
     x, y, w = sine_data(seed)
     net = fastmlp.SineSum(8, dtype=torch.float64)
     outcome = train([net], x, y, LevenbergMarquardt(restarts=300), max_steps=200)
-    # the truth and no other minimum: residuals of some thousand ulps, where runs stop, which a
-    # condition number of 1e4 makes frequencies to 1e-8
+    # thousands of ulps, where runs stop; a condition number of 1e4 makes them 1e-8 of frequencies
     assert outcome.final.min() / 60 <= 1e-24
     assert (net.w.detach().abs().sort().values - w.sort().values).abs().max() < 1e-8
 
@@ -294,8 +291,7 @@ def test_reflections_do_not_leave_the_range_of_numbers(draw, size):
     linalg.linalg_least_squares(
         columns.data_ptr(), rows.data_ptr(), 1, 30, 3, solution.data_ptr(), error.data_ptr()
     )
-    condition = torch.linalg.cond(matrix.T)
-    assert_same_number(solution * size, wanted, condition=condition)
+    assert_same_number(solution * size, wanted, condition=torch.linalg.cond(matrix.T))
 
 
 class TestBadInput:
@@ -365,8 +361,7 @@ class TestFit:
         assert isinstance(result, fastmlp.FitResult)
         assert result.best_model is net
         assert result.train_loss.shape == result.val_loss.shape == (1, 200)
-        # as in `test_eight_sines_from_restarts`
-        assert result.runs[0].final.min() / 60 <= 1e-24
+        assert result.runs[0].final.min() / 60 <= 1e-24  # as from restarts without fit
         assert result.stopped == ["xtol"]
         assert result.steps == int(result.epochs[0])
         assert (net.w.detach().sort().values - self.w.sort().values).abs().max() < 1e-8
