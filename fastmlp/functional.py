@@ -49,6 +49,19 @@ def _listed(x, weights, biases):
         return (x,)
 
 
+def _in_turns(weights, biases):
+    """Weights and biases in turn, as the op takes them; nothing unless they are lists of a size."""
+    lists = isinstance(weights, (list, tuple)) and isinstance(biases, (list, tuple))
+    if not lists or len(weights) != len(biases):
+        return []
+    return [t for layer in zip(weights, biases, strict=True) for t in layer]
+
+
+def _is_off(dropout):
+    """Whether dropout is plainly 0, in which case a plan may serve the call unchecked."""
+    return (type(dropout) is float and dropout == 0.0) or (type(dropout) is int and dropout == 0)
+
+
 def _as_autocast(y):
     """The output in the dtype that autocast asks of a linear layer; float64 is left alone."""
     if not torch._C._is_any_autocast_enabled():
@@ -112,6 +125,10 @@ def elementwise_mlp(
         return handle_torch_function(elementwise_mlp, tensors, *tensors, activation, dropout, seed)
     if is_beyond_checks(x):
         return reference.elementwise_mlp(*tensors, activation, dropout, seed)
+    if _is_off(dropout):
+        y = _elementwise_mlp.plans.call((*tensors, None), (activation, *_NO_DROPOUT))
+        if y is not None:
+            return _as_autocast(y)
     check_x(x)
     check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     check_choice("activation", activation, ACTIVATIONS)
@@ -177,6 +194,10 @@ def additive_mlp(
         return handle_torch_function(additive_mlp, tensors, *tensors, activation, dropout, seed)
     if is_beyond_checks(x):
         return reference.additive_mlp(*tensors, activation, dropout, seed)
+    if _is_off(dropout):
+        y = _additive_mlp.plans.call((*tensors, None), (activation, *_NO_DROPOUT))
+        if y is not None:
+            return _as_autocast(y)
     if not is_plainly_additive(*tensors):
         check_additive(*tensors)
     check_choice("activation", activation, ACTIVATIONS)
@@ -242,14 +263,17 @@ def mlp(
         return handle_torch_function(mlp, tensors, x, weights, biases, *options)
     if is_beyond_checks(x):
         return reference.mlp(x, weights, biases, *options)
+    if _is_off(dropout) and (parameters := _in_turns(weights, biases)):
+        y = _mlp.plans.call((x, *parameters, None), (activation, output_activation, 0.0))
+        if y is not None:
+            return _as_autocast(y)
     if not is_plainly_mlp(x, weights, biases):
         check_mlp(x, weights, biases)
     check_choice("activation", activation, ACTIVATIONS)
     check_choice("output_activation", output_activation, ACTIVATIONS)
     check_probability("dropout", dropout)
     seed = seed_argument(seed, x) if dropout > 0 else None
-    assert biases is not None  # or check_mlp would have refused
-    parameters = [t for layer in zip(weights, biases, strict=True) for t in layer]
+    parameters = _in_turns(weights, biases)
     arguments = *parameters, seed, activation, output_activation, float(dropout)
     if x.dim() == 2:
         return _as_autocast(_mlp(x, *arguments))
@@ -366,6 +390,10 @@ def sine_sum(
         return handle_torch_function(sine_sum, tensors, *tensors, scale, reduction)
     if is_beyond_checks(x):
         return reference.sine_sum(*tensors, scale, reduction)
+    if type(scale) is float and reduction in REDUCTIONS:
+        y = _sine_sum.plans.call(tensors, (scale, reduction == "mean"))
+        if y is not None:
+            return y
     check_x(x)
     check_tensor("w", w, x.device)
     if w.dim() != 1 or w.shape[0] == 0:

@@ -115,9 +115,9 @@ def _seed():
 @pytest.fixture(autouse=True)
 def _nan_filled_allocations(monkeypatch):
     """Memory that the package allocates holds NaN, so that a forgotten element shows."""
-    allocators = [(torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")]
-    for owner, name in allocators:
-        monkeypatch.setattr(owner, name, _nan_filled(getattr(owner, name)))
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, _nan_filled(getattr(torch, name)))
+    monkeypatch.setattr(torch.Tensor, "new_empty", _nan_filled(torch.Tensor.new_empty))
 
 
 def _nan_filled(allocate):

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 
 from fastmlp import backends, boundary
 from fastmlp.ops import registry
+from fastmlp.ops.planned import Plans
 
 
 class FusedOp:
@@ -45,6 +46,7 @@ class FusedOp:
         # Function.apply in Python only guards against torch.func, which __call__ has done (5 µs)
         self._apply = super(torch.autograd.Function, _autograd_function(self)).apply
         self._fwd_name, self._bwd_name = name + "_fwd", name + "_bwd"
+        self.plans = Plans(self)
         self._register((*parameters, *constants), options)
 
     def __call__(self, x, *arguments):
@@ -55,12 +57,17 @@ class FusedOp:
         if torch.compiler.is_compiling():
             return self._library_fwd(x, *self._packed(arguments))
         n_tensors = len(arguments) - self.n_options
-        tensors = [x, *[t for t in arguments[:n_tensors] if t is not None]]
+        all_tensors, options = (x, *arguments[:n_tensors]), tuple(arguments[n_tensors:])
+        if (y := self.plans.call(all_tensors, options)) is not None:
+            return y
+        tensors = [t for t in all_tensors if t is not None]
         if not boundary.is_plain(tensors):
             return self._elsewhere(tensors, x, *arguments)
         kernels = backends.launchers(backend, self.name)
+        if backend == "triton":
+            return self.plans.first(kernels, all_tensors, options)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
-            return self._apply(kernels, None, arguments[n_tensors:], x, *arguments[:n_tensors])
+            return self._apply(kernels, None, options, *all_tensors)
         return self.launch_fwd(kernels, x, *arguments)
 
     def launch_fwd(self, kernels, *arguments):

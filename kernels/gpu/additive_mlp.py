@@ -29,6 +29,7 @@ from .launch import (
     walking_programs,
 )
 from .pieces import cut, split, sum_pieces
+from .plans import empty, launch
 from .subnet import canonical_units, canonical_value, dense_value, tile_size
 from .tiles import load_tile, products, sum_features, zero_products
 
@@ -127,14 +128,15 @@ def additive_mlp_fwd(
     _, compute = compute_dtype(out_dtype)
     x = unit_column_stride(x)
     (n_rows, n_in), n_out, n_hidden = x.shape, fc3_weight.shape[0], fc1_weight.shape[0]
-    y = torch.empty((n_rows, n_out), device=x.device, dtype=out_dtype)
+    y = empty((n_rows, n_out), x, out_dtype)
     if n_rows == 0:
         return y
     config = config_for("additive_mlp_fwd" if n_out == 1 else "additive_mlp_fwd_many_out", compute)
     block_in, block_out = block_of(n_in, config.cols), block_of(n_out, OUT_PER_PROGRAM)
     grid = (walking_programs(x, triton.cdiv(n_rows, config.rows)), triton.cdiv(n_out, block_out))
     with device_of(x):
-        additive_mlp_fwd_kernel[grid](
+        launch(
+            additive_mlp_fwd_kernel, grid,
             x, *params, y, n_rows, n_in, n_out, x.stride(0),
             N_HIDDEN=n_hidden, CANONICAL=n_hidden <= MAX_CANONICAL_UNITS[compute],
             EVEN_IN=n_in % block_in == 0, COMPUTE=compute,
@@ -178,7 +180,7 @@ def _bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, need_dx,
     params = contiguous(fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight)
     dy, x = unit_column_stride(dy), unit_column_stride(x)
     n_rows = x.shape[0]
-    dx = torch.empty(x.shape, device=x.device, dtype=x.dtype) if need_dx else None
+    dx = empty(x.shape, x, x.dtype) if need_dx else None
     dparams = None
     with device_of(x):
         if need_dx and n_rows > 0:
@@ -198,7 +200,8 @@ def _launch_bwd_x(dy, x, params, dx):
     config = config_for("additive_mlp_bwd_x", compute)
     block_in = block_of(n_in, config.cols)
     grid = (triton.cdiv(n_rows, config.rows), triton.cdiv(n_in, block_in))
-    additive_mlp_bwd_x_kernel[grid](
+    launch(
+        additive_mlp_bwd_x_kernel, grid,
         dy, x, fc1_weight, fc1_bias, fc2_weight, fc3_weight, dx,
         n_rows, n_in, n_out, dy.stride(0), x.stride(0),
         N_HIDDEN=fc1_weight.shape[0], COMPUTE=compute,
@@ -220,9 +223,10 @@ def _launch_bwd_params(dy, x, params):
     per_piece = unit_rows * n_unit + readout_rows * n_readout
     piece_rows, n_pieces = cut(n_rows, n_in, per_piece, config.rows)
     first, second = (n_pieces * unit_rows, n_unit), (n_pieces * readout_rows, n_readout)
-    partials = torch.empty(n_pieces * per_piece, device=x.device, dtype=compute_torch)
+    partials = empty(n_pieces * per_piece, x, compute_torch)
     readout_partials = partials[first[0] * first[1] :]
-    additive_mlp_bwd_params_kernel[(n_pieces, n_groups, n_blocks)](
+    launch(
+        additive_mlp_bwd_params_kernel, (n_pieces, n_groups, n_blocks),
         dy, x, *params, partials, readout_partials,
         n_rows, n_in, n_out, dy.stride(0), x.stride(0), piece_rows,
         UNITS=triton.cdiv(n_hidden, n_groups), N_HIDDEN=n_hidden, ONE_OUT=n_out == 1,
@@ -233,7 +237,8 @@ def _launch_bwd_params(dy, x, params):
         config = config_for("additive_mlp_bwd_readout", compute)
         block_in, block_out = block_of(n_in, config.cols), block_of(n_out, OUT_PER_PROGRAM)
         grid = (n_pieces, triton.cdiv(n_in, block_in), triton.cdiv(n_out, block_out))
-        additive_mlp_bwd_readout_kernel[grid](
+        launch(
+            additive_mlp_bwd_readout_kernel, grid,
             dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, readout_partials,
             n_rows, n_in, n_out, dy.stride(0), x.stride(0), piece_rows,
             N_HIDDEN=n_hidden, COMPUTE=compute, BLOCK_ROWS=config.rows, BLOCK_IN=block_in,

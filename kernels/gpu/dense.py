@@ -22,8 +22,10 @@ from .launch import (
     result_dtype,
     unit_column_stride,
 )
+from .pack import pack
 from .philox import dropout_constants
 from .pieces import cut, split, sum_pieces
+from .plans import empty, launch
 
 
 def is_canonical(fc1_weight, seed, activation) -> bool:
@@ -31,12 +33,19 @@ def is_canonical(fc1_weight, seed, activation) -> bool:
     return activation == "relu" and seed is None and fc1_weight.dim() == 2
 
 
-def _subnet_parameters(fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+def _subnet_parameters(fc1_weight, fc1_bias, fc2_weight, fc2_bias, compute):
     """The parameters as the kernels read them: those of a subnet per feature as [units, F]."""
     parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias
-    if fc1_weight.dim() == 3:
-        parameters = (None if t is None else t.reshape(len(t), -1).mT for t in parameters)
-    return contiguous(*parameters)
+    if fc1_weight.dim() == 2:
+        return contiguous(*parameters)
+    n_in, n_hidden = fc1_weight.shape[:2]
+    shapes = [(n_in, n_hidden)] * 3 + [(n_in, 1)]
+    packed = pack(parameters, shapes, compute)
+    size = n_in * n_hidden
+    return [
+        None if t is None else packed[i * size : i * size + t.numel()]
+        for i, t in enumerate(parameters)
+    ]
 
 
 def _constants(fc1_weight, seed, activation, dropout):
@@ -83,13 +92,13 @@ def dense_fwd(
     """y [N, M] for x [N, F]; without ``fc3_weight`` f(x) for x of any shape."""
     subnet = fc1_weight, fc1_bias, fc2_weight, fc2_bias
     out_dtype = result_dtype(x, *subnet, fc3_weight, fc3_bias)
-    _, compute = compute_dtype(out_dtype)
+    compute_torch, compute = compute_dtype(out_dtype)
     if fc3_weight is None:
-        y = torch.empty(x.shape, device=x.device, dtype=out_dtype)
+        y = empty(x.shape, x, out_dtype)
         x, n_out = x.reshape(-1, 1), 1
     else:
         n_out = fc3_weight.shape[0]
-        y = torch.empty((x.shape[0], n_out), device=x.device, dtype=out_dtype)
+        y = empty((x.shape[0], n_out), x, out_dtype)
     x = unit_column_stride(x)
     n_rows, n_in = x.shape
     if n_rows == 0:
@@ -100,8 +109,10 @@ def dense_fwd(
     block_out = block_of(n_out, OUT_PER_PROGRAM)
     grid = (triton.cdiv(n_rows, block_rows), triton.cdiv(n_out, block_out))
     with device_of(x):
-        dense_fwd_kernel[grid](
-            x, *_subnet_parameters(*subnet), *contiguous(fc3_weight, fc3_bias), seed, y,
+        launch(
+            dense_fwd_kernel, grid,
+            x, *_subnet_parameters(*subnet, compute_torch), *contiguous(fc3_weight, fc3_bias),
+            seed, y,
             n_rows, n_in, n_out, x.stride(0), **constants, COMPUTE=compute,
             BLOCK_ROWS=block_rows, BLOCK_IN=block_in, BLOCK_OUT=block_out, num_warps=warps,
         )  # fmt: skip
@@ -127,7 +138,7 @@ def dense_bwd(
 ):
     """Gradients of x and of each of the six parameters; ``None`` where ``needs`` says so."""
     need_dx, *needs = needs
-    dx = torch.empty(x.shape, device=x.device, dtype=x.dtype) if need_dx else None
+    dx = empty(x.shape, x, x.dtype) if need_dx else None
     if fc3_weight is None:
         x, dy = x.reshape(-1, 1), dy.reshape(-1, 1)
     x, dy = unit_column_stride(x), unit_column_stride(dy)
@@ -140,7 +151,8 @@ def dense_bwd(
         return [dx, *split(dparams, parameters, needs)]
     constants = _constants(fc1_weight, seed, activation, (p_input, p_hidden, p_output))
     with device_of(x):
-        subnet = _subnet_parameters(fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+        compute_torch, _ = compute_dtype(dy.dtype)
+        subnet = _subnet_parameters(fc1_weight, fc1_bias, fc2_weight, fc2_bias, compute_torch)
         fc3_weight = None if fc3_weight is None else fc3_weight.contiguous()
         if need_dx:
             _launch_bwd_x(dy, x, subnet, fc3_weight, seed, dx, constants)
@@ -162,7 +174,8 @@ def _launch_bwd_x(dy, x, subnet, fc3_weight, seed, dx, constants):
     n_rows, n_in = x.shape
     _, compute = compute_dtype(dy.dtype)
     block_rows, block_in, warps = _tile("dense_bwd_x", n_in, compute)
-    dense_bwd_x_kernel[(triton.cdiv(n_rows, block_rows), triton.cdiv(n_in, block_in))](
+    launch(
+        dense_bwd_x_kernel, (triton.cdiv(n_rows, block_rows), triton.cdiv(n_in, block_in)),
         dy, x, fc1_weight, fc1_bias, fc2_weight, fc3_weight, seed, dx,
         n_rows, n_in, dy.shape[1], dy.stride(0), x.stride(0), **constants, COMPUTE=compute,
         BLOCK_ROWS=block_rows, BLOCK_IN=block_in, num_warps=warps,
@@ -184,9 +197,10 @@ def _launch_bwd_params(dy, x, subnet, fc3_weight, seed, constants):
     per_piece = unit_rows * n_unit + readout_rows * n_readout
     piece_rows, n_pieces = cut(n_rows, n_in, per_piece, block_rows)
     first, second = (n_pieces * unit_rows, n_unit), (n_pieces * readout_rows, n_readout)
-    partials = torch.empty(n_pieces * per_piece, device=x.device, dtype=compute_torch)
+    partials = empty(n_pieces * per_piece, x, compute_torch)
     readout_partials = partials[first[0] * first[1] :]
-    dense_bwd_params_kernel[(n_pieces, n_groups, n_blocks)](
+    launch(
+        dense_bwd_params_kernel, (n_pieces, n_groups, n_blocks),
         dy, x, *subnet, fc3_weight, seed, partials, readout_partials,
         n_rows, n_in, n_out, dy.stride(0), x.stride(0), piece_rows, **constants,
         UNITS=units, FIRST_MASK=first_mask, ONE_OUT=n_out == 1, COMPUTE=compute,
@@ -196,7 +210,8 @@ def _launch_bwd_params(dy, x, subnet, fc3_weight, seed, constants):
         block_rows, block_in, warps = _tile("dense_bwd_readout", n_in, compute)
         block_out = block_of(n_out, OUT_PER_PROGRAM)
         grid = (n_pieces, triton.cdiv(n_in, block_in), triton.cdiv(n_out, block_out))
-        dense_bwd_readout_kernel[grid](
+        launch(
+            dense_bwd_readout_kernel, grid,
             dy, x, *subnet, seed, readout_partials,
             n_rows, n_in, n_out, dy.stride(0), x.stride(0), piece_rows, **constants,
             COMPUTE=compute, BLOCK_ROWS=block_rows, BLOCK_IN=block_in, BLOCK_OUT=block_out,

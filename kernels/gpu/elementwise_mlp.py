@@ -3,7 +3,6 @@
 Forward reads x and writes y; backward reads x and dy. Hidden activations are never in memory.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -20,6 +19,7 @@ from .launch import (
     walking_programs,
 )
 from .pieces import cut, split, sum_pieces
+from .plans import empty, launch
 from .subnet import (
     add_active,
     canonical_units,
@@ -191,13 +191,14 @@ def elementwise_mlp_fwd(
     out_dtype = result_dtype(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     _, compute = compute_dtype(out_dtype)
     x, *params = contiguous(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
-    y = torch.empty(x.shape, device=x.device, dtype=out_dtype)
+    y = empty(x.shape, x, out_dtype)
     if x.numel() == 0:
         return y
     config = config_for("elementwise_mlp_fwd", compute)
     n_hidden = fc1_weight.shape[0]
     with device_of(x):
-        elementwise_mlp_fwd_kernel[(walking_programs(x, triton.cdiv(x.numel(), config.cols)),)](
+        launch(
+            elementwise_mlp_fwd_kernel, (walking_programs(x, triton.cdiv(x.numel(), config.cols)),),
             x, *params, y, x.numel(),
             N_HIDDEN=n_hidden, CANONICAL=n_hidden <= MAX_CANONICAL_UNITS[compute], COMPUTE=compute,
             BLOCK=config.cols, num_warps=config.warps,
@@ -229,14 +230,15 @@ def _bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, need_dx, need_dparams):
     dy, x, *params = contiguous(dy, x, fc1_weight, fc1_bias, fc2_weight)
     n, n_hidden = x.numel(), fc1_weight.shape[0]
     n_params = 3 * n_hidden + 1
-    dx = torch.empty_like(x) if need_dx else None
+    dx = empty(x.shape, x, x.dtype) if need_dx else None
     if n == 0:
         return dx, x.new_zeros(n_params, dtype=dy.dtype) if need_dparams else None
     dparams = None
     with device_of(x):
         if need_dx:
             config = config_for("elementwise_mlp_bwd_x", compute)
-            elementwise_mlp_bwd_x_kernel[(triton.cdiv(n, config.cols),)](
+            launch(
+                elementwise_mlp_bwd_x_kernel, (triton.cdiv(n, config.cols),),
                 dy, x, *params, dx, n,
                 N_HIDDEN=n_hidden, COMPUTE=compute, BLOCK=config.cols, num_warps=config.warps,
             )  # fmt: skip
@@ -244,8 +246,9 @@ def _bwd(dy, x, fc1_weight, fc1_bias, fc2_weight, need_dx, need_dparams):
             config = config_for("elementwise_mlp_bwd_params", compute)
             n_groups = triton.cdiv(n_hidden, MAX_UNITS_PER_PROGRAM[compute])
             piece_size, n_pieces = cut(n, 1, n_params, config.cols)
-            partials = torch.empty((n_pieces, n_params), device=x.device, dtype=compute_torch)
-            elementwise_mlp_bwd_params_kernel[(n_pieces, n_groups)](
+            partials = empty((n_pieces, n_params), x, compute_torch)
+            launch(
+                elementwise_mlp_bwd_params_kernel, (n_pieces, n_groups),
                 dy, x, *params, partials, n, piece_size,
                 UNITS=triton.cdiv(n_hidden, n_groups), N_HIDDEN=n_hidden, COMPUTE=compute,
                 BLOCK=config.cols, num_warps=config.warps,

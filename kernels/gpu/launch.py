@@ -128,7 +128,9 @@ def unit_column_stride(x: torch.Tensor) -> torch.Tensor:
 
 def device_of(x: torch.Tensor):
     """Context in which kernels run on the device of ``x``."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(x.device)
 
 
 @functools.cache

@@ -11,7 +11,6 @@ The parameters come as one vector, W_1, b_1, W_2, b_2, …, a missing bias as ze
 gradient.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -23,8 +22,10 @@ from .launch import (
     result_dtype,
     unit_column_stride,
 )
+from .pack import pack
 from .philox import dropout_constants, layer_mask, load_key
 from .pieces import cut, split, sum_pieces
+from .plans import empty, launch
 from .subnet import append, tile_size
 
 # terms of a product at a time: a thread holds all terms of the values that it computes
@@ -274,12 +275,10 @@ def mlp_bwd_kernel(
 
 def _pack(parameters, compute):
     """All parameters as one vector of the compute dtype, a missing bias as zeros."""
-    parts = []
-    for weight, bias in zip(parameters[::2], parameters[1::2], strict=True):
-        parts.append(weight.reshape(-1).to(compute))
-        missing = weight.new_zeros(weight.shape[0], dtype=compute) if bias is None else bias
-        parts.append(missing.to(compute))
-    return torch.cat(parts)
+    shapes = []
+    for weight in parameters[::2]:
+        shapes += [(1, weight.numel()), (1, weight.shape[0])]
+    return pack(parameters, shapes, compute)
 
 
 def _constants(x, parameters, activation, output_activation, dropout, compute):
@@ -301,12 +300,13 @@ def mlp_fwd(x, *arguments):
     compute_torch, compute = compute_dtype(out_dtype)
     x = unit_column_stride(x)
     constants = _constants(x, parameters, activation, output_activation, dropout, compute)
-    y = torch.empty((x.shape[0], constants["WIDTHS"][-1]), device=x.device, dtype=out_dtype)
+    y = empty((x.shape[0], constants["WIDTHS"][-1]), x, out_dtype)
     if x.shape[0] == 0:
         return y
     config = mlp_config("mlp_fwd", constants["WIDTHS"], compute)
     with device_of(x):
-        mlp_fwd_kernel[(triton.cdiv(x.shape[0], config.rows),)](
+        launch(
+            mlp_fwd_kernel, (triton.cdiv(x.shape[0], config.rows),),
             x, _pack(parameters, compute_torch), seed, y, x.shape[0], x.stride(0),
             **constants, BLOCK_ROWS=config.rows, num_warps=config.warps,
         )  # fmt: skip
@@ -321,7 +321,7 @@ def mlp_bwd(dy, x, *arguments, needs):
     dy, x = unit_column_stride(dy), unit_column_stride(x)
     constants = _constants(x, parameters, activation, output_activation, dropout, compute)
     widths, n_rows = constants["WIDTHS"], x.shape[0]
-    dx = torch.empty(x.shape, device=x.device, dtype=x.dtype) if need_dx else None
+    dx = empty(x.shape, x, x.dtype) if need_dx else None
     n_params = offset_of(widths, len(widths) - 1, True)
     total = dy.new_zeros(n_params) if n_rows == 0 else None
     if n_rows > 0:
@@ -329,9 +329,10 @@ def mlp_bwd(dy, x, *arguments, needs):
         piece_rows, n_pieces = cut(n_rows, sum(widths), n_params, config.rows)
         partials = None
         if any(needs):
-            partials = torch.empty((n_pieces, n_params), device=x.device, dtype=compute_torch)
+            partials = empty((n_pieces, n_params), x, compute_torch)
         with device_of(x):
-            mlp_bwd_kernel[(n_pieces,)](
+            launch(
+                mlp_bwd_kernel, (n_pieces,),
                 dy, x, _pack(parameters, compute_torch), seed, dx, partials, n_rows,
                 piece_rows, dy.stride(0), x.stride(0), **constants,
                 BLOCK_ROWS=config.rows, num_warps=config.warps,

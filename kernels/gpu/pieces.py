@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .launch import config_for
+from .plans import empty, launch
 
 # a piece has at least this many elements, so that its last reduction does not dominate
 MIN_PIECE_ELEMENTS = 8192
@@ -71,9 +72,11 @@ def cut(n_rows: int, row_size: int, n_partials: int, multiple: int) -> tuple[int
 def sum_pieces(partials, first, second, out_dtype, compute) -> torch.Tensor:
     """Column sums of the two matrices of shapes ``first`` and ``second`` in ``partials``."""
     config = config_for("sum_pieces", compute)
-    out = torch.empty(first[1] + second[1], device=partials.device, dtype=out_dtype)
+    out = empty(first[1] + second[1], partials, out_dtype)
     n_blocks = triton.cdiv(first[1], config.cols) + triton.cdiv(second[1], config.cols)
-    sum_pieces_kernel[(n_blocks,)](
+    launch(
+        sum_pieces_kernel,
+        (n_blocks,),
         partials,
         out,
         *first,

@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .launch import compute_dtype, config_for, contiguous, device_of, result_dtype
 from .pieces import MAX_PARTIALS, MAX_PIECES, MIN_PIECE_ELEMENTS, sum_pieces
+from .plans import empty, launch
 
 
 @triton.jit
@@ -110,13 +111,14 @@ def piecewise_linear_fwd(x, values, slopes, breakpoints, anchors):
     out_dtype = result_dtype(x, values, slopes, breakpoints, anchors)
     _, compute = compute_dtype(out_dtype)
     x, values, slopes, breakpoints, anchors = contiguous(x, values, slopes, breakpoints, anchors)
-    y = torch.empty((*x.shape, *values.shape[1:]), device=x.device, dtype=out_dtype)
+    y = empty((*x.shape, *values.shape[1:]), x, out_dtype)
     n, n_breakpoints = x.numel(), breakpoints.shape[0]
     if n == 0:
         return y
     config = config_for("piecewise_linear_fwd", compute)
     with device_of(x):
-        piecewise_linear_fwd_kernel[(triton.cdiv(n, config.cols),)](
+        launch(
+            piecewise_linear_fwd_kernel, (triton.cdiv(n, config.cols),),
             x, breakpoints, anchors, values, slopes, y, n, n_breakpoints, _n_outputs(values),
             STEPS=n_breakpoints.bit_length(), COMPUTE=compute, BLOCK=config.cols,
             num_warps=config.warps,
@@ -131,7 +133,7 @@ def piecewise_linear_bwd(dy, x, values, slopes, breakpoints, anchors, *, needs):
     n, n_breakpoints, n_out = x.numel(), breakpoints.shape[0], _n_outputs(values)
     need_dx, need_dvalues, need_dslopes = needs
     steps = n_breakpoints.bit_length()
-    dx = torch.empty_like(x) if need_dx else None
+    dx = empty(x.shape, x, x.dtype) if need_dx else None
     dvalues = dslopes = None
     if n == 0:
         dvalues = torch.zeros_like(values, dtype=dy.dtype) if need_dvalues else None
@@ -140,7 +142,8 @@ def piecewise_linear_bwd(dy, x, values, slopes, breakpoints, anchors, *, needs):
     with device_of(x):
         if need_dx:
             config = config_for("piecewise_linear_bwd_x", compute)
-            piecewise_linear_bwd_x_kernel[(triton.cdiv(n, config.cols),)](
+            launch(
+                piecewise_linear_bwd_x_kernel, (triton.cdiv(n, config.cols),),
                 dy, x, breakpoints, slopes, dx, n, n_breakpoints, n_out,
                 STEPS=steps, COMPUTE=compute, BLOCK=config.cols, num_warps=config.warps,
             )  # fmt: skip
@@ -150,9 +153,10 @@ def piecewise_linear_bwd(dy, x, values, slopes, breakpoints, anchors, *, needs):
             most = max(1, min(MAX_PIECES, MAX_PARTIALS // n_sums))
             piece_size = max(triton.cdiv(n, most), MIN_PIECE_ELEMENTS)
             n_pieces = triton.cdiv(n, piece_size)
-            partials = torch.empty((n_pieces, n_sums), device=x.device, dtype=compute_torch)
+            partials = empty((n_pieces, n_sums), x, compute_torch)
             n_groups = triton.cdiv(n_breakpoints + 1, config.cols)
-            piecewise_linear_bwd_tables_kernel[(n_pieces, n_groups, n_out)](
+            launch(
+                piecewise_linear_bwd_tables_kernel, (n_pieces, n_groups, n_out),
                 dy, x, breakpoints, anchors, partials, n, n_breakpoints, n_out, piece_size,
                 STEPS=steps, COMPUTE=compute, BLOCK_ROWS=config.rows, BLOCK_COLS=config.cols,
                 num_warps=config.warps,

@@ -6,7 +6,6 @@ Forward reads x and writes y; backward reads x and dy. The waves are never in me
 
 import math
 
-import torch
 import triton
 import triton.language as tl
 
@@ -22,6 +21,7 @@ from .launch import (
     result_dtype,
 )
 from .pieces import cut, split, sum_pieces
+from .plans import empty, launch
 from .subnet import append, zero_tiles
 
 
@@ -231,7 +231,7 @@ def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
     """y of the shape of x, in the promoted dtype."""
     x, *params = contiguous(x, w, amplitude, phase)
     out_dtype = result_dtype(x, *params)
-    y = torch.empty(x.shape, device=x.device, dtype=out_dtype)
+    y = empty(x.shape, x, out_dtype)
     n = x.numel()
     if n == 0:
         return y
@@ -239,7 +239,8 @@ def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
     config = config_for("sine_sum_fwd", compute)
     block = _block(n, config)
     with device_of(x):
-        sine_sum_fwd_kernel[(triton.cdiv(n, block),)](
+        launch(
+            sine_sum_fwd_kernel, (triton.cdiv(n, block),),
             x, *params, y, n, w.shape[0],
             FACTOR=_factor(w, mean), TURNS=scale / (2 * math.pi),
             COMPUTE=compute, BLOCK=block, BLOCK_WAVES=BLOCK_WAVES,
@@ -262,7 +263,7 @@ def _bwd(dy, x, w, amplitude, phase, scale, mean, need_dx, need_dparams):
     compute_torch, compute = compute_dtype(dy.dtype)
     n, n_waves = x.numel(), w.shape[0]
     n_params = n_waves * sum(p is not None for p in params)
-    dx = torch.empty(x.shape, device=x.device, dtype=x.dtype) if need_dx else None
+    dx = empty(x.shape, x, x.dtype) if need_dx else None
     if n == 0:
         return dx, x.new_zeros(n_params, dtype=dy.dtype) if need_dparams else None
     dparams = None
@@ -271,7 +272,8 @@ def _bwd(dy, x, w, amplitude, phase, scale, mean, need_dx, need_dparams):
         if need_dx:
             config = config_for("sine_sum_bwd_x", compute)
             block = _block(n, config)
-            sine_sum_bwd_x_kernel[(triton.cdiv(n, block),)](
+            launch(
+                sine_sum_bwd_x_kernel, (triton.cdiv(n, block),),
                 dy, x, *params, dx, n, n_waves, **numbers,
                 COMPUTE=compute, BLOCK=block, BLOCK_WAVES=BLOCK_WAVES, num_warps=config.warps,
             )  # fmt: skip
@@ -279,8 +281,9 @@ def _bwd(dy, x, w, amplitude, phase, scale, mean, need_dx, need_dparams):
             config = config_for("sine_sum_bwd_params", compute)
             waves = min(n_waves, MAX_WAVES_PER_PROGRAM[compute])
             piece_size, n_pieces = cut(n, 1, n_params, config.cols)
-            partials = torch.empty((n_pieces, n_params), device=x.device, dtype=compute_torch)
-            sine_sum_bwd_params_kernel[(n_pieces, triton.cdiv(n_waves, waves))](
+            partials = empty((n_pieces, n_params), x, compute_torch)
+            launch(
+                sine_sum_bwd_params_kernel, (n_pieces, triton.cdiv(n_waves, waves)),
                 dy, x, *params, partials, n, n_waves, n_params, piece_size, **numbers,
                 WAVES=waves, COMPUTE=compute, BLOCK=config.cols, num_warps=config.warps,
             )  # fmt: skip

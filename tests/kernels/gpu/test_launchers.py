@@ -156,9 +156,13 @@ def test_no_allocation_is_as_large_as_a_hidden_layer(launched, monkeypatch):
 def test_the_guard_makes_the_device_of_the_tensors_the_current_one(monkeypatch):
     entered = []
     monkeypatch.setattr(torch.cuda, "device", lambda device: entered.append(device))
-    on_second = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))
-    launch.device_of(on_second)
-    assert entered == [on_second.device]
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    # a context costs some microseconds: none where nothing is to be changed
+    launch.device_of(SimpleNamespace(is_cuda=True, device=first))
+    assert entered == []
+    launch.device_of(SimpleNamespace(is_cuda=True, device=second))
+    assert entered == [second]
 
 
 def test_no_kernel_is_tuned_when_it_is_called():

@@ -1,0 +1,174 @@
+"""Calls of the Triton wing by plan: what was looked at and chosen once for a pattern of tensors.
+
+A pattern is the tensors' types, dtypes, devices, shapes, strides, alignments and needs of
+gradients, and the options. One check of PyTorch's own compares all tensors with it; then nothing is
+left to check but their addresses, and nothing to choose: :mod:`fastmlp.kernels.gpu.plans` launches
+the kernels.
+"""
+
+from operator import itemgetter
+
+import torch
+from torch.autograd import forward_ad
+
+from fastmlp import backends, boundary
+
+MAX_PATTERNS = 256
+"""Patterns that an op remembers; then it forgets all of them and begins anew."""
+MAX_BACKWARD_PATTERNS = 4
+"""Patterns of dy that are remembered for a pattern of the rest."""
+
+_data_ptr = torch.Tensor.data_ptr
+
+
+class Plans:
+    """The patterns of one op."""
+
+    def __init__(self, op):
+        self._op = op
+        # Function.apply in Python only guards against torch.func, which is_direct has done
+        self._apply = super(torch.autograd.Function, _autograd_function(op)).apply
+        self._known: dict[tuple, list[_Call]] = {}
+        self._n_known = 0
+
+    def call(self, tensors, options):
+        """The op by plan, or ``None`` where there is none or something stands between.
+
+        Args:
+            tensors: x, parameters and constants, ``None`` among them; nothing is checked yet.
+            options: The plain arguments.
+        """
+        if torch.compiler.is_compiling() or not self._known:
+            return None
+        try:
+            known = self._known.get((options, tensors[0].shape))
+        except (AttributeError, TypeError):  # no tensor, or an option that has no hash
+            return None
+        if known is None or not boundary.is_direct() or forward_ad._current_level >= 0:
+            return None
+        for call in known:
+            if (addresses := call.addresses(tensors)) is not None:
+                if backends.choose(call.device_type) != "triton":
+                    return None
+                if call.needs_graph:
+                    return self._apply(call, addresses, options, *tensors)
+                return call.forward(addresses, tensors, options)
+        return None
+
+    def first(self, kernels, tensors, options):
+        """The op by its launchers, which are recorded; the tensors have been found plain."""
+        call = _Call(self._op, kernels, tensors)
+        if call.check is not None:
+            if self._n_known >= MAX_PATTERNS:
+                self._known, self._n_known = {}, 0
+            self._known.setdefault((options, tensors[0].shape), []).insert(0, call)
+            self._n_known += 1
+        if call.needs_graph:
+            return self._apply(call, None, options, *tensors)
+        return call.forward(None, tensors, options)
+
+
+class _Pattern:
+    """Tensors as they came once, ``None`` among them, and what was done for them."""
+
+    def __init__(self, tensors):
+        present = [i for i, t in enumerate(tensors) if t is not None]
+        self._absent = [i for i, t in enumerate(tensors) if t is None]
+        self._present = itemgetter(*present)
+        given = self._present(tensors)
+        sizes, strides = [list(t.shape) for t in given], [list(t.stride()) for t in given]
+        guards = boundary.guards_of(given, sizes, strides)
+        self.check = None if guards is None else guards.check
+        self._aligned = [t.data_ptr() % 16 == 0 for t in given]
+        self._all_aligned = all(self._aligned)
+        self._plan, self._is_recorded = None, False
+
+    def addresses(self, tensors):
+        """Those of the tensors that are there, or ``None`` where they are not of this pattern."""
+        given = self._present(tensors)
+        if self.check is None or not self.check(*given):
+            return None
+        for i in self._absent:
+            if tensors[i] is not None:
+                return None
+        addresses, bits = list(map(_data_ptr, given)), 0
+        for address in addresses:
+            if address == 0:  # no elements, or freed
+                return None
+            bits |= address
+        if bits % 16 == 0 and self._all_aligned:
+            return addresses
+        return addresses if [a % 16 == 0 for a in addresses] == self._aligned else None
+
+    def replay(self, addresses):
+        """The memory that the kernels have filled, or ``None`` where launchers must run."""
+        if self._plan is None or addresses is None:
+            return None
+        return self._plan.replay(addresses)
+
+    def launch(self, tensors, launcher, *arguments, **keywords):
+        """What the launcher returns, recorded at its first call."""
+        recorder = backends.launchers("triton", "plans")
+        if self._is_recorded or recorder.is_hooked():
+            return launcher(*arguments, **keywords)
+        self._is_recorded = True
+        result, self._plan = recorder.recorded(
+            self._present(tensors), launcher, *arguments, **keywords
+        )
+        return result
+
+
+class _Call(_Pattern):
+    """Tensors of a forward, and the patterns of its backward."""
+
+    def __init__(self, op, kernels, tensors):
+        super().__init__(tensors)
+        self._op, self._kernels = op, kernels
+        grad = torch.is_grad_enabled()
+        needs = [t is not None and grad and t.requires_grad for t in tensors]
+        self.needs_graph = any(needs)
+        self._needs = tuple(needs[: len(needs) - op.n_constants])
+        self.device_type = tensors[0].device.type
+        self._backward: list[_Pattern] = []
+
+    def forward(self, addresses, tensors, options):
+        """y, by plan where there are addresses."""
+        if (allocated := self.replay(addresses)) is not None:
+            return self._plan.result(allocated)
+        return self.launch(tensors, self._op.launch_fwd, self._kernels, *tensors, *options)
+
+    def backward(self, dy, tensors, options):
+        """Gradients of x and of each parameter, ``None`` unless needed."""
+        op, kernels, needs = self._op, self._kernels, self._needs
+        direct = boundary.is_direct() and forward_ad._current_level < 0
+        if not direct or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return op._gradients(kernels, dy, tensors, options, needs)
+        given = (dy, *tensors)
+        for pattern in self._backward:
+            if (addresses := pattern.addresses(given)) is not None:
+                break
+        else:
+            if not boundary.is_plain([t for t in given if t is not None]):
+                return op._gradients(kernels, dy, tensors, options, needs)
+            pattern, addresses = _Pattern(given), None
+            # a new list: another thread may be reading the old one
+            self._backward = [pattern, *self._backward][:MAX_BACKWARD_PATTERNS]
+        if (allocated := pattern.replay(addresses)) is not None:
+            return pattern._plan.results(allocated, tensors)
+        return pattern.launch(
+            given, op.launch_bwd, kernels, dy, *tensors, *options, needs=needs
+        )  # fmt: skip
+
+
+def _autograd_function(op):
+    def forward(ctx, call, addresses, options, *tensors):
+        ctx.call, ctx.options = call, options
+        ctx.save_for_backward(*tensors)
+        return call.forward(addresses, tensors, options)
+
+    def backward(ctx, dy):
+        gradients = ctx.call.backward(dy, ctx.saved_tensors, ctx.options)
+        return None, None, None, *gradients, *[None] * op.n_constants
+
+    rules = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return type(op.name, (torch.autograd.Function,), rules)

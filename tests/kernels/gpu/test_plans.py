@@ -1,0 +1,378 @@
+"""Replayed launches: right values for whatever comes after the call that was recorded.
+
+Kernels run in the interpreter, behind a stand-in for Triton's compiler: a first call compiles them
+for the kinds of its arguments, and what it gives refuses any other kinds, as a card would compute
+nonsense.
+"""
+
+import ctypes
+import importlib
+import math
+import pkgutil
+import threading
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+
+from fastmlp.kernels import gpu  # noqa: E402
+from fastmlp.kernels.gpu import launch, plans  # noqa: E402
+
+import fastmlp  # noqa: E402
+from fastmlp.ops import planned  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    not launch.INTERPRET, reason="the stand-in for the compiler runs kernels in the interpreter"
+)
+OPS = {
+    name: getattr(importlib.import_module(f"fastmlp.ops.{name}"), name)
+    for name in ("additive_mlp", "elementwise_mlp", "sine_sum", "mlp", "piecewise_linear")
+}
+MODULES = {
+    "additive": lambda: fastmlp.AdditiveMLP(5, 6),
+    "additive_without_bias": lambda: fastmlp.AdditiveMLP(5, 6, bias=False),
+    "additive_many_out": lambda: fastmlp.AdditiveMLP(5, 6, 3),
+    "dense": lambda: fastmlp.AdditiveMLP(5, 6, activation="tanh"),
+    "stacked": lambda: fastmlp.AdditiveMLP(5, 6, shared=False),
+    "elementwise": lambda: fastmlp.ElementwiseMLP(6),
+    "sines": lambda: fastmlp.SineSum(5),
+    "sines_with_all": lambda: fastmlp.SineSum(5, learn_amplitude=True, learn_phase=True),
+    "mlp": lambda: fastmlp.MLP(5, [7], 2),
+}
+
+
+def kind(value):
+    """What Triton compiles a kernel for, of one argument."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.data_ptr() % 16 == 0
+    if isinstance(value, tuple):
+        return tuple(map(kind, value))
+    if type(value) is int:
+        return "1" if value == 1 else (value % 16 == 0, -(2**31) <= value < 2**31)
+    return value
+
+
+class Launches:
+    """Every launch: kernel, grid and arguments, an address as the name of the tensor there."""
+
+    local, names = threading.local(), {}
+    planned = 0
+    interpreted = False
+
+    @classmethod
+    def note(cls, kernel, grid, arguments):
+        cls.local.log.append((kernel.__name__, grid, cls.named(arguments)))
+
+    @classmethod
+    def named(cls, value):
+        if isinstance(value, tuple):
+            return tuple(map(cls.named, value))
+        if isinstance(value, torch.Tensor):
+            return cls.names.get(value.data_ptr(), "own memory"), value.dtype, extent(value)
+        return value
+
+
+class Compiler:
+    """In place of a kernel: its first launch gives one compiled for the kinds of its arguments."""
+
+    def __init__(self, kernel):
+        self.kernel, self.arg_names, self.pre_run_hooks = kernel, kernel.arg_names, []
+
+    def __getitem__(self, grid):
+        return lambda *arguments, **constants: self.first(grid, arguments, constants)
+
+    def first(self, grid, arguments, constants):
+        names = self.arg_names[len(arguments) :]
+        everything = (*arguments, *(constants[name] for name in names))
+        Launches.note(self.kernel, (*grid, 1, 1)[:3], everything)
+        if Launches.interpreted:
+            self.kernel[grid](*arguments, **constants)
+        return Compiled(self.kernel, everything)
+
+
+class Compiled:
+    function, packed_metadata = "function", "metadata"
+
+    def __init__(self, kernel, arguments):
+        self.kernel, self.wanted = kernel, [kind(a) for a in arguments]
+        self.sizes = [extent(a) for a in arguments]
+
+    def run(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *arguments):
+        assert (stream, function, metadata) == ("stream", "function", "metadata")
+        assert (launch_metadata, enter, leave) == (None, None, None)
+        arguments = tuple(map(at_address, arguments, self.sizes, self.wanted))
+        assert [kind(a) for a in arguments] == self.wanted
+        Launches.planned += 1
+        Launches.note(self.kernel, (x, y, z), arguments)
+        if Launches.interpreted:
+            self.kernel[x, y, z](*arguments)
+
+
+def extent(value):
+    """Elements between the first and the last of a tensor."""
+    if isinstance(value, tuple):
+        return tuple(map(extent, value))
+    if not isinstance(value, torch.Tensor):
+        return None
+    return 1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
+
+
+def at_address(value, size, wanted):
+    """The memory at an address as a tensor; anything else as it is."""
+    if isinstance(size, tuple):
+        return tuple(map(at_address, value, size, wanted))
+    if size is None:
+        return value
+    memory = (ctypes.c_char * (size * wanted[0].itemsize)).from_address(value)
+    return torch.frombuffer(memory, dtype=wanted[0])
+
+
+@pytest.fixture(autouse=True)
+def _compiled(monkeypatch):
+    driver = SimpleNamespace(
+        get_current_device=lambda: 0, get_current_stream=lambda device: "stream"
+    )
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    for info in pkgutil.iter_modules(gpu.__path__):
+        module = importlib.import_module(f"fastmlp.kernels.gpu.{info.name}")
+        for name, kernel in vars(module).items():
+            if name.endswith("_kernel"):
+                monkeypatch.setattr(module, name, Compiler(kernel))
+    for op in OPS.values():
+        monkeypatch.setattr(op.plans, "_known", {})
+    monkeypatch.setattr(fastmlp.backends, "_interpreted", lambda: True)
+    with fastmlp.backend("triton"):
+        yield
+
+
+@pytest.fixture(params=MODULES)
+def module(request):
+    return MODULES[request.param]()
+
+
+def run(module, x, dy=None):
+    """The launches, what came out of them, and how many were by plan."""
+    before = Launches.planned
+    named = [("x", x), *module.named_parameters()]
+    with torch.no_grad(), fastmlp.backend("torch"):
+        plain = module(x)
+    shape, dtype = plain.shape, plain.dtype
+    if dy is None:
+        dy = torch.linspace(-1, 1, math.prod(shape), dtype=dtype).view(shape)
+    Launches.names = {t.data_ptr(): name for name, t in [*named, ("dy", dy)]}
+    Launches.local.log = log = []
+    y = module(x)
+    assert (y.shape, y.dtype) == (shape, dtype)
+    inputs = [t for _, t in named if t.requires_grad]
+    gradients = torch.autograd.grad(y, inputs, dy)
+    assert all(g.shape == t.shape for g, t in zip(gradients, inputs, strict=True))
+    return (log, [y.detach(), *gradients]), Launches.planned - before
+
+
+def unplanned(monkeypatch, *arguments):
+    """The same by launchers."""
+    with monkeypatch.context() as patch:
+        patch.setattr(plans, "_CAN_REPLAY", False)
+        for op in OPS.values():
+            patch.setattr(op.plans, "_known", {})
+        found, n_planned = run(*arguments)
+    assert n_planned == 0
+    return found
+
+
+def same(found, wanted):
+    assert found[0] == wanted[0]
+    if Launches.interpreted:
+        for a, b in zip(found[1], wanted[1], strict=True):
+            assert a.dtype == b.dtype
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["additive", "stacked", "mlp"])
+def test_kernels_run_by_plan_give_the_same(name, draw, monkeypatch):
+    monkeypatch.setattr(Launches, "interpreted", True)
+    module = MODULES[name]()
+    for i in range(2):
+        x = draw(7, 5).float().requires_grad_()
+        found, n_planned = run(module, x)
+        assert bool(n_planned) == (i > 0)
+        same(found, unplanned(monkeypatch, module, x))
+
+
+def test_the_second_call_is_by_plan_and_the_same(module, draw, monkeypatch):
+    for i in range(3):
+        x = draw(7, 5).float().requires_grad_()
+        found, n_planned = run(module, x)
+        assert bool(n_planned) == (i > 0)
+        same(found, unplanned(monkeypatch, module, x))
+    with torch.no_grad():
+        for i in range(2):
+            before = Launches.planned
+            y = module(draw(7, 5).float())
+            assert (Launches.planned > before) == bool(i)
+            assert not y.requires_grad
+
+
+def variants(x, draw):
+    """Inputs that come right after a recorded, aligned one; which of them a plan may not serve."""
+    yield "offset", torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape), False
+    yield "strides of 17", draw(7, 17).float()[:, :5], False
+    yield "stride 1", x.mT.contiguous().mT, False
+    yield "one row", draw(1, 5).float(), False
+    yield "16 rows", draw(16, 5).float(), False
+    yield "32 rows", draw(32, 5).float(), False
+    yield "expanded", x[:1].expand(7, 5), False
+    yield "no rows", draw(0, 5).float(), False
+    yield "same again", x + 1, True
+
+
+def test_what_comes_after_an_aligned_call(module, draw, monkeypatch):
+    x = draw(7, 5).float()
+    run(module, x)
+    for name, other, by_plan in variants(x, draw):
+        found, n_planned = run(module, other)
+        assert bool(n_planned) == by_plan, name
+        same(found, unplanned(monkeypatch, module, other))
+    for _, other, _ in variants(x, draw):
+        # by plans of their own where they have one
+        same(run(module, other)[0], unplanned(monkeypatch, module, other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_another_dtype_after_float32(module, dtype, draw, monkeypatch):
+    x = draw(7, 5).float()
+    run(module, x)
+    mixed = run(module, x.to(dtype))
+    assert mixed[1] == 0
+    same(mixed[0], unplanned(monkeypatch, module, x.to(dtype)))
+    module.to(dtype)
+    for i in range(2):
+        found, n_planned = run(module, x.to(dtype))
+        assert bool(n_planned) == (i > 0)
+        same(found, unplanned(monkeypatch, module, x.to(dtype)))
+
+
+def test_a_parameter_at_another_address_and_alignment(module, draw, monkeypatch):
+    x = draw(7, 5).float()
+    run(module, x)
+    for name, p in module.named_parameters():
+        for offset in (1, 0):
+            room = torch.cat([p.data.flatten()[:1], p.data.flatten(), p.data.flatten()[:1]])
+            p.data = room[offset : offset + p.numel()].view(p.shape)
+            found, n_planned = run(module, x)
+            assert bool(n_planned) == (offset == 0), name
+            same(found, unplanned(monkeypatch, module, x))
+
+
+def test_another_need_of_gradients(module, draw, monkeypatch):
+    x = draw(7, 5).float()
+    run(module, x)
+    first = next(module.parameters())
+    for tensor, needed in ((x, True), (first, False)):
+        tensor.requires_grad_(needed)
+        for _ in range(2):
+            same(run(module, x)[0], unplanned(monkeypatch, module, x))
+
+
+def test_another_gradient_of_the_output(module, draw, monkeypatch):
+    x = draw(7, 5).float()
+    shape = module(x).shape
+    for dy in (torch.ones(()).expand(shape), draw(*shape).float(), draw(*shape[::-1]).float().mT):
+        for _ in range(2):
+            found, _ = run(module, x, dy)
+            same(found, unplanned(monkeypatch, module, x, dy))
+
+
+def test_tensors_in_one_another(draw, monkeypatch):
+    # x and the gradient of y are the same tensor, once
+    module = MODULES["elementwise"]()
+    x = draw(7, 5).float()
+    for dy in (x, draw(7, 5).float(), x):
+        found, _ = run(module, x, dy)
+        same(found, unplanned(monkeypatch, module, x, dy))
+
+
+def test_a_second_thread(module, draw, monkeypatch):
+    x = draw(7, 5).float()
+    wanted, found = unplanned(monkeypatch, module, x), []
+    run(module, x)
+
+    def work():
+        with fastmlp.backend("triton"):
+            found.extend(run(module, x)[0] for _ in range(3))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6
+    for one in found:
+        same(one, wanted)
+
+
+def test_a_hook_that_is_set_in_between(module, draw):
+    x = draw(7, 5).float()
+    wanted, _ = run(module, x)
+    for name in ("launch_enter_hook", "launch_exit_hook"):
+        hooks = getattr(triton.knobs.runtime, name)
+        hooks.add(print)
+        try:
+            found, n_planned = run(module, x)
+        finally:
+            hooks.remove(print)
+        assert n_planned == 0
+        same(found, wanted)
+    assert run(module, x)[1] > 0
+
+
+def test_another_device_than_the_current_one(module, draw, monkeypatch):
+    x = draw(7, 5).float()
+    wanted, _ = run(module, x)
+    for patterns in (op.plans._known for op in OPS.values()):
+        for calls in patterns.values():
+            for call in calls:
+                for pattern in (call, *call._backward):
+                    pattern._plan._current_device = lambda: 1
+    found, n_planned = run(module, x)
+    assert n_planned == 0
+    same(found, wanted)
+
+
+def test_modes_and_backends_are_asked_at_every_call(module, draw):
+    x = draw(7, 5).float()
+    run(module, x)
+    before = Launches.planned
+    with fastmlp.backend("torch"):
+        module(x)
+    with pytest.raises(ValueError, match="device"):
+        module(x.to("meta"))
+    torch.func.vmap(module)(x.unsqueeze(0))
+    with torch.autograd.forward_ad.dual_level():
+        module(torch.autograd.forward_ad.make_dual(x, x))
+    assert Launches.planned == before
+
+
+def test_bad_input_is_refused_after_a_plan_as_before(draw):
+    x, module = draw(7, 5).float(), MODULES["sines"]()
+    run(module, x)
+    for reduction in ("max", [], None):
+        with pytest.raises((TypeError, ValueError), match="reduction"):
+            fastmlp.functional.sine_sum(x, module.w, reduction=reduction)
+    module = MODULES["additive"]()
+    run(module, x)
+    for wrong in (draw(7, 4).float(), x.int(), [1.0], None):
+        with pytest.raises((TypeError, ValueError), match="x"):
+            module(wrong)
+
+
+def test_patterns_are_bounded(draw, monkeypatch):
+    monkeypatch.setattr(planned, "MAX_PATTERNS", 3)
+    module, op = MODULES["sines"](), OPS["sine_sum"]
+    monkeypatch.setattr(op.plans, "_n_known", 0)
+    with torch.no_grad():
+        for n in range(1, 9):
+            module(draw(n, 5).float())
+            assert len(op.plans._known) <= 3
