@@ -166,7 +166,7 @@ def test_goals_are_judged_by_a_devices_figures_alone(bench):
         for mode, us in (("inference", 200.0), ("forward_backward", 900.0))
     ]
     forward, both = goals.GOALS[:2]
-    assert goals.value(figures, forward) == pytest.approx(0.2)
+    assert goals.value(figures, forward) == pytest.approx(0.2)  # 200 × 1e-3, rounded
     text = summary._goals(figures, False)
     assert "| AdditiveMLP [4M, 64] forward | ms | 0.457 | ≤ 0.3 | 0.2 | reached |" in text
     assert "| AdditiveMLP [4M, 64] f + b | ms | 1.11 | ≤ 0.8 | 0.9 | **missed** |" in text

@@ -77,4 +77,5 @@ def test_knots_start_in_the_domain(example):
         assert isinstance(net, fastmlp.MLP)
         first = net.get_submodule("0")
         t = -first.bias / first.weight[:, 0]
+        # quotients of float32 numbers
         assert ((t > 5 - 1e-3) & (t < 15 + 1e-3)).all()
