@@ -17,10 +17,10 @@ from .dense import dense_bwd, dense_fwd, is_canonical
 from .jit import array_at, copy, entry, inner, narrow_vectors, vector_at
 from .launch import (
     any_needed,
-    cast_back,
     cut,
     prepare,
     prepare_as,
+    result_at,
     run,
     run_summed,
     store,
@@ -291,10 +291,11 @@ def additive_mlp_fwd(
     )
     n_rows, n_in = x.shape
     n_hidden, n_out = fc1_weight.shape[0], fc3_weight.shape[0]
-    y = x.new_empty((n_rows, n_out), dtype=compute)
+    y = x.new_empty((n_rows, n_out), dtype=dtype)
+    y_at = result_at(y, compute)
     if (segments := wide_subnet(compute, addresses[1:5], n_hidden, x.numel())) is not None:
-        segments.forward(addresses[0], *addresses[5:], n_rows, n_in, n_out, y.data_ptr())
-        return cast_back(y, dtype)
+        segments.forward(addresses[0], *addresses[5:], n_rows, n_in, n_out, y_at)
+        return y
     run(
         _fwd[compute],
         n_rows,
@@ -303,9 +304,9 @@ def additive_mlp_fwd(
         n_hidden,
         n_in,
         n_out,
-        y.data_ptr(),
+        y_at,
     )
-    return cast_back(y, dtype)
+    return y
 
 
 def additive_mlp_bwd(
@@ -327,18 +328,19 @@ def additive_mlp_bwd(
         parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
         return dense_bwd(dy, x, *parameters, seed, activation, *dropout, needs=needs)
     compute, tensors, addresses = prepare_as(
-        dy.dtype, (dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias)
+        dy.dtype, dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     )
     n_rows, n_in = x.shape
     n_hidden, n_out = fc1_weight.shape[0], fc3_weight.shape[0]
     need_dx, *needs = needs
-    dx = torch.empty_like(tensors[1]) if need_dx else None
+    dx = torch.empty_like(tensors[1], dtype=x.dtype) if need_dx else None
+    dx_at = result_at(dx, compute)
     _, _, w, b, v, d, readout, c = tensors
     if (segments := wide_subnet(compute, addresses[2:6], n_hidden, x.numel())) is not None:
         at = *addresses[:2], addresses[6]
-        gradients = segments.backward(*at, n_rows, n_in, n_out, dx, tensors[2:], needs, dy.dtype)
+        gradients = segments.backward(*at, n_rows, n_in, n_out, dx_at, tensors[2:], needs, dy.dtype)
         if gradients is not None:
-            return [cast_back(dx, x.dtype), *gradients]
+            return [dx, *gradients]
     gradients = run_summed(
         _bwd[compute],
         n_rows,
@@ -357,6 +359,6 @@ def additive_mlp_bwd(
         n_hidden,
         n_in,
         n_out,
-        dx.data_ptr() if need_dx else 0,
+        dx_at,
     )
-    return [cast_back(dx, x.dtype), *gradients]
+    return [dx, *gradients]

@@ -18,7 +18,7 @@ from . import stacked
 from .block_activations import CODES
 from .dense_loops import TILE, chosen_unit, multiply
 from .jit import array_at, copy, entry, inner, vector_at, wide_vectors
-from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
+from .launch import any_needed, cut, prepare, prepare_as, result_at, run, run_summed, store
 from .philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors, draw_words, seed_at_address
 from .readout import add_bias_gradient, add_readout_gradient, gradient_at_f, read_out
 
@@ -250,7 +250,7 @@ def dense_fwd(x, fc1_weight, *arguments):
     dtype, compute, _held, addresses = prepare(x, fc1_weight, *parameters)
     n_rows, n_hidden, n_in, n_out = _sizes(x, fc1_weight, fc3_weight)
     shape = x.shape if fc3_weight is None else (n_rows, n_out)
-    y = x.new_empty(shape, dtype=compute)
+    y = x.new_empty(shape, dtype=dtype)
     kernels = _fwd if fc1_weight.dim() == 2 else stacked._fwd
     run(
         kernels[compute],
@@ -261,23 +261,23 @@ def dense_fwd(x, fc1_weight, *arguments):
         n_hidden,
         n_in,
         n_out,
-        y.data_ptr(),
+        result_at(y, compute),
     )
-    return cast_back(y, dtype)
+    return y
 
 
 def dense_bwd(dy, x, fc1_weight, *arguments, needs):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     *parameters, seed, activation = arguments[:7]
     fc3_weight, dropout = parameters[3], arguments[7:]
-    compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, fc1_weight, *parameters))
+    compute, tensors, addresses = prepare_as(dy.dtype, dy, x, fc1_weight, *parameters)
     n_rows, n_hidden, n_in, n_out = _sizes(x, fc1_weight, fc3_weight)
     n_nets = 1 if fc1_weight.dim() == 2 else n_in
     sizes = (n_nets * n_hidden,) * 3 + (n_nets, n_out * n_in, n_out)
     if fc3_weight is None:
         sizes = (*sizes[:4], 0, 0)
     need_dx, *needs = needs
-    dx = torch.empty_like(tensors[1]) if need_dx else None
+    dx = torch.empty_like(tensors[1], dtype=x.dtype) if need_dx else None
     kernels = _bwd if fc1_weight.dim() == 2 else stacked._bwd
     gradients = run_summed(
         kernels[compute],
@@ -291,6 +291,6 @@ def dense_bwd(dy, x, fc1_weight, *arguments, needs):
         n_hidden,
         n_in,
         n_out,
-        dx.data_ptr() if need_dx else 0,
+        result_at(dx, compute),
     )
-    return [cast_back(dx, x.dtype), *gradients]
+    return [dx, *gradients]

@@ -10,10 +10,10 @@ from .dense import dense_bwd, dense_fwd, is_canonical
 from .jit import array_at, copy, entry, vector_at
 from .launch import (
     any_needed,
-    cast_back,
     cut,
     prepare,
     prepare_as,
+    result_at,
     run,
     run_summed,
     store,
@@ -135,13 +135,14 @@ def elementwise_mlp_fwd(
         return dense_fwd(x, *parameters, seed, activation, *dropout)
     dtype, compute, tensors, addresses = prepare(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     n, n_hidden = x.numel(), fc1_weight.shape[0]
-    y = torch.empty_like(tensors[0])
+    y = torch.empty_like(tensors[0], dtype=dtype)
+    y_at = result_at(y, compute)
     if (segments := wide_subnet(compute, addresses[1:], n_hidden, n)) is not None:
-        segments.forward(addresses[0], 0, 0, n, 1, 1, y.data_ptr())
-        return cast_back(y, dtype)
+        segments.forward(addresses[0], 0, 0, n, 1, 1, y_at)
+        return y
     kernel = _fwd[compute]
-    run(kernel, n, *cut(n, n_hidden, BLOCK), *addresses, n_hidden, y.data_ptr())
-    return cast_back(y, dtype)
+    run(kernel, n, *cut(n, n_hidden, BLOCK), *addresses, n_hidden, y_at)
+    return y
 
 
 def elementwise_mlp_bwd(
@@ -155,17 +156,18 @@ def elementwise_mlp_bwd(
         )
         return gradients[:5]
     compute, tensors, addresses = prepare_as(
-        dy.dtype, (dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+        dy.dtype, dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias
     )
     n, n_hidden = x.numel(), fc1_weight.shape[0]
     need_dx, *needs = needs
-    dx = torch.empty_like(tensors[1]) if need_dx else None
+    dx = torch.empty_like(tensors[1], dtype=x.dtype) if need_dx else None
+    dx_at = result_at(dx, compute)
     _, _, w, b, v, d = tensors
     if (segments := wide_subnet(compute, addresses[2:], n_hidden, n)) is not None:
         at = *addresses[:2], 0
-        gradients = segments.backward(*at, n, 1, 1, dx, tensors[2:], needs, dy.dtype)
+        gradients = segments.backward(*at, n, 1, 1, dx_at, tensors[2:], needs, dy.dtype)
         if gradients is not None:
-            return [cast_back(dx, x.dtype), *gradients]
+            return [dx, *gradients]
     gradients = run_summed(
         _bwd[compute],
         n,
@@ -175,6 +177,6 @@ def elementwise_mlp_bwd(
         dy.dtype,
         *addresses[:-1],
         n_hidden,
-        dx.data_ptr() if need_dx else 0,
+        dx_at,
     )
-    return [cast_back(dx, x.dtype), *gradients]
+    return [dx, *gradients]

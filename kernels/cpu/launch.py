@@ -2,6 +2,7 @@
 
 from array import array
 from functools import lru_cache, reduce
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,31 +28,60 @@ MAX_PIECES = 4096
 """Bounds the memory of the partial sums, one vector of parameter gradients a piece."""
 
 
-def prepare(*tensors):
+PIECES_AT_ONCE = 64
+"""Pieces whose rows are in the compute dtype at a time, where the tensors are of another."""
+
+
+class Staged(NamedTuple):
+    """A tensor [n_rows, …] that a kernel reads or writes by way of a copy of some rows.
+
+    A copy of the whole would take two or three times the memory of 16-bit numbers.
+    """
+
+    tensor: torch.Tensor
+    compute: torch.dtype
+    is_result: bool
+
+
+def prepare(x, *parameters):
     """Bring the arguments of a forward launcher into one dtype and into contiguous memory.
 
     Returns the output's dtype (the promoted one), the dtype to compute in, the tensors (themselves,
-    where nothing had to change) and their addresses, 0 for ``None``. The addresses hold as long as
-    the tensors returned live.
+    where nothing had to change) and what a kernel is given for each: an address, 0 for ``None``,
+    :class:`Staged` for an x of another dtype. They hold as long as the tensors returned live.
     """
-    dtype = tensors[0].dtype
+    dtype, tensors = x.dtype, (x, *parameters)
     if dtype in _COMPUTED and (addresses := _addresses(dtype, tensors)) is not None:
         return dtype, dtype, tensors, addresses
     for t in tensors:
         if t is not None and t.dtype is not dtype:
             dtype = reduce(torch.promote_types, (t.dtype for t in tensors if t is not None))
             break
-    return dtype, *prepare_as(dtype, tensors)
+    return dtype, *_prepare_as(dtype, tensors, 1)
 
 
-def prepare_as(dtype, tensors):
+def prepare_as(dtype, dy, x, *parameters):
     """The same for a backward launcher, where the output's dtype is known."""
+    return _prepare_as(dtype, (dy, x, *parameters), 2)
+
+
+def _prepare_as(dtype, tensors, n_data):
     compute = torch.float64 if dtype is torch.float64 else torch.float32
     addresses = _addresses(compute, tensors)
-    if addresses is None:
-        tensors = [t if t is None else t.detach().to(compute).contiguous() for t in tensors]
-        addresses = [0 if t is None else t.data_ptr() for t in tensors]
-    return compute, tensors, addresses
+    if addresses is not None:
+        return compute, tensors, addresses
+    data = [t.detach().contiguous() for t in tensors[:n_data]]
+    parameters = [t if t is None else t.detach().to(compute).contiguous() for t in tensors[n_data:]]
+    addresses = [t.data_ptr() if t.dtype is compute else Staged(t, compute, False) for t in data]
+    addresses += [0 if t is None else t.data_ptr() for t in parameters]
+    return compute, [*data, *parameters], addresses
+
+
+def result_at(tensor, compute):
+    """What a kernel is given for a tensor to write; 0 for ``None``."""
+    if tensor is None:
+        return 0
+    return tensor.data_ptr() if tensor.dtype is compute else Staged(tensor, compute, True)
 
 
 def _addresses(compute, tensors):
@@ -74,11 +104,6 @@ def _null(t):
     return 0
 
 
-def cast_back(tensor, dtype):
-    """The tensor in the dtype that the caller expects; ``None`` stays ``None``."""
-    return tensor if tensor is None or tensor.dtype is dtype else tensor.to(dtype)
-
-
 @lru_cache(256)
 def cut(n_rows, work_per_row, multiple):
     """Rows per piece and number of pieces, from the shape alone.
@@ -93,22 +118,51 @@ def cut(n_rows, work_per_row, multiple):
 def run(kernel, n_rows, rows_per_piece, n_pieces, *arguments):
     """Call ``kernel(*arguments, first_row, last_row)`` for every piece of rows.
 
-    An argument that is a :class:`.team.Strided` has a value of its own for each piece.
+    An argument that is a :class:`.team.Strided` has a value of its own for each piece; one that is
+    :class:`Staged` is an address to the kernel.
     """
-    if n_pieces == 1:
+    if Staged in map(type, arguments):
+        for first in range(0, n_pieces, PIECES_AT_ONCE):
+            last = min(first + PIECES_AT_ONCE, n_pieces)
+            _run_staged(kernel, n_rows, rows_per_piece, first, last, arguments)
+    elif n_pieces == 1:
         kernel(*arguments, 0, n_rows)
-    elif not team.run(kernel, arguments, n_rows, rows_per_piece, n_pieces):
-        pool.run_pieces(
-            lambda piece: kernel(
-                *(
-                    a.first + piece * a.stride if isinstance(a, team.Strided) else a
-                    for a in arguments
-                ),
-                piece * rows_per_piece,
-                min(n_rows, (piece + 1) * rows_per_piece),
-            ),
-            n_pieces,
+    else:
+        _run_pieces(kernel, n_rows, rows_per_piece, 0, n_pieces, arguments)
+
+
+def _run_staged(kernel, n_rows, rows_per_piece, first_piece, last_piece, arguments):
+    """The pieces from the first to before the last, with copies of their rows."""
+    first, last = first_piece * rows_per_piece, min(n_rows, last_piece * rows_per_piece)
+    arguments, copies = list(arguments), []
+    for i, argument in enumerate(arguments):
+        if type(argument) is Staged:
+            width = argument.tensor.numel() // max(n_rows, 1)
+            rows = argument.tensor.view(-1)[first * width : last * width]
+            copied = torch.empty_like(rows, dtype=argument.compute)
+            if not argument.is_result:
+                copied.copy_(rows)
+            copies.append((argument.is_result, rows, copied))
+            # where the kernel would find row 0
+            arguments[i] = copied.data_ptr() - first * width * copied.element_size()
+    _run_pieces(kernel, n_rows, rows_per_piece, first_piece, last_piece, arguments)
+    for is_result, rows, copied in copies:
+        if is_result:
+            rows.copy_(copied)
+
+
+def _run_pieces(kernel, n_rows, rows_per_piece, first, last, arguments):
+    def call(piece):
+        kernel(
+            *(a.of(piece) if isinstance(a, team.Strided) else a for a in arguments),
+            piece * rows_per_piece,
+            min(n_rows, (piece + 1) * rows_per_piece),
         )
+
+    if last - first == 1:
+        call(first)
+    elif not team.run(kernel, arguments, n_rows, rows_per_piece, first, last):
+        pool.run_pieces(lambda i: call(first + i), last - first)
 
 
 def run_summed(
@@ -151,7 +205,7 @@ def run_summed(
             first += size
     if dtype in _COMPUTED:
         return gradients
-    return [cast_back(gradient, dtype) for gradient in gradients]
+    return [None if gradient is None else gradient.to(dtype) for gradient in gradients]
 
 
 def wide_subnet(compute, addresses, n_hidden, n_elements):

@@ -24,7 +24,7 @@ import numpy as np
 from .block_activations import CODES, passes
 from .gemm import VECTOR, size_of, transpose
 from .jit import address_of, array_at, entry, wide_vectors
-from .launch import PIECE, any_needed, cast_back, prepare, prepare_as, run, run_summed, store
+from .launch import PIECE, any_needed, prepare, prepare_as, result_at, run, run_summed, store
 from .mlp_blocks import (
     apply_layer,
     block_layout,
@@ -170,10 +170,10 @@ def _cut(n_rows, widths):
 def mlp_fwd(x, *arguments):
     """y [N, out] from x [N, in], weights and biases in turn, seed, two activations, dropout."""
     *parameters, seed, activation, output_activation, dropout = arguments
-    dtype, compute, tensors, addresses = prepare(x, *parameters)
+    dtype, compute, _held, addresses = prepare(x, *parameters)
     widths = _widths(x, parameters)
     net = _pack(widths, addresses[1:])
-    y = tensors[0].new_empty((x.shape[0], widths[-1]))
+    y = x.new_empty((x.shape[0], widths[-1]), dtype=dtype)
     run(
         _fwd[compute],
         x.shape[0],
@@ -185,18 +185,18 @@ def mlp_fwd(x, *arguments):
         0 if seed is None else seed.data_ptr(),
         dropout,
         addresses[0],
-        y.data_ptr(),
+        result_at(y, compute),
     )
-    return cast_back(y, dtype)
+    return y
 
 
 def mlp_bwd(dy, x, *arguments, needs):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     *parameters, seed, activation, output_activation, dropout = arguments
-    compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, *parameters))
+    compute, tensors, addresses = prepare_as(dy.dtype, dy, x, *parameters)
     widths = _widths(x, parameters)
     net = _pack(widths, addresses[2:])
-    dx = tensors[1].new_empty(x.shape) if needs[0] else None
+    dx = x.new_empty(x.shape) if needs[0] else None
     # in place of a bias that is missing, its size
     sized = [widths[1 + i // 2] if p is None else p for i, p in enumerate(tensors[2:])]
     gradients = run_summed(
@@ -214,7 +214,7 @@ def mlp_bwd(dy, x, *arguments, needs):
         dropout,
         addresses[0],
         addresses[1],
-        dx.data_ptr() if needs[0] else 0,
+        result_at(dx, compute),
         packed=True,
     )
-    return [cast_back(dx, x.dtype), *gradients]
+    return [dx, *gradients]

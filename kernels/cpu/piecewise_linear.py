@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from .jit import array_at, copy, entry
-from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
+from .launch import any_needed, cut, prepare, prepare_as, result_at, run, run_summed, store
 from .search import build_cells, find, lines_at, new_block, new_index, tables
 from .subnet import BLOCK
 
@@ -131,20 +131,19 @@ def piecewise_linear_fwd(x, values, slopes, breakpoints, anchors):
     """y [*] or [*, M], in the promoted dtype of the arguments."""
     dtype, compute, tensors, addresses = prepare(x, values, slopes, breakpoints, anchors)
     n = x.numel()
-    y = x.new_empty((*x.shape, *values.shape[1:]), dtype=compute)
+    y = x.new_empty((*x.shape, *values.shape[1:]), dtype=dtype)
     _held, arguments = _new_index(n, tensors[1:], addresses[1:], compute)
-    run(_fwd[compute], n, *cut(n, _SEARCH_WORK, BLOCK), addresses[0], *arguments, y.data_ptr())
-    return cast_back(y, dtype)
+    y_at = result_at(y, compute)
+    run(_fwd[compute], n, *cut(n, _SEARCH_WORK, BLOCK), addresses[0], *arguments, y_at)
+    return y
 
 
 def piecewise_linear_bwd(dy, x, values, slopes, breakpoints, anchors, *, needs):
     """Gradients of x, values and slopes; ``None`` where ``needs`` says so."""
-    compute, tensors, addresses = prepare_as(
-        dy.dtype, (dy, x, values, slopes, breakpoints, anchors)
-    )
+    compute, tensors, addresses = prepare_as(dy.dtype, dy, x, values, slopes, breakpoints, anchors)
     n = x.numel()
     need_dx, *needs = needs
-    dx = torch.empty_like(tensors[1]) if need_dx else None
+    dx = torch.empty_like(tensors[1], dtype=x.dtype) if need_dx else None
     _held, arguments = _new_index(n, tensors[2:], addresses[2:], compute)
     gradients = run_summed(
         _bwd[compute],
@@ -155,6 +154,6 @@ def piecewise_linear_bwd(dy, x, values, slopes, breakpoints, anchors, *, needs):
         dy.dtype,
         *addresses[:2],
         *arguments,
-        dx.data_ptr() if need_dx else 0,
+        result_at(dx, compute),
     )
-    return [cast_back(dx, x.dtype), *gradients]
+    return [dx, *gradients]

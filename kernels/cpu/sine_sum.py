@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from .jit import array_at, entry, vector_at, wide_vectors
-from .launch import any_needed, cast_back, cut, prepare, prepare_as, run, run_summed, store
+from .launch import any_needed, cut, prepare, prepare_as, result_at, run, run_summed, store
 from .sine import COS, REDUCED_SMALL, SIN, SMALL, frequencies, largest, reduced, turns_per_unit
 
 TURNS_PER_RADIAN = 1 / (2 * math.pi)
@@ -146,7 +146,7 @@ def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
     """y [*]: shape of x, promoted dtype of the arguments."""
     dtype, compute, tensors, addresses = prepare(x, w, amplitude, phase)
     n, width = x.numel(), w.shape[0]
-    y = torch.empty_like(tensors[0])
+    y = torch.empty_like(tensors[0], dtype=dtype)
     run(
         _fwd[compute],
         n,
@@ -155,17 +155,17 @@ def sine_sum_fwd(x, w, amplitude, phase, scale, mean):
         width,
         turns_per_unit(scale),
         _factor(width, mean),
-        y.data_ptr(),
+        result_at(y, compute),
     )
-    return cast_back(y, dtype)
+    return y
 
 
 def sine_sum_bwd(dy, x, w, amplitude, phase, scale, mean, *, needs):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
-    compute, tensors, addresses = prepare_as(dy.dtype, (dy, x, w, amplitude, phase))
+    compute, tensors, addresses = prepare_as(dy.dtype, dy, x, w, amplitude, phase)
     n, width = x.numel(), w.shape[0]
     need_dx, *needs = needs
-    dx = torch.empty_like(tensors[1]) if need_dx else None
+    dx = torch.empty_like(tensors[1], dtype=x.dtype) if need_dx else None
     _, _, *parameters = tensors
     gradients = run_summed(
         _bwd[compute],
@@ -178,6 +178,6 @@ def sine_sum_bwd(dy, x, w, amplitude, phase, scale, mean, *, needs):
         width,
         turns_per_unit(scale),
         _factor(width, mean),
-        dx.data_ptr() if need_dx else 0,
+        result_at(dx, compute),
     )
-    return [cast_back(dx, x.dtype), *gradients]
+    return [dx, *gradients]

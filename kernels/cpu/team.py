@@ -157,7 +157,7 @@ def _address(kernel, kinds):
     return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 
-def run(kernel, arguments, n_rows, rows_per_piece, n_pieces):
+def run(kernel, arguments, n_rows, rows_per_piece, first, n_pieces):
     """Call ``kernel(*arguments, first_row, last_row)`` for every piece, if the threads are there.
 
     Args:
@@ -165,7 +165,8 @@ def run(kernel, arguments, n_rows, rows_per_piece, n_pieces):
         arguments: Integers, floats and :class:`Strided`.
         n_rows: Rows of all pieces.
         rows_per_piece: Rows of each piece but the last.
-        n_pieces: Number of pieces.
+        first: The piece to begin with.
+        n_pieces: The piece before which to end.
 
     Returns:
         Whether it was done.
@@ -188,7 +189,7 @@ def run(kernel, arguments, n_rows, rows_per_piece, n_pieces):
     memory = ctypes.create_string_buffer(struct.pack(layout, *header, *words))
     state = (ctypes.c_int64 * _HEADER).from_buffer(memory)
     at, task = ctypes.addressof(memory), _task(kinds).address
-    first, n_threads = 0, torch.get_num_threads()
+    n_threads = torch.get_num_threads()
     n_next = _FIRST_PIECES * n_threads
     while first < n_pieces:
         last = min(n_pieces, first + n_next)

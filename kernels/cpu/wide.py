@@ -305,8 +305,10 @@ class Subnet:
             readout_at, c_at, self._n_hidden, n_in, n_out, *self._index, y_at,
         )  # fmt: skip
 
-    def backward(self, dy_at, x_at, readout_at, n_rows, n_in, n_out, dx, parameters, needs, dtype):
-        """Write dx, if not ``None``; return the parameters' gradients, ``None`` where not needed.
+    def backward(
+        self, dy_at, x_at, readout_at, n_rows, n_in, n_out, dx_at, parameters, needs, dtype
+    ):
+        """Write dx, if not at 0; return the parameters' gradients, ``None`` where not needed.
 
         Returns ``None`` where something is infinite or NaN: the dense form must do all again.
         """
@@ -316,7 +318,7 @@ class Subnet:
         (sums,) = run_summed(
             _bwd[self._compute], n_rows, *cut(n_rows, _SUM_WORK * n_in, 4), (sums,), (any(needs),),
             torch.float64, dy_at, x_at, readout_at, h, n_in, n_out, *self._index,
-            0 if dx is None else dx.data_ptr(),
+            dx_at,
         )  # fmt: skip
         if self._memory[_IRREGULAR]:
             return None
