@@ -279,8 +279,11 @@ def recover(options):
 def draw(runs, sizes, histories, options):
     """Save the pictures."""
     os.environ.setdefault("MPLBACKEND", "Agg")
-    import matplotlib.pyplot as plt
-
+    try:
+        import matplotlib.pyplot as plt
+    except ModuleNotFoundError:
+        print("no pictures: matplotlib is not installed, `pip install matplotlib` adds it")
+        return
     grids = [plt.subplots(3, 4, figsize=(16, 10), layout="constrained") for _ in range(2)]
     (functions, axes), (births, axes_over_time) = grids
     for run, ax, over_time in zip(runs.values(), axes.flat, axes_over_time.flat, strict=True):
@@ -327,6 +330,7 @@ def draw(runs, sizes, histories, options):
     if options.gif:
         animate(plt, runs["sin, [-5, 5]"], options.out)
     plt.close("all")
+    print(f"\npictures in {options.out}")
 
 
 def draw_function(run, i, ax):
@@ -388,7 +392,6 @@ def main(arguments=None):
         compare_starts(runs, options)
         histories = recover(options)
     draw(runs, sizes, histories, options)
-    print(f"\npictures in {options.out}")
     return runs, sizes, histories
 
 

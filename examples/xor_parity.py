@@ -149,8 +149,11 @@ def largest_difference(curves):
 
 def draw(differing, same, folder):
     """Save the four differences, and the curves that are one."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        print("no plots: matplotlib is not installed, `pip install matplotlib` adds it")
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -185,6 +188,7 @@ def draw(differing, same, folder):
     axes[0].set_ylabel("mean squared error")
     figure.savefig(folder / "identical.png", dpi=120)
     plt.close(figure)
+    print(f"plots in {folder}")
 
 
 def parse(argv):
@@ -233,7 +237,6 @@ def main(argv=None):
     solved = int((losses[:, -1] < SOLVED).sum())
     print(f"\n{STARTS} starts by fit: {seconds:.2f} s, {solved} with a loss below {SOLVED:g}")
     draw(differing, same, options.out)
-    print(f"plots in {options.out}")
     for (dtype, _), difference in largest.items():
         if not difference <= LIMITS[dtype]:
             sys.exit(f"the curves differ by {difference:.2g} in {dtype}: one program is wrong")

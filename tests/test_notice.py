@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from fastmlp.kernels import notice
 
+import fastmlp
 from fastmlp.training import least_squares
 from fastmlp.training.progress import reporter
 
@@ -71,3 +73,14 @@ class TestNotice:
             notice.soon("compiling")
             join_timers()
         assert "compiling" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("optimizer", [fastmlp.Adam(), fastmlp.LevenbergMarquardt()])
+    @pytest.mark.parametrize("closed", [False, True])
+    def test_fit_without_a_standard_error(self, closed, optimizer, monkeypatch):
+        # a program without a console has none; a daemon may have closed it
+        stream = io.StringIO()
+        stream.close()
+        monkeypatch.setattr(sys, "stderr", stream if closed else None)
+        x = torch.linspace(-1, 1, 20)
+        result = fastmlp.fit(fastmlp.SineSum(3), x, x.sin(), epochs=2, optimizer=optimizer)
+        assert result.train_loss.isfinite().all()

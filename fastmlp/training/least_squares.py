@@ -10,6 +10,7 @@ from fastmlp.training import checks
 from fastmlp.training.describe import describe
 from fastmlp.training.generic import check_rows_alone
 from fastmlp.training.levenberg_marquardt import train
+from fastmlp.training.progress import can_be_seen
 from fastmlp.training.result import FitResult, hold_last
 
 ROWS_OF_OUTPUTS = 1 << 14
@@ -237,7 +238,7 @@ def _error(model, x, y, weights=None):
 @contextlib.contextmanager
 def _bar(visible):
     """A function that moves a progress bar of the runs that are over; ``None``: there is none."""
-    if not visible:
+    if not (visible and can_be_seen()):
         yield None
         return
     from tqdm import tqdm

@@ -1,6 +1,7 @@
 """The progress bar of a run."""
 
 import contextlib
+import sys
 
 import numpy as np
 
@@ -27,15 +28,20 @@ def summary(problem):
     return text
 
 
+def can_be_seen():
+    """Whether there is a standard error to draw on; programs without a console have none."""
+    return sys.stderr is not None and not sys.stderr.closed
+
+
 @contextlib.contextmanager
 def reporter(problem, visible):
     """A function to be called after every launch, which moves the bar.
 
     Args:
         problem: A :class:`fastmlp.training.problem.Problem`.
-        visible: Whether there is a bar at all.
+        visible: Whether a bar is wanted.
     """
-    if not visible or not problem.own:
+    if not (visible and problem.own and can_be_seen()):
         yield lambda: None
         return
     from tqdm import tqdm
