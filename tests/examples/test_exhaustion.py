@@ -67,6 +67,7 @@ def test_poles_are_missed_and_floors_are_finite(example):
 def test_the_floor_of_a_parabola_is_exact(example):
     # pieces of width h: h² / √180
     target = example.Target("x²", torch.square, -5, 8)
+    # an integral over parts, each refined numerically
     assert target.rms_floor() == pytest.approx(13**2 / math.sqrt(180), rel=1e-6)
 
 
@@ -76,4 +77,5 @@ def test_knots_start_in_the_domain(example):
         assert isinstance(net, fastmlp.MLP)
         first = net.get_submodule("0")
         t = -first.bias / first.weight[:, 0]
+        # quotients of float32 numbers
         assert ((t > 5 - 1e-3) & (t < 15 + 1e-3)).all()

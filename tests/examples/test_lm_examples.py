@@ -28,6 +28,7 @@ def example(monkeypatch):
 class TestSumOfSquares:
     def test_floor_is_that_of_the_best_spline(self, example):
         example = example("x2_sum_lm")
+        # the digits that are given
         assert example.floor(5) == pytest.approx(1.0142, abs=1e-4)
         assert example.floor(6) == pytest.approx(1.0946, abs=1e-4)
         assert min(example.floor(left) for left in range(15)) == example.floor(5)

@@ -23,6 +23,7 @@ def test_points_and_truth(sinenet):
     assert len(sinenet.VALIDATION) == 20
     assert not set(sinenet.TRAIN.tolist()) & set(sinenet.VALIDATION.tolist())
     x = torch.tensor([0.5])
+    # in float32
     assert sinenet.truth((0.5, 1.0), x).item() == pytest.approx((math.sqrt(0.5) + 1) / 2)
 
 
@@ -32,6 +33,7 @@ def test_small_targets_are_found_and_the_sweep_agrees_with_pytorch(sinenet, tmp_
     arguments = ["--epochs", "4", "--max-width", "16", "--quiet", "--out", str(tmp_path)]
     small, result, widths = sinenet.main(arguments)
     for fitted, _ in small.values():
+        # a fit that misses a sine leaves a tenth
         assert fitted.val_loss[fitted.best, -1] < 1e-6
     assert len(widths) == 100
     assert result.steps == 100 * 60 * 4

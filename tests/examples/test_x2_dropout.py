@@ -37,10 +37,12 @@ def test_loss_falls_and_predictions_get_worse(x2_dropout, tmp_path, capsys):
         assert all(line.agrees for line in run.lines)
         assert run.title in text
         assert run.lines[-1].measured < run.lines[0].measured
+        # the start's error on all data, here on some hundred rows of it
         assert run.lines[0].eval_mse == pytest.approx(208, rel=0.3)
     assert everywhere.lines[-1].eval_mse > 10 * everywhere.lines[0].eval_mse
     assert control.lines[-1].eval_mse < 0.5 * control.lines[0].eval_mse
     for line in hidden.lines:
+        # hidden masks leave the mean alone: what is left are roundings of float32 outputs
         assert abs(line.shift) < 1e-6 * line.variance
         assert line.variance > 0.5 * line.total
     assert all(line.variance == line.shift == line.measured_error == 0 for line in control.lines)

@@ -28,6 +28,7 @@ def test_loss_falls_and_the_curves_agree(x2_sum, tmp_path, capsys):
     for name, (fused, plain) in results.items():
         difference, common = x2_sum.largest_difference(fused, plain)
         assert common == len(plain.losses) > 0
+        # 20 steps of two float32 programs; a wrong gradient is off by more in the second step
         assert difference < 1e-3
         assert len(fused.losses) == 20
         assert fused.mse < fused.validation_mse[0]
@@ -44,6 +45,7 @@ def test_hinge_start_is_the_one_of_the_experiment(x2_sum):
     net = x2_sum.hinge_start()
     with torch.no_grad():
         mse = torch.nn.functional.mse_loss(net(x[:20000]), y[:20000]).item()
+    # of 20 000 of the rows; the constant in the digits that it is given with
     assert mse == pytest.approx(208, rel=0.02)
     assert pytest.approx(0.20059, abs=1e-5) == x2_sum.MSE_STAR
 
