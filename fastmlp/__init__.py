@@ -15,10 +15,12 @@ except ModuleNotFoundError as err:
     __path__.append(str(Path(__file__).parents[1]))
 
 from fastmlp import convert, functional, optim, piecewise, plotting, reference, spectral, training
+from fastmlp.ahead import warm_up
 from fastmlp.backends import backend
 from fastmlp.convert import fuse, unfuse
 from fastmlp.diagnostics import dropout_report
 from fastmlp.explanation import explain
+from fastmlp.graphs import graphed
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
@@ -53,6 +55,7 @@ __all__ = [
     "fit",
     "functional",
     "fuse",
+    "graphed",
     "optim",
     "piecewise",
     "plotting",
@@ -60,5 +63,6 @@ __all__ = [
     "spectral",
     "training",
     "unfuse",
+    "warm_up",
 ]
 __version__ = "0.1.0"

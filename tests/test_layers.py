@@ -30,6 +30,8 @@ ALLOWED = {
     "backends": set(),
     "boundary": set(),
     "explanation": {"backends", "boundary", "functional"},
+    "graphs": {"boundary"},
+    "ahead": set(),
     "patterns": {"modules", "reference", "backends"},
     "convert": {"patterns", "modules", "reference"},
     # whole runs drive kernels themselves: an op for each step would cost more than the step
@@ -64,6 +66,8 @@ ALLOWED = {
         "plotting",
         "diagnostics",
         "explanation",
+        "graphs",
+        "ahead",
     },
     "__main__": {"", "functional", "reference", "backends"},
 }
