@@ -43,6 +43,7 @@ def pack(tensors, shapes, dtype) -> torch.Tensor:
         tensors: The matrices' elements in row-major order, or ``None`` for zeros; the first is a
             tensor.
         shapes: Rows and columns of each. One row: what lies in memory stays in its order.
+        dtype: The type of the vector.
     """
     rows, cols = zip(*shapes, strict=True)
     sizes = [r * c for r, c in shapes]

@@ -127,6 +127,10 @@ class Plan:
         self._device = driver.get_current_device()
         self._current_device, self._stream = driver.get_current_device, driver.get_current_stream
         self._flat = _whole_in_order(allocations, results)
+        if self._flat is not None:
+            source = self._flat[0]
+            flat = (_size(allocations[source].shape),)
+            allocations[source] = allocations[source]._replace(shape=flat, strides=(1,))
 
     def replay(self, addresses):
         """Allocations, filled for inputs at ``addresses``; ``None`` where launchers must run."""
