@@ -54,6 +54,9 @@ def recorded(inputs, launcher, *arguments, **keywords):
 
     Args:
         inputs: All tensors that the launcher takes.
+        launcher: The function.
+        *arguments: What it is called with.
+        **keywords: What it is called with by name.
 
     Returns:
         The result: one tensor, or a list of tensors and ``None``; and the plan, or ``None`` where
@@ -167,6 +170,7 @@ class Plan:
         """The list that the launcher returned: ``None``, whole allocations, and parts of one.
 
         Args:
+            allocated: What :meth:`replay` gave.
             templates: A tensor in the shape of each result.
         """
         found = [None] * len(self._results)

@@ -57,7 +57,7 @@ def kind(value):
 class Launches:
     """Every launch: kernel, grid and arguments, an address as the name of the tensor there."""
 
-    local, names = threading.local(), {}
+    local = threading.local()
     planned = 0
     interpreted = False
 
@@ -70,7 +70,7 @@ class Launches:
         if isinstance(value, tuple):
             return tuple(map(cls.named, value))
         if isinstance(value, torch.Tensor):
-            return cls.names.get(value.data_ptr(), "own memory"), value.dtype, extent(value)
+            return cls.local.names.get(value.data_ptr(), "own memory"), value.dtype, extent(value)
         return value
 
 
@@ -161,7 +161,7 @@ def run(module, x, dy=None):
     shape, dtype = plain.shape, plain.dtype
     if dy is None:
         dy = torch.linspace(-1, 1, math.prod(shape), dtype=dtype).view(shape)
-    Launches.names = {t.data_ptr(): name for name, t in [*named, ("dy", dy)]}
+    Launches.local.names = {t.data_ptr(): name for name, t in [*named, ("dy", dy)]}
     Launches.local.log = log = []
     y = module(x)
     assert (y.shape, y.dtype) == (shape, dtype)
