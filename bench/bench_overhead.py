@@ -1,12 +1,14 @@
 """What a call costs besides its arithmetic: AdditiveMLP(64, 14), forward + backward of one row.
 
-Beside it an `autograd.Function` that does nothing with the same tensors: it saves them, returns an
+A step of Adam on the parameters of that module, and on eight of 128 numbers, is timed too. Beside
+the call an `autograd.Function` that does nothing with the same tensors: it saves them, returns an
 empty output, and an empty gradient for each parameter. No module of PyTorch's can be quicker.
 """
 
 import argparse
 import statistics
 import time
+from functools import partial
 
 import common
 import torch
@@ -46,16 +48,19 @@ def measure(n_rows, rounds, calls=100):
         "fastmlp": step_of(lambda: fused(x), parameters, dy),
         "torch": step_of(lambda: plain(x), list(plain.parameters()), dy),
     }
-    for step in steps.values():
-        for _ in range(calls):
-            step()
+    return take_turns(steps, rounds, calls)
+
+
+def take_turns(steps, rounds, calls):
+    """Microseconds of every round for each name, after one that is not counted."""
     samples = {name: [] for name in steps}
-    for _ in range(rounds):
+    for number in range(rounds + 1):
         for name, step in steps.items():
             began = time.perf_counter()
             for _ in range(calls):
                 step()
-            samples[name].append((time.perf_counter() - began) / calls * 1e6)
+            if number:
+                samples[name].append((time.perf_counter() - began) / calls * 1e6)
     return samples
 
 
@@ -68,6 +73,31 @@ def price_of_the_guard(rounds, calls=1000):
         for _ in range(calls):
             boundary.is_plain(tensors)
         samples.append((time.perf_counter() - began) / calls * 1e6)
+    return samples
+
+
+def measure_adam(rounds, calls=50):
+    """Microseconds of every round of a step, by parameters, then by optimizer; these take turns."""
+    torch.manual_seed(0)
+    shapes = {
+        "AdditiveMLP": [p.shape for p in fastmlp.AdditiveMLP(64, 14).parameters()],
+        "8 tensors": [(16, 8)] * 8,
+    }
+    classes = {
+        "fastmlp": fastmlp.optim.Adam,
+        "torch": torch.optim.Adam,
+        "fused": partial(torch.optim.Adam, fused=True),
+    }
+    samples = {}
+    for what, sizes in shapes.items():
+        numbers = [(torch.randn(size), torch.randn(size)) for size in sizes]
+        steps = {}
+        for name, make in classes.items():
+            parameters = [torch.nn.Parameter(p.clone()) for p, _ in numbers]
+            for p, (_, gradient) in zip(parameters, numbers, strict=True):
+                p.grad = gradient.clone()
+            steps[name] = make(parameters).step
+        samples[what] = take_turns(steps, rounds, calls)
     return samples
 
 
@@ -88,6 +118,14 @@ def main(argv=None):
         print(
             f"  {name:<8}{median:>8.1f} µs, min {min(values):.1f} µs; "
             f"{median / nothing:.2f} × a Function that does nothing"
+        )
+    for what, of_step in measure_adam(options.rounds).items():
+        medians = {name: statistics.median(values) for name, values in of_step.items()}
+        others = [f"{name} {medians[name]:.1f} µs" for name in ("torch", "fused")]
+        least = min(of_step["fastmlp"])
+        print(
+            f"  Adam    {medians['fastmlp']:>8.1f} µs, min {least:.1f} µs, a step on {what}; "
+            f"{', '.join(others)}"
         )
     guard = price_of_the_guard(options.rounds)
     print(f"  guard   {statistics.median(guard):>8.2f} µs a call, min {min(guard):.2f} µs")

@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 import torch.optim.optimizer as hooks
-from closeness import assert_run_as_good_as_torch, assert_same_number
+from closeness import ULPS_OF_SCALE, assert_run_as_good_as_torch, assert_same_number
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastmlp
@@ -336,8 +336,9 @@ def test_lightning_with_amp_and_clipping(pair, precision, tmp_path):
         assert trainer.global_step == 20
         results.append(program)
     for mine, other in zip(*(r.parameters() for r in results), strict=True):
-        # a rounding may turn the last bit of a bfloat16 or float16 number; a wrong step is 1e-2 off
-        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+        # parameters are float32; of 24 runs that differ in their seeds one is 54 ulps off, where a
+        # rounding turned the last bit of a float16 number, the others 1
+        assert_same_number(mine, other, ulps=ULPS_OF_SCALE * 2**29)
 
 
 def test_bad_arguments_are_pytorchs_errors(pair):

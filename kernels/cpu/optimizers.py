@@ -159,19 +159,19 @@ def _adam_steps(real):
     return adam_steps
 
 
-def adam_steps(dtype, places, sizes, numbers):
-    """One step of Adam, or of AdamW if ``decoupled``, in place, on leading parameters; how many.
+def adam_steps(dtype, n, places_at, sizes_at, numbers_at):
+    """One step of Adam, or of AdamW if ``decoupled``, in place on ``n`` parameters.
 
-    It stops before a parameter that shares memory with its own gradient, moments or count.
+    Returns how many it took: it stops before one that shares memory with its own gradient, moments
+    or count.
 
     Args:
         dtype: Of parameters, gradients and moments.
-        places: Addresses, int64: of each parameter, its two moments and its count of steps; then of
-            all gradients.
-        sizes: Numbers of each parameter and bytes of its count, float32 or float64; int64.
-        numbers: lr, two betas, eps, weight_decay, ``decoupled``; float64.
+        n: Number of parameters.
+        places_at: Address of addresses, int64: of each parameter, its two moments and its count of
+            steps; then of all gradients.
+        sizes_at: Address of numbers of each parameter and bytes of its count, float32 or float64;
+            int64.
+        numbers_at: Address of lr, two betas, eps, weight_decay, ``decoupled``; float64.
     """
-    n = len(sizes) // 2
-    return _adam_steps[dtype](
-        places.buffer_info()[0], sizes.buffer_info()[0], n, numbers.buffer_info()[0]
-    )
+    return _adam_steps[dtype](places_at, sizes_at, n, numbers_at)

@@ -1,6 +1,7 @@
 """`bench/bench_overhead.py` on a few calls."""
 
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -18,3 +19,5 @@ def test_every_name_is_timed(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "1.00 × a Function that does nothing" in out
     assert "µs a call" in out
+    for what in ("AdditiveMLP", "8 tensors"):
+        assert re.search(rf"Adam +[\d.]+ µs, min .* on {what}; torch [\d.]+ µs, fused [\d.]+", out)
