@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
@@ -10,16 +11,66 @@ DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 def check_choice(name, value, choices):
     """Raise unless ``value`` is one of ``choices``; ``name`` is the argument's."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def check_finite(name, value):
-    """Raise unless ``value`` is a finite real number; ``name`` is the argument's."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:  # so that torch.compile can trace it
+def integer(name, value, low=None, high=None):
+    """``value`` as an int from ``low`` to ``high``; like the next two it takes NumPy's scalars."""
+    whole = _item(value)
+    if isinstance(whole, bool) or not isinstance(whole, int):
+        raise TypeError(f"{name} must be an int, got {told(value)}")
+    if (low is not None and whole < low) or (high is not None and whole > high):
+        wanted = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+    return whole
+
+
+def number(name, value, low=-math.inf, below=math.inf):
+    """``value`` as a finite int or float, low ≤ value < below."""
+    came = real(name, value)
+    if not -math.inf < came < math.inf:  # so that torch.compile can trace it
         raise ValueError(f"{name} must be finite, got {value}")
+    if not low <= came < below:
+        wanted = f"at least {low:g}" if below == math.inf else f"in [{low:g}, {below:g})"
+        raise ValueError(f"{name} must be {wanted}, got {value}")
+    return came
+
+
+def flag(name, value):
+    """``value`` as a bool."""
+    truth = _item(value)
+    if not isinstance(truth, bool):
+        raise TypeError(f"{name} must be a bool, got {told(value)}")
+    return truth
+
+
+def sequence(value):
+    """A list, tuple, range or NumPy array as a list; ``None`` where ``value`` is none."""
+    if isinstance(value, np.ndarray) and value.ndim > 0:
+        return value.tolist()
+    return list(value) if isinstance(value, (list, tuple, range)) else None
+
+
+def told(value):
+    """What came, in an error: the type, and the value where that is a number."""
+    numbers = (bool, int, float, complex, np.generic)
+    return f"{type(value).__name__} {value}" if isinstance(value, numbers) else type(value).__name__
+
+
+def _item(value):
+    scalar = isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0
+    return value.item() if scalar else value
+
+
+def real(name, value):
+    """``value`` as an int or a float, infinity and NaN among them."""
+    if type(value) is float:
+        return value
+    came = _item(value)
+    if isinstance(came, bool) or not isinstance(came, (int, float)):
+        raise TypeError(f"{name} must be a number, got {told(value)}")
+    return came
 
 
 def check_tensor(name, value, device):
@@ -82,25 +133,22 @@ def check_x(x):
     check_tensor("x", x, getattr(x, "device", None))
 
 
-def check_probability(name, value):
-    """Raise unless ``value`` is a number from 0 to 1; ``name`` is the argument's."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not 0 <= value <= 1:
+def probability(name, value):
+    """``value`` as a float from 0 to 1."""
+    p = real(name, value)
+    if not 0 <= p <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")
+    return float(p)
 
 
-def check_dropout(dropout):
-    """Raise unless ``dropout`` is one probability or three; return the three."""
-    places = dropout if isinstance(dropout, (tuple, list)) else (dropout,) * 3
+def probabilities(dropout):
+    """``dropout`` as one float, or as a tuple of three."""
+    places = sequence(dropout)
+    if places is None:
+        return probability("dropout", dropout)
     if len(places) != 3:
         raise ValueError(
             "dropout must be one probability or a tuple (p_input, p_hidden, p_output), "
             f"got {len(places)} values"
         )
-    for p in places:
-        if isinstance(p, bool) or not isinstance(p, (int, float)):
-            raise TypeError(f"dropout must be a number or three, got {type(p).__name__}")
-        if not 0 <= p <= 1:
-            raise ValueError(f"dropout must be between 0 and 1, got {p}")
-    return tuple(float(p) for p in places)
+    return tuple([probability("dropout", p) for p in places])

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from fastmlp import reference
+from fastmlp.arguments import flag
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
 from fastmlp.patterns import ACTIVATION_NAMES, PLAIN, build, options_of, pattern_of
@@ -100,7 +101,7 @@ def fuse(module: nn.Module, *, verbose: bool = False) -> nn.Module:
         1: fused to ElementwiseMLP
     """
     _check_module(module)
-    replacements = {}
+    verbose, replacements = flag("verbose", verbose), {}
     for match, old, pattern in _search(module):
         if verbose:
             print(match)

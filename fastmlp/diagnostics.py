@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fastmlp import reference
+from fastmlp.arguments import integer
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 
@@ -138,14 +139,16 @@ def dropout_report(
         = train-mode MSE                5
         Variance dominates (100 %): the loss can fall while predictions in eval mode get worse.
     """
-    _check(model, x, y, samples, batch_size, seed)
+    _check(model, x, y)
+    samples = integer("samples", samples, _SMALLEST_SAMPLES)
+    batch_size, seed = integer("batch_size", batch_size, 1), integer("seed", seed)
     with torch.no_grad():
         if _has_closed_form(model):
             return _exact(model, x, y)
         return _sampled(model, x, y, samples, batch_size, seed)
 
 
-def _check(model, x, y, samples, batch_size, seed):
+def _check(model, x, y):
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     for name, value in (("x", x), ("y", y)):
@@ -155,15 +158,6 @@ def _check(model, x, y, samples, batch_size, seed):
         raise ValueError(f"x must hold at least one value, got shape {list(x.shape)}")
     if not y.is_floating_point():
         raise TypeError(f"y must be floating point, got {str(y.dtype).removeprefix('torch.')}")
-    for name, value, smallest in (
-        ("samples", samples, _SMALLEST_SAMPLES),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, None),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-        if smallest is not None and value < smallest:
-            raise ValueError(f"{name} must be at least {smallest}, got {value}")
 
 
 def _check_target(y, shape, device):

@@ -5,7 +5,7 @@ import torch
 
 def dropout_places(dropout):
     """The three dropout probabilities (input, hidden, output) that ``dropout`` stands for."""
-    return (dropout,) * 3 if isinstance(dropout, (int, float)) else tuple(dropout)
+    return tuple(dropout) if isinstance(dropout, (tuple, list)) else (dropout,) * 3
 
 
 def dropout_masks(seed, n, n_hidden, dropout, dtype=torch.float32):

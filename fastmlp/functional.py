@@ -13,11 +13,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 from fastmlp import reference
 from fastmlp.arguments import (
     check_choice,
-    check_finite,
     check_parameter,
-    check_probability,
     check_tensor,
     check_x,
+    number,
+    probability,
 )
 from fastmlp.boundary import is_beyond_checks
 from fastmlp.op_arguments import (
@@ -201,7 +201,8 @@ def additive_mlp(
     if not is_plainly_additive(*tensors):
         check_additive(*tensors)
     check_choice("activation", activation, ACTIVATIONS)
-    seed, places = (None, _NO_DROPOUT) if dropout == 0 else dropout_arguments(dropout, seed, x)
+    off = type(dropout) is float and dropout == 0
+    seed, places = (None, _NO_DROPOUT) if off else dropout_arguments(dropout, seed, x)
     if x.dim() == 2:
         return _as_autocast(_additive_mlp(*tensors, seed, activation, *places))
     n_out, n_in = fc3_weight.shape
@@ -271,10 +272,10 @@ def mlp(
         check_mlp(x, weights, biases)
     check_choice("activation", activation, ACTIVATIONS)
     check_choice("output_activation", output_activation, ACTIVATIONS)
-    check_probability("dropout", dropout)
+    dropout = probability("dropout", dropout)
     seed = seed_argument(seed, x) if dropout > 0 else None
     parameters = _in_turns(weights, biases)
-    arguments = *parameters, seed, activation, output_activation, float(dropout)
+    arguments = *parameters, seed, activation, output_activation, dropout
     if x.dim() == 2:
         return _as_autocast(_mlp(x, *arguments))
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -402,6 +403,6 @@ def sine_sum(
         check_parameter("amplitude", amplitude, (w.shape[0],), x.device)
     if phase is not None:
         check_parameter("phase", phase, (w.shape[0],), x.device)
-    check_finite("scale", scale)
+    scale = number("scale", scale)
     check_choice("reduction", reduction, REDUCTIONS)
     return _sine_sum(x, w, amplitude, phase, float(scale), reduction == "mean")

@@ -4,10 +4,10 @@ import torch
 
 from fastmlp.arguments import (
     DTYPES,
-    check_dropout,
     check_parameter,
     check_tensor,
     check_x,
+    probabilities,
 )
 
 MAX_HIDDEN = 1024
@@ -18,7 +18,8 @@ MAX_WIDTH = 128
 
 def dropout_arguments(dropout, seed, x):
     """The seed, a new one where none is given, and the three probabilities."""
-    places = check_dropout(dropout)
+    places = probabilities(dropout)
+    places = places if isinstance(places, tuple) else (places,) * 3
     return (seed_argument(seed, x) if any(places) else None), places
 
 

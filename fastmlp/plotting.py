@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fastmlp import functional
+from fastmlp.arguments import integer, sequence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -305,14 +306,16 @@ def plot_shape_functions(
     n_features = model.in_features
     if x.dim() != 2 or x.shape[1] != n_features or len(x) == 0:
         raise ValueError(f"x must have shape [N, {n_features}], got {list(x.shape)}")
+    output = integer("output", output)
     if not 0 <= output < model.out_features:
         raise ValueError(f"output must be 0 … {model.out_features - 1}, got {output}")
     names = [f"x[{j}]" for j in range(n_features)] if names is None else list(names)
     if len(names) != n_features:
         raise ValueError(f"names must be {n_features}, one a feature, got {len(names)}")
-    features = list(range(n_features) if features is None else features)
-    if not all(0 <= j < n_features for j in features):
+    chosen = range(n_features) if features is None else sequence(features)
+    if chosen is None or not all(0 <= integer("features", j) < n_features for j in chosen):
         raise ValueError(f"features must be 0 … {n_features - 1}, got {features}")
+    features = list(chosen)
     axes = _grid(len(features)) if ax is None else ax
     panels = axes.ravel().tolist() if hasattr(axes, "ravel") else axes
     panels = panels if isinstance(panels, (list, tuple)) else [panels]

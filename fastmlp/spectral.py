@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastmlp.arguments import check_finite as check_number
-from fastmlp.modules.checks import check_size
+from fastmlp.arguments import integer, number
 from fastmlp.training.levenberg_marquardt import finite
 
 __all__ = ["SpectralStart", "frequencies"]
@@ -80,9 +79,8 @@ def frequencies(
         >>> fastmlp.spectral.frequencies(x, y, 2).w
         tensor([0.5000, 1.2500], dtype=torch.float64)
     """
-    check_size("width", width)
-    check_number("scale", scale)
-    check_number("max_frequency", max_frequency)
+    width = integer("width", width, 1)
+    scale, max_frequency = number("scale", scale), number("max_frequency", max_frequency)
     if scale == 0 or max_frequency <= 0:
         raise ValueError(
             "scale must not be 0 and max_frequency positive, "

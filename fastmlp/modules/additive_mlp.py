@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from fastmlp import functional, reference
-from fastmlp.modules.checks import check_size, check_subnet, weight_and_bias
+from fastmlp.arguments import check_choice, flag, integer, probabilities
+from fastmlp.modules.checks import weight_and_bias
+from fastmlp.op_arguments import MAX_HIDDEN
+from fastmlp.reference import ACTIVATIONS
 
 
 class AdditiveMLP(reference.AdditiveMLP):
@@ -61,19 +64,15 @@ class AdditiveMLP(reference.AdditiveMLP):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        check_size("in_features", in_features)
-        check_size("out_features", out_features)
-        check_subnet(hidden_features, activation, bias, dropout)
-        if not isinstance(shared, bool):
-            raise TypeError(f"shared must be a bool, got {type(shared).__name__}")
+        check_choice("activation", activation, ACTIVATIONS)
         super().__init__(
-            in_features,
-            hidden_features,
-            out_features,
-            shared=shared,
+            integer("in_features", in_features, 1),
+            integer("hidden_features", hidden_features, 1, MAX_HIDDEN),
+            integer("out_features", out_features, 1),
+            shared=flag("shared", shared),
             activation=activation,
-            bias=bias,
-            dropout=dropout,
+            bias=flag("bias", bias),
+            dropout=probabilities(dropout),
             device=device,
             dtype=dtype,
         )

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import torch
 
 from fastmlp import functional, reference
-from fastmlp.modules.checks import check_hidden, check_subnet, weight_and_bias
-from fastmlp.op_arguments import MAX_WIDTH
+from fastmlp.arguments import check_choice, flag, probabilities, sequence
+from fastmlp.modules.checks import sizes_of, weight_and_bias
+from fastmlp.op_arguments import MAX_HIDDEN, MAX_WIDTH
+from fastmlp.reference import ACTIVATIONS
 
 
 class ElementwiseMLP(reference.ElementwiseMLP):
@@ -55,18 +57,17 @@ class ElementwiseMLP(reference.ElementwiseMLP):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        if isinstance(hidden_features, (list, tuple)) and len(hidden_features) > 1:
-            check_hidden(hidden_features, MAX_WIDTH)
-            check_subnet(1, activation, bias, dropout)
-        else:
-            if isinstance(hidden_features, (list, tuple)) and hidden_features:
-                hidden_features = hidden_features[0]
-            check_subnet(hidden_features, activation, bias, dropout)
+        layers = sequence(hidden_features)
+        deep = layers is not None and len(layers) > 1
+        widths = sizes_of(hidden_features, MAX_WIDTH if deep else MAX_HIDDEN)
+        if not widths:
+            raise TypeError("hidden_features must be at least one width, got an empty sequence")
+        check_choice("activation", activation, ACTIVATIONS)
         super().__init__(
-            hidden_features,
+            widths,
             activation=activation,
-            bias=bias,
-            dropout=dropout,
+            bias=flag("bias", bias),
+            dropout=probabilities(dropout),
             device=device,
             dtype=dtype,
         )

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 
 from fastmlp import functional, reference
-from fastmlp.arguments import check_choice, check_probability
-from fastmlp.modules.checks import check_hidden, check_size, weight_and_bias
+from fastmlp.arguments import check_choice, flag, integer, probability
+from fastmlp.modules.checks import sizes_of, weight_and_bias
 from fastmlp.op_arguments import MAX_WIDTH
 from fastmlp.reference import ACTIVATIONS
 
@@ -60,23 +60,17 @@ class MLP(reference.MLP):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        check_size("in_features", in_features, MAX_WIDTH)
-        check_size("out_features", out_features, MAX_WIDTH)
-        hidden_features = check_hidden(hidden_features, MAX_WIDTH)
         check_choice("activation", activation, ACTIVATIONS)
         if output_activation is not None:
             check_choice("output_activation", output_activation, ACTIVATIONS)
-        if not isinstance(bias, bool):
-            raise TypeError(f"bias must be a bool, got {type(bias).__name__}")
-        check_probability("dropout", dropout)
         super().__init__(
-            in_features,
-            hidden_features,
-            out_features,
+            integer("in_features", in_features, 1, MAX_WIDTH),
+            sizes_of(hidden_features, MAX_WIDTH),
+            integer("out_features", out_features, 1, MAX_WIDTH),
             activation=activation,
             output_activation=output_activation,
-            bias=bias,
-            dropout=dropout,
+            bias=flag("bias", bias),
+            dropout=probability("dropout", dropout),
             device=device,
             dtype=dtype,
         )

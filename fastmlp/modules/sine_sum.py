@@ -5,8 +5,7 @@ import math
 import torch
 
 from fastmlp import functional, reference
-from fastmlp.arguments import check_choice, check_finite
-from fastmlp.modules.checks import check_size
+from fastmlp.arguments import check_choice, flag, integer, number
 
 
 class SineSum(reference.SineSum):
@@ -50,15 +49,13 @@ class SineSum(reference.SineSum):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
-        check_size("width", width)
-        check_finite("scale", scale)
         check_choice("reduction", reduction, reference.REDUCTIONS)
         super().__init__(
-            width,
-            scale=scale,
+            integer("width", width, 1),
+            scale=number("scale", scale),
             reduction=reduction,
-            learn_amplitude=learn_amplitude,
-            learn_phase=learn_phase,
+            learn_amplitude=flag("learn_amplitude", learn_amplitude),
+            learn_phase=flag("learn_phase", learn_phase),
             device=device,
             dtype=dtype,
         )

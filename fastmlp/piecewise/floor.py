@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from fastmlp.arguments import integer
 from fastmlp.piecewise.table import check_interval
 
 _PANELS = 1 << 14
@@ -47,10 +48,7 @@ def error_floor(
         0.0031343
     """
     lo, hi = check_interval((lo, hi), finite=True)
-    if isinstance(pieces, bool) or not isinstance(pieces, int):
-        raise TypeError(f"pieces must be an int, got {type(pieces).__name__}")
-    if pieces < 1:
-        raise ValueError(f"pieces must be at least 1, got {pieces}")
+    pieces = integer("pieces", pieces, 1)
     coarse, fine = (_curvature_integral(f, lo, hi, n) for n in (_PANELS // 2, _PANELS))
     if not (math.isfinite(fine) and abs(fine - coarse) <= _QUADRATURE_TOLERANCE * abs(fine)):
         raise ValueError(

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from fastmlp import functional
+from fastmlp.arguments import flag
 from fastmlp.piecewise.layers import is_elementwise
 from fastmlp.piecewise.nets import from_module
 from fastmlp.piecewise.table import PiecewiseLinear
@@ -44,7 +45,7 @@ class FrozenPiecewiseLinear(nn.Module):
             raise ValueError(f"table must be known on the whole line, got {table.interval}")
         if elementwise and table.n_outputs != 1:
             raise ValueError(f"an elementwise function has one output, got {table.n_outputs}")
-        self.elementwise = elementwise
+        self.elementwise = flag("elementwise", elementwise)
         dtype = dtype or torch.get_default_dtype()
         for name in ("breakpoints", "anchors", "values", "slopes"):
             self.register_buffer(name, getattr(table, name).to(device=device, dtype=dtype))

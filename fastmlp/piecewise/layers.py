@@ -129,7 +129,7 @@ def _named_activation(activation, name):
 def _chain(module, name):
     dropout = getattr(module, "dropout", 0.0)
     rates = dropout if isinstance(dropout, (tuple, list)) else (dropout,)
-    if module.training and any(isinstance(p, (int, float)) and p > 0 for p in rates):
+    if module.training and any(isinstance(p, (int, float, np.number)) and p > 0 for p in rates):
         raise ValueError(
             f"{name or 'module'} drops units at random in training mode: call module.eval() first"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastmlp import functional, plotting
+from fastmlp.arguments import real, sequence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -335,14 +336,13 @@ def check_interval(interval, finite=False):
     """``(lo, hi)`` as floats; raises unless lo < hi. ``None`` is the whole line."""
     if interval is None:
         return -math.inf, math.inf
-    if not isinstance(interval, (tuple, list)) or len(interval) != 2:
+    ends = sequence(interval)
+    if ends is None or len(ends) != 2:
         raise TypeError(f"interval must be a pair (lo, hi), got {interval!r}")
-    for name, end in zip(("lo", "hi"), interval, strict=True):
-        if isinstance(end, bool) or not isinstance(end, (int, float)):
-            raise TypeError(f"{name} must be a number, got {type(end).__name__}")
+    lo, hi = (float(real(name, end)) for name, end in zip(("lo", "hi"), ends, strict=True))
+    for name, end in (("lo", lo), ("hi", hi)):
         if math.isnan(end) or (finite and math.isinf(end)):
             raise ValueError(f"{name} must be finite, got {end}")
-    lo, hi = (float(end) for end in interval)
     if lo >= hi:
         raise ValueError(f"lo must be below hi, got lo = {lo}, hi = {hi}")
     return lo, hi

@@ -36,7 +36,8 @@ class ElementwiseMLP(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        hidden = (hidden_features,) if isinstance(hidden_features, int) else (*hidden_features,)
+        several = isinstance(hidden_features, Sequence)
+        hidden = (*hidden_features,) if several else (hidden_features,)
         self.hidden_features = hidden[0] if len(hidden) == 1 else hidden
         self.activation = activation
         self.dropout = dropout
@@ -145,7 +146,8 @@ class MLP(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        hidden = (hidden_features,) if isinstance(hidden_features, int) else hidden_features
+        several = isinstance(hidden_features, Sequence)
+        hidden = hidden_features if several else (hidden_features,)
         self.in_features = in_features
         self.hidden_features = tuple(hidden)
         self.out_features = out_features

@@ -1,42 +1,17 @@
-"""What all drivers of `fit` accept: models, data and counts, checked in one place."""
+"""What all drivers of `fit` accept: models and data, checked in one place."""
 
 import numpy as np
 import torch
 
-from fastmlp.arguments import dense
-
-
-def count(name, value, *, none=False):
-    """``value`` as an int of at least 1, or ``None`` where that is allowed."""
-    if value is None and none:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an int, got {_told(value)}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return int(value)
-
-
-def flag(name, value):
-    """``value`` as a bool."""
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be a bool, got {_told(value)}")
-    return bool(value)
+from fastmlp.arguments import dense, integer, told
 
 
 def seed(name, value):
     """``value`` as an int from 0 to 2⁶³ − 1."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} must be an int, got {_told(value)}")
-    if not 0 <= value < 2**63:
+    whole = integer(name, value)
+    if not 0 <= whole < 2**63:
         raise ValueError(f"{name} must be in [0, 2^63), got {value}")
-    return int(value)
-
-
-def _told(value):
-    """What came, in an error: the type, and the value where that is a number."""
-    numbers = bool | int | float | complex | np.generic
-    return f"{type(value).__name__} {value}" if isinstance(value, numbers) else type(value).__name__
+    return whole
 
 
 def modules(models):
@@ -44,13 +19,13 @@ def modules(models):
     if isinstance(models, torch.nn.Module) and not isinstance(models, torch.nn.ModuleList):
         models = [models]
     elif not isinstance(models, list | tuple | torch.nn.ModuleList):
-        raise TypeError(f"models must be a Module or a list of them, got {_told(models)}")
+        raise TypeError(f"models must be a Module or a list of them, got {told(models)}")
     models = list(models)
     if not models:
         raise ValueError("models must hold at least one module, got an empty list")
     for i, model in enumerate(models):
         if not isinstance(model, torch.nn.Module):
-            raise TypeError(f"models[{i}] must be a Module, got {_told(model)}")
+            raise TypeError(f"models[{i}] must be a Module, got {told(model)}")
     return models
 
 
@@ -121,7 +96,7 @@ def tensor(name, value, device):
         value = np.array(value, value.dtype.newbyteorder("="), order="C")
         return torch.from_numpy(value).to(device)
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name} must be a Tensor or a NumPy array, got {_told(value)}")
+        raise TypeError(f"{name} must be a Tensor or a NumPy array, got {told(value)}")
     value = dense(name, value)
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
@@ -148,7 +123,7 @@ def validation(pair, device):
     if pair is None:
         return None, None
     if not isinstance(pair, list | tuple) or len(pair) != 2:
-        came = f"{len(pair)} of them" if isinstance(pair, list | tuple) else _told(pair)
+        came = f"{len(pair)} of them" if isinstance(pair, list | tuple) else told(pair)
         raise TypeError(f"validation must be a pair (x, y), got {came}")
     return data("validation ", *pair, device)
 

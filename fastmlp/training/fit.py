@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from fastmlp.arguments import flag
 from fastmlp.kernels.runs import FINISHED, NOT_FINITE, RUNNING, STATE
-from fastmlp.training import checks, least_squares, shards
+from fastmlp.training import least_squares, shards
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt
 from fastmlp.training.problem import make_problem
 from fastmlp.training.progress import reporter
@@ -114,7 +115,7 @@ def fit(
                 "clip_norm": (clip_norm, None), "resume": (resume, None),
             },
         )  # fmt: skip
-    progress = checks.flag("progress", progress)
+    progress = flag("progress", progress)
     problem = make_problem(
         models, x, y, epochs=epochs, batch_size=batch_size, shuffle=shuffle, optimizer=optimizer,
         scheduler=scheduler, loss=loss, validation=validation, sample_weight=sample_weight,

@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from fastmlp.arguments import flag, integer
 from fastmlp.kernels import notice
 from fastmlp.training import checks
 from fastmlp.training.describe import describe
@@ -147,7 +148,7 @@ def fit(models, x, y, *, settings, epochs, validation, sample_weight, seed, prog
                 f"all rows for the sum of squares, got {value!r}"
             )
     models = checks.modules(models)
-    progress, epochs = checks.flag("progress", progress), checks.count("epochs", epochs)
+    progress, epochs = flag("progress", progress), integer("epochs", epochs, 1)
     if isinstance(seed, list | tuple | range):
         raise TypeError(f"seed must be an int with LevenbergMarquardt, got {type(seed).__name__}")
     seed = checks.seed("seed", seed)

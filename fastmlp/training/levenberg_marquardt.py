@@ -6,11 +6,10 @@ import time
 import warnings
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from fastmlp import backends
-from fastmlp.arguments import dense
+from fastmlp.arguments import dense, flag, integer, real
 from fastmlp.kernels.lm import MAX_WIDTH, SOLVERS
 from fastmlp.training.describe import (
     below_zero,
@@ -96,26 +95,23 @@ class LevenbergMarquardt:
             raise TypeError(f"solver must be a str, got {self.solver!r}")
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
-        for name, least in (("max_attempts", 1), ("restarts", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int | np.integer) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        plain = {
+            "max_attempts": integer("max_attempts", self.max_attempts, 1),
+            "restarts": integer("restarts", self.restarts, 0),
+            "variable_projection": flag("variable_projection", self.variable_projection),
+        }
         for name in ("ftol", "xtol", "gtol", "damping", "scale_floor", "max_time"):
             value = getattr(self, name)
             if name == "max_time" and value is None:
                 continue
-            numbers = int | float | np.integer | np.floating
-            if not isinstance(value, numbers) or isinstance(value, bool):
-                raise TypeError(f"{name} must be a number, got {value!r}")
-            if not 0 <= value < math.inf or (value == 0 and name in ("damping", "max_time")):
+            plain[name] = real(name, value)
+            if not 0 <= plain[name] < math.inf or (value == 0 and name in ("damping", "max_time")):
                 kind = "positive" if name in ("damping", "max_time") else "not negative"
                 raise ValueError(f"{name} must be finite and {kind}, got {value}")
-        if not isinstance(self.variable_projection, bool | np.bool_):
-            raise TypeError(f"variable_projection must be a bool, got {self.variable_projection!r}")
-        if self.scale_floor > 1:
+        if plain["scale_floor"] > 1:
             raise ValueError(f"scale_floor must be at most 1, got {self.scale_floor}")
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
     @property
     def limits(self):
@@ -199,8 +195,7 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
     models = list(models)
     if not models:
         raise ValueError("models must hold at least one module, got an empty list")
-    if not isinstance(max_steps, int) or isinstance(max_steps, bool) or max_steps < 1:
-        raise ValueError(f"max_steps must be an int of at least 1, got {max_steps!r}")
+    max_steps = integer("max_steps", max_steps, 1)
     for model in models:
         generic.check_rows_alone(model)
     descriptions = [describe(model) for model in models]

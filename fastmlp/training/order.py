@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+from fastmlp.arguments import integer
+
 ROUNDS = 12
 MIN_BITS = 6
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57
@@ -82,16 +84,9 @@ def batch_order(n_rows: int, *, epoch: int, model: int = 0, seed: int = 0) -> to
         >>> batch_order(5, epoch=0).sort().values
         tensor([0, 1, 2, 3, 4])
     """
-    for name, value, low, high in (
-        ("n_rows", n_rows, 1, 2**32),
-        ("epoch", epoch, 0, 2**32),
-        ("model", model, 0, 2**63),
-        ("seed", seed, 0, 2**63),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-        if not low <= value < high:
-            raise ValueError(f"{name} must be in [{low}, {high}), got {value}")
+    n_rows = integer("n_rows", n_rows, 1, 2**32 - 1)
+    epoch = integer("epoch", epoch, 0, 2**32 - 1)
+    model, seed = integer("model", model, 0, 2**63 - 1), integer("seed", seed, 0, 2**63 - 1)
     bits = max(MIN_BITS, (n_rows - 1).bit_length())
     left_bits, right_bits = np.uint64(bits // 2), np.uint64(bits - bits // 2)
     keys = round_keys(seed, model, epoch)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from fastmlp.arguments import check_choice
+from fastmlp.arguments import check_choice, flag, integer
 from fastmlp.kernels.runs import LOSSES, new_states
 from fastmlp.training import checks
 from fastmlp.training.settings import (
@@ -14,8 +14,8 @@ from fastmlp.training.settings import (
     CosineAnnealingLR,
     Optimizer,
     StepLR,
-    as_list,
-    check_number,
+    each,
+    not_negative,
     spread,
 )
 from fastmlp.training.structures import segments_of, structure_of, univariate_of
@@ -115,11 +115,9 @@ def _check_models(models):
 
 
 def _check_seeds(seed, n_models):
-    seeds = as_list("seed", seed)
-    for one in [seed] if seeds is None else seeds:
-        checks.seed("seed", one)
-    if seeds is None:
-        return np.full(n_models, seed, np.int64), np.arange(n_models)
+    seeds = each("seed", seed, checks.seed)
+    if not isinstance(seeds, list):
+        return np.full(n_models, seeds, np.int64), np.arange(n_models)
     if len(seeds) != n_models:
         raise ValueError(f"seed must hold {n_models} values, one per model, got {len(seeds)}")
     return np.array(seeds, np.int64), np.zeros(n_models, np.int64)
@@ -137,10 +135,10 @@ def make_problem(
     """Check the arguments of ``fit`` and gather them; changes nothing of what came."""
     models, structures, dtype, device = _check_models(models)
     n_models = len(models)
-    epochs = checks.count("epochs", epochs)
-    batch_size = checks.count("batch_size", batch_size, none=True)
-    patience = checks.count("patience", patience, none=True)
-    shuffle = checks.flag("shuffle", shuffle)
+    epochs = integer("epochs", epochs, 1)
+    batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
+    patience = None if patience is None else integer("patience", patience, 1)
+    shuffle = flag("shuffle", shuffle)
     if not isinstance(loss, str):
         raise TypeError(f"loss must be a str, got {type(loss).__name__}")
     check_choice("loss", loss, LOSSES)
@@ -165,11 +163,8 @@ def make_problem(
         raise ValueError("patience needs validation=(x, y): it watches the validation loss")
     (weight,) = _cast(dtype, checks.weights(sample_weight, x, n_models))
     hyper = optimizer.per_model(n_models)
-    clips = as_list("clip_norm", clip_norm)
-    for value in [clip_norm] if clips is None else clips:
-        if value is not None:
-            check_number("clip_norm", value, low=0.0)
-    hyper["clip_norm"] = spread("clip_norm", np.inf if clip_norm is None else clip_norm, n_models)
+    clips = np.inf if clip_norm is None else each("clip_norm", clip_norm, not_negative)
+    hyper["clip_norm"] = spread("clip_norm", clips, n_models)
     seeds, streams = _check_seeds(seed, n_models)
     counts = [sum(math.prod(shape) for shape in s.shapes) for s in structures]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -8,41 +8,18 @@ from typing import ClassVar, TypeAlias
 import numpy as np
 import torch
 
+from fastmlp.arguments import flag, integer, number, sequence
+
 PerModel: TypeAlias = float | Sequence[float]
 """A setting: one value for all models, or one for each."""
-
-_NON_NEGATIVE = (0.0, math.inf)
-_BELOW_ONE = (0.0, 1.0)
 
 
 def as_list(name, value):
     """A setting as a list with one value per model, or ``None`` where it is one value for all."""
-    if isinstance(value, torch.Tensor | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, range):
-        value = list(value)
-    if not isinstance(value, list | tuple):
-        return None
-    if len(value) == 0:
+    values = sequence(value.numpy(force=True) if isinstance(value, torch.Tensor) else value)
+    if values is not None and len(values) == 0:
         raise ValueError(f"{name} must hold one value per model, got an empty sequence")
-    return list(value)
-
-
-def check_number(name, value, low=-math.inf, high=math.inf):
-    """Raise unless ``value`` is a finite number with low ≤ value (and value < high)."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}")
-    if not low <= value < high:
-        wanted = f"at least {low:g}" if high == math.inf else f"in [{low:g}, {high:g})"
-        raise ValueError(f"{name} must be {wanted}, got {value}")
-
-
-def check_flag(name, value):
-    """Raise unless ``value`` is a bool."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
+    return values
 
 
 def spread(name, value, n_models):
@@ -55,10 +32,19 @@ def spread(name, value, n_models):
     return np.array(values, np.float64)
 
 
-def _check_each(name, value, low, high):
+def each(name, value, check):
+    """A setting as plain numbers: one, or a list with one per model; each as ``check`` gives it."""
     values = as_list(name, value)
-    for one in [value] if values is None else values:
-        check_number(name, one, low, high)
+    return check(name, value) if values is None else [check(name, one) for one in values]
+
+
+def not_negative(name, value):
+    """``value`` as a finite number, not below 0."""
+    return number(name, value, 0)
+
+
+def _below_one(name, value):
+    return number(name, value, 0, 1)
 
 
 class Optimizer:
@@ -68,6 +54,10 @@ class Optimizer:
     """The module of `fastmlp.training` whose ``run(problem, report)`` trains with them."""
     name: ClassVar[str]
     """The optimizer's name in the kernels."""
+
+    def _set(self, check, *names):
+        for name in names:
+            object.__setattr__(self, name, each(name, getattr(self, name), check))
 
     def per_model(self, n_models):
         """Every field as a float64 array with one value per model, by name."""
@@ -82,11 +72,7 @@ class Optimizer:
 
 
 def _plain(value):
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return value.tolist()
-    if isinstance(value, list | tuple | range):
-        return [_plain(v) for v in value]
-    return value.item() if isinstance(value, np.generic) else value
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 @dataclass(frozen=True)
@@ -123,10 +109,8 @@ class SGD(Optimizer):
     name: ClassVar[str] = "sgd"
 
     def __post_init__(self):
-        for name in ("lr", "momentum", "dampening", "weight_decay"):
-            _check_each(name, getattr(self, name), *_NON_NEGATIVE)
-        for flag in as_list("nesterov", self.nesterov) or [self.nesterov]:
-            check_flag("nesterov", flag)
+        self._set(not_negative, "lr", "momentum", "dampening", "weight_decay")
+        self._set(flag, "nesterov")
 
     def per_model(self, n_models):
         names = ("lr", "momentum", "dampening", "weight_decay", "nesterov")
@@ -171,20 +155,19 @@ class Adam(Optimizer):
     name: ClassVar[str] = "adam"
 
     def __post_init__(self):
-        for name in ("lr", "eps", "weight_decay"):
-            _check_each(name, getattr(self, name), *_NON_NEGATIVE)
-        self._betas()
+        self._set(not_negative, "lr", "eps", "weight_decay")
+        pairs = as_list("betas", self.betas)
+        one = pairs is not None and as_list("betas", pairs[0]) is None
+        pairs = [as_list("betas", pair) for pair in ([pairs] if pairs is None or one else pairs)]
+        if any(pair is None or len(pair) != 2 for pair in pairs):
+            raise ValueError(f"betas must be a pair, or one pair per model, got {self.betas!r}")
+        pairs = [tuple(_below_one("betas", beta) for beta in pair) for pair in pairs]
+        object.__setattr__(self, "betas", pairs[0] if one else pairs)
 
     def _betas(self):
         """Both betas, each one value or a list with one per model."""
-        pairs = as_list("betas", self.betas)
-        one = pairs is not None and not isinstance(pairs[0], list | tuple)
-        for pair in [pairs] if pairs is None or one else pairs:
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise ValueError(f"betas must be a pair, or one pair per model, got {self.betas!r}")
-            for beta in pair:
-                check_number("betas", beta, *_BELOW_ONE)
-        return tuple(pairs) if one else tuple([pair[k] for pair in pairs] for k in range(2))
+        one = isinstance(self.betas, tuple)
+        return self.betas if one else tuple([pair[k] for pair in self.betas] for k in range(2))
 
     def per_model(self, n_models):
         values = {
@@ -248,8 +231,8 @@ class StepLR:
     gamma: float = 0.1
 
     def __post_init__(self):
-        _check_count("step_size", self.step_size)
-        check_number("gamma", self.gamma, *_NON_NEGATIVE)
+        object.__setattr__(self, "step_size", integer("step_size", self.step_size, 1))
+        object.__setattr__(self, "gamma", not_negative("gamma", self.gamma))
 
     def rates(self, lr, epochs):
         """Learning rates ``[models, epochs]`` from ``lr`` ``[models]`` for an array of epochs."""
@@ -282,17 +265,10 @@ class CosineAnnealingLR:
     eta_min: float = 0.0
 
     def __post_init__(self):
-        _check_count("T_max", self.T_max)
-        check_number("eta_min", self.eta_min, *_NON_NEGATIVE)
+        object.__setattr__(self, "T_max", integer("T_max", self.T_max, 1))
+        object.__setattr__(self, "eta_min", not_negative("eta_min", self.eta_min))
 
     def rates(self, lr, epochs):
         """Learning rates ``[models, epochs]`` from ``lr`` ``[models]`` for an array of epochs."""
         share = (1 + np.cos(math.pi * epochs / self.T_max)) / 2
         return self.eta_min + (lr[:, None] - self.eta_min) * share[None]
-
-
-def _check_count(name, value):
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
