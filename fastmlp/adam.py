@@ -20,19 +20,20 @@ _pytorchs_step = getattr(_step, "__wrapped__", _step) if hasattr(_step, "hooked"
 
 _DTYPES = torch.float32, torch.float64
 _address = torch.Tensor.data_ptr
+_count_change = torch.autograd.graph.increment_version
 
 
 class _Group:
     """One group's parameters, gradients and state as its last step saw them.
 
     Users replace these tensors, move them in place and give them other shapes: so every step reads
-    their addresses, and compares all else with what the kernel's table was made for.
+    which they are and where, and compares the rest with what the kernel's table was made for.
     """
 
     def __init__(self):
-        self._settings = ()
+        self._settings = (None,) * 5
         self._numbers = array("d", bytes(8 * 6))
-        self._check = None
+        self._places = ()
 
     def read(self, group, state):
         """Note where the tensors are; whether the step is one for :meth:`step`."""
@@ -55,27 +56,34 @@ class _Group:
         tensors += gradients
         if not self._settle(group):
             return False
-        same = self._check is not None and len(tensors) == len(self._places)
+        # a nested tensor would end the process in PyTorch's check: it is for known objects, and
+        # gradients, which are as their parameters
+        same = len(tensors) == len(self._places) and all(map(is_, self._kept, tensors))
         same = same and boundary.is_direct() and self._check(*tensors)
         if not same and not self._look_closer(tensors):
             return False
         self._write(self._places, 0, *map(_address, tensors))
-        self._tensors = tensors
+        self._gradients = gradients
         return True
 
     def _settle(self, group):
         """Whether the settings are numbers that the kernel knows; note them."""
-        settings = (
-            group["lr"], *group["betas"], group["eps"], group["weight_decay"],
-            group["decoupled_weight_decay"],
-        )  # fmt: skip
-        if len(settings) == len(self._settings) and all(map(is_, settings, self._settings)):
+        lr, betas, eps, weight_decay, decoupled = self._settings
+        if (
+            group["lr"] is lr and group["betas"] is betas and group["eps"] is eps
+            and group["weight_decay"] is weight_decay
+            and group["decoupled_weight_decay"] is decoupled
+        ):  # fmt: skip
             return True
-        numbers = len(settings) == 6 and all(isinstance(value, float | int) for value in settings)
-        if not numbers or not all(0 <= beta < 1 for beta in settings[1:3]):
+        betas = tuple(group["betas"])  # a list is another object every time
+        rest = group["eps"], group["weight_decay"], group["decoupled_weight_decay"]
+        numbers = group["lr"], *betas, *rest
+        if len(numbers) != 6 or not all(isinstance(value, float | int) for value in numbers):
             return False
-        self._settings = settings
-        self._numbers[:] = array("d", settings)
+        if not all(0 <= beta < 1 for beta in betas):
+            return False
+        self._settings = group["lr"], betas, *rest
+        self._numbers[:] = array("d", numbers)
         return True
 
     def _look_closer(self, tensors):
@@ -97,26 +105,28 @@ class _Group:
         sizes = array("q")
         for p, count in zip(params, counts, strict=True):
             sizes.extend((p.numel(), count.element_size()))
+        self._params, self._kept = params, tensors[: 4 * len(params)]
         self._places, self._sizes = array("q", bytes(8 * len(tensors))), sizes
         # half the time of an array from an iterator
         self._write = Struct(f"{len(tensors)}q").pack_into
         tables = (table.buffer_info()[0] for table in (self._places, sizes, self._numbers))
         self._arguments = dtype, len(params), *tables
         every_size, every_stride = [[*t.shape] for t in tensors], [[*t.stride()] for t in tensors]
+        self._kernels = backends.launchers("numba", "optimizers")
         guards = boundary.guards_of(tensors, every_size, every_stride)
-        self._check = None if guards is None else guards.check
+        self._check = _no_check if guards is None else guards.check
         return True
 
-    def step(self, launch):
+    def step(self):
         """Take the step for which :meth:`read` said yes."""
-        tensors, self._tensors = self._tensors, ()  # gradients are not kept alive
-        done = launch(*self._arguments)
-        n = self._arguments[1]
-        torch.autograd.graph.increment_version(tensors[: 4 * n : 4])
-        if done < n:
+        gradients, self._gradients = self._gradients, ()  # not kept alive
+        done = self._kernels.adam_steps(*self._arguments)
+        _count_change(self._params)
+        if done < len(gradients):
             # a tensor lies over another of the same parameter: the order of operations matters
-            params, first, second, counts, gradients = (c[done:] for c in _columns(tensors))
-            lr, beta1, beta2, eps, weight_decay, decoupled = self._settings
+            columns = _columns([*self._kept, *gradients])
+            params, first, second, counts, gradients = (column[done:] for column in columns)
+            lr, (beta1, beta2), eps, weight_decay, decoupled = self._settings
             with torch.no_grad():
                 adam(
                     params, gradients, first, second, [], counts,
@@ -130,10 +140,18 @@ def _entries(params, state):
     return zip(params, map(state.get, params), strict=True)
 
 
+def _no_check(*_):
+    return False
+
+
 def _columns(tensors):
     """Parameters, their two moments, counts of steps, gradients."""
     n = len(tensors) // 5
     return *(tensors[column : 4 * n : 4] for column in range(4)), tensors[4 * n :]
+
+
+def _given(closure):
+    return () if closure is None else (closure,)
 
 
 class _OneCall:
@@ -159,15 +177,14 @@ class _OneCall:
 
     def step(self, closure=None):
         """Take one step; ``closure`` as in :class:`torch.optim.Optimizer`. Returns its loss."""
-        arguments = () if closure is None else (closure,)
         if torch.compiler.is_compiling():
-            return self._compiled_step(*arguments)
+            return self._compiled_step(*_given(closure))
         if (
             self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks
             or optimizer._global_optimizer_pre_hooks or optimizer._global_optimizer_post_hooks
             or torch.autograd._profiler_enabled()
         ):  # fmt: skip
-            return self._hooked_step(*arguments)
+            return self._hooked_step(*_given(closure))
         return self._bare_step(closure)
 
     # or PyTorch would wrap it: 25 µs a step, half of what it takes
@@ -227,9 +244,8 @@ class _OneCall:
         groups = self._groups
         if not all(map(_Group.read, groups, self.param_groups, repeat(self.state))):
             return False
-        launch = backends.launchers("numba", "optimizers").adam_steps
         for group in groups:
-            group.step(launch)
+            group.step()
         return True
 
 

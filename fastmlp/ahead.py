@@ -10,6 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
+from fastmlp.arguments import flag, integer, sequence
+
 MAX_WORKERS = 8
 """Processes that compile; on a CUDA device each takes some hundred MB of its memory."""
 
@@ -45,7 +47,7 @@ def warm_up(
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    shapes = [_checked(shape) for shape in shapes]
+    progress, shapes = flag("progress", progress), _checked(shapes)
     own = copy.deepcopy(module)
     with tqdm(total=2 * len(shapes), unit=" shapes", disable=not progress) as bar:
         for _ in _side_by_side(own, shapes):
@@ -55,13 +57,19 @@ def warm_up(
             bar.update()
 
 
-def _checked(shape):
-    is_sequence = isinstance(shape, Sequence) and not isinstance(shape, str)
-    if not is_sequence or not all(type(size) is int for size in shape):
-        raise TypeError(f"shapes must hold sequences of ints, got {shape!r}")
-    if min(shape, default=0) < 0:
-        raise ValueError(f"shapes must hold no negative size, got {tuple(shape)}")
-    return tuple(shape)
+def _checked(shapes):
+    if not isinstance(shapes, Iterable) or isinstance(shapes, str):
+        raise TypeError(f"shapes must hold sequences of ints, got {shapes!r}")
+    checked = []
+    for shape in shapes:
+        try:
+            sizes = tuple(integer("a size", size) for size in sequence(shape))
+        except TypeError:
+            raise TypeError(f"shapes must hold sequences of ints, got {shape!r}") from None
+        if min(sizes, default=0) < 0:
+            raise ValueError(f"shapes must hold no negative size, got {sizes}")
+        checked.append(sizes)
+    return checked
 
 
 def _side_by_side(module, shapes):

@@ -201,7 +201,7 @@ def additive_mlp(
     if not is_plainly_additive(*tensors):
         check_additive(*tensors)
     check_choice("activation", activation, ACTIVATIONS)
-    off = type(dropout) is float and dropout == 0
+    off = _is_off(dropout)
     seed, places = (None, _NO_DROPOUT) if off else dropout_arguments(dropout, seed, x)
     if x.dim() == 2:
         return _as_autocast(_additive_mlp(*tensors, seed, activation, *places))

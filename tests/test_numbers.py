@@ -171,6 +171,11 @@ CALLS = {
         by(piecewise.from_module, module=ELEMENTWISE),
         {"interval": (-0.5, 0.5)},
     ),
+    "warm_up": (
+        fastmlp.warm_up,
+        by(fastmlp.warm_up, module=torch.nn.Tanh(), shapes=[(2,)], progress=False),
+        {"shapes": ((1, 2),), "progress": False},
+    ),
     "fuse": (fastmlp.fuse, by(fastmlp.fuse, module=torch.nn.Identity()), {"verbose": False}),
     "FrozenPiecewiseLinear": (
         piecewise.FrozenPiecewiseLinear,
@@ -214,6 +219,8 @@ def test_no_argument_is_left_out():
 
 def numpys(value):
     """The same number as NumPy has it."""
+    if isinstance(value, tuple) and isinstance(value[0], tuple):
+        return [[part] for part in numpys(value[0])]
     if isinstance(value, tuple):
         kinds = (np.int64,) if isinstance(value[0], int) else (np.float32, np.float64)
         return [tuple(kind(v) for v in value) for kind in kinds] + [np.array(value)]

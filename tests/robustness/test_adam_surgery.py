@@ -6,6 +6,7 @@ in float64, which judges both by the rule of `closeness`. An error of PyTorch's 
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -35,9 +36,8 @@ class World:
         self.generator = torch.Generator().manual_seed(seed)
         self.dtype = dtype
         params = [self.parameter(shape) for shape in SHAPES]
-        self.optimizer = cls(
-            [{"params": params[:3]}, {"params": params[3:], "lr": 3e-3}], **options
-        )
+        groups = [{"params": params[:3]}, {"params": params[3:], "lr": 3e-3}]
+        self.optimizer = cls(groups if seed % 2 else params, **options)
 
     def normal(self, shape):
         # float32 numbers in every world
@@ -282,6 +282,14 @@ def shrink_moment(world):
             entry["exp_avg"].data = entry["exp_avg"].data[1:]
 
 
+def nested_moment(world):
+    for p, entry in world.optimizer.state.items():
+        if entry and p.shape == (4, 4):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # a prototype, PyTorch says
+                entry["exp_avg"] = torch.nested.nested_tensor([*entry["exp_avg"]])
+
+
 def lose_moment(world):
     world.any_entry().pop("exp_avg", None)
 
@@ -314,8 +322,8 @@ def complex_parameter(world):
 
 # most of them end in an error, so each is the last
 LAST = [
-    None, sparse_gradient, cast_parameters, shrink, shrink_moment, lose_moment, capturable, amsgrad,
-    beta_of_one, gradient_is_parameter, negative_view, complex_parameter,
+    None, sparse_gradient, cast_parameters, shrink, shrink_moment, nested_moment, lose_moment,
+    capturable, amsgrad, beta_of_one, gradient_is_parameter, negative_view, complex_parameter,
 ]  # fmt: skip
 
 
