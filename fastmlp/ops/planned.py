@@ -6,7 +6,8 @@ left to check but their addresses, and nothing to choose: :mod:`fastmlp.kernels.
 the kernels.
 """
 
-from operator import itemgetter
+from functools import reduce
+from operator import itemgetter, or_
 
 import torch
 from torch.autograd import forward_ad
@@ -91,12 +92,10 @@ class _Pattern:
         for i in self._absent:
             if tensors[i] is not None:
                 return None
-        addresses, bits = list(map(_data_ptr, given)), 0
-        for address in addresses:
-            if address == 0:  # no elements, or freed
-                return None
-            bits |= address
-        if bits % 16 == 0 and self._all_aligned:
+        addresses = list(map(_data_ptr, given))
+        if 0 in addresses:  # no elements, or freed
+            return None
+        if self._all_aligned and reduce(or_, addresses) % 16 == 0:
             return addresses
         return addresses if [a % 16 == 0 for a in addresses] == self._aligned else None
 

@@ -12,8 +12,9 @@ replays (:attr:`Plan.aligned`), whether allocations are is compared here.
 """
 
 import threading
+from functools import reduce
 from itertools import pairwise
-from operator import attrgetter, itemgetter
+from operator import attrgetter, itemgetter, or_
 from typing import NamedTuple
 
 import torch
@@ -130,6 +131,12 @@ class Plan:
         self._device = driver.get_current_device()
         self._current_device, self._stream = driver.get_current_device, driver.get_current_stream
         self._flat = _whole_in_order(allocations, results)
+        joined = [] if self._flat is None else self._flat[1]
+        self._single = [
+            (place, part)
+            for place, part in enumerate(results)
+            if part is not None and place not in joined
+        ]
         if self._flat is not None:
             source = self._flat[0]
             flat = (_size(allocations[source].shape),)
@@ -143,10 +150,10 @@ class Plan:
             torch.empty_strided(shape, strides, dtype=dtype, device=device)
             for shape, strides, dtype, device in self._allocations
         ]
-        pool = [*addresses, *map(_data_ptr, allocated)]
-        for address in pool[len(addresses) :]:
-            if address % ALIGNMENT:
-                return None
+        own = list(map(_data_ptr, allocated))
+        if reduce(or_, own) % ALIGNMENT:
+            return None
+        pool = [*addresses, *own]
         for source, offset in self._derived:
             pool.append(pool[source] + offset)
         pool += self._constants
@@ -179,11 +186,10 @@ class Plan:
             parts = torch._C._nn.unflatten_dense_tensors(allocated[source], pick(templates))
             for place, part in zip(places, parts, strict=True):
                 found[place] = part
-        for place, part in enumerate(self._results):
-            if part is not None and found[place] is None:
-                whole = allocated[part.allocation]
-                same = part.offset == 0 and part.shape == whole.shape
-                found[place] = whole if same else whole.as_strided(*part[1:])
+        for place, part in self._single:
+            whole = allocated[part.allocation]
+            same = part.offset == 0 and part.shape == whole.shape
+            found[place] = whole if same else whole.as_strided(*part[1:])
         return found
 
 
