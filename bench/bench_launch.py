@@ -20,12 +20,14 @@ from bench_overhead import Nothing, step_of
 import fastmlp
 
 MODULES = {
-    "AdditiveMLP": lambda: fastmlp.AdditiveMLP(64, 14),
-    "stacked": lambda: fastmlp.AdditiveMLP(64, 14, shared=False),
-    "ElementwiseMLP": lambda: fastmlp.ElementwiseMLP(14),
-    "SineSum": lambda: fastmlp.SineSum(64),
-    "MLP": lambda: fastmlp.MLP(64, [64, 64], 16),
+    "AdditiveMLP(64, 14)": lambda of: of.AdditiveMLP(64, 14),
+    "AdditiveMLP(64, 14, shared=False)": lambda of: of.AdditiveMLP(64, 14, shared=False),
+    "ElementwiseMLP(14)": lambda of: of.ElementwiseMLP(14),
+    "SineSum(8)": lambda of: of.SineSum(8),
+    "MLP(64, [14], 1)": lambda of: of.MLP(64, [14], 1),
 }
+"""The modules by name, functions of a library; all take 64 columns. The host step of on_device.py
+times the same ones."""
 
 
 class Compiled:
@@ -76,7 +78,7 @@ def inference(call):
 
 def steps_of(name, x):
     """Inference, and forward + backward, each of ours and of what it is compared with."""
-    module, linear = MODULES[name](), torch.nn.Linear(64, 1)
+    module, linear = MODULES[name](fastmlp), torch.nn.Linear(64, 1)
     parameters = list(module.parameters())
     y = module(x)
     dy, shape = torch.ones_like(y), y.shape[1:]
@@ -128,7 +130,6 @@ def main(argv=None):
     """Run from the command line; return the ratios by module and mode."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=50, help="turns of each (default 50)")
-    parser.add_argument("--only", choices=MODULES, nargs="*", default=list(MODULES))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # or the profiler tells of itself
@@ -137,13 +138,13 @@ def main(argv=None):
     print("µs of ours, of what it is compared with, the ratio; launches and allocations of ours")
     ratios = {}
     with no_device():
-        for name in options.only:
+        for name in MODULES:
             for mode, (ours, other, ratio, launches, allocations) in measure(
                 name, options.rounds
             ).items():
                 ratios[name, mode] = ratio
                 print(
-                    f"  {name:<15}{mode:<17}{ours:>7.1f}{other:>7.1f}{ratio:>7.2f} x"
+                    f"  {name:<34}{mode:<17}{ours:>7.1f}{other:>7.1f}{ratio:>7.2f} x"
                     f"{launches:>4} launches{allocations:>4} allocations"
                 )
     worst = {mode: max(r for (_, m), r in ratios.items() if m == mode) for _, mode in ratios}

@@ -1,27 +1,22 @@
 """What a call costs besides its kernels: launches, autograd, a Function that does nothing.
 
-All on few rows, where the kernels take less than Python does. PyTorch runs the backward of a CUDA
-tensor on a thread of its own unless `torch.autograd.set_multithreading_enabled` forbids it: forward
-and backward are timed with and without.
+All on few rows, where the kernels take less than Python does; bench_launch.py measures the same
+modules without a device. PyTorch runs the backward of a CUDA tensor on a thread of its own unless
+`torch.autograd.set_multithreading_enabled` forbids it: forward and backward are timed with and
+without. Beside both the same as CUDA graphs.
 """
+
+from functools import cache
 
 import torch
 import triton
+from bench_launch import MODULES
 from bench_overhead import Nothing, step_of
 
 import fastmlp
 from device import timing
 from device.report import first_line
 from fastmlp import reference
-
-MODULES = {
-    "AdditiveMLP(64, 14)": (lambda of: of.AdditiveMLP(64, 14), 64),
-    "AdditiveMLP(64, 14, shared=False)": (lambda of: of.AdditiveMLP(64, 14, shared=False), 64),
-    "ElementwiseMLP(14)": (lambda of: of.ElementwiseMLP(14), 64),
-    "SineSum(8)": (lambda of: of.SineSum(8), 64),
-    "MLP(64, [14], 1)": (lambda of: of.MLP(64, [14], 1), 64),
-}
-"""The modules by name: function of a library, and the columns of the input."""
 
 
 @triton.jit
@@ -52,9 +47,9 @@ def launches(device):
     }
 
 
-def calls(build, columns, device, n_rows=100):
+def calls(build, device, n_rows=100):
     """Inference and forward + backward of one module, of plain PyTorch and of nothing at all."""
-    x = torch.randn(n_rows, columns, device=device)
+    x = torch.randn(n_rows, 64, device=device)
     ours, plain = build(fastmlp).to(device), build(reference).to(device)
     with torch.no_grad():
         dy = torch.randn_like(plain(x))
@@ -65,6 +60,11 @@ def calls(build, columns, device, n_rows=100):
         "fastmlp": step_of(lambda: ours(x), parameters, dy),
         "torch": step_of(lambda: plain(x), list(plain.parameters()), dy),
     }
+    if device == "cuda":
+        # captured at its first call, so that a failure is its own
+        graphed = cache(lambda: fastmlp.graphed(ours, x))
+        inference["graphed"] = lambda: graphed()(x)
+        backward["graphed"] = step_of(lambda: graphed()(x), parameters, dy)
     return inference, backward
 
 
@@ -86,11 +86,11 @@ def run(report):
     with timing.backend(report):
         with torch.no_grad():
             _take(report, launches(report.device), {"what": "launch"})
-        for module, (build, columns) in MODULES.items():
+        for module, build in MODULES.items():
             if report.over():
                 report.cut(f"{module} and what follows it")
                 return
-            inference, backward = calls(build, columns, report.device, 3 if report.dry else 100)
+            inference, backward = calls(build, report.device, 3 if report.dry else 100)
             with torch.no_grad():
                 _take(report, inference, {"what": "inference", "module": module})
             for threaded in (True, False):
