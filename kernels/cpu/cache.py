@@ -138,13 +138,18 @@ def _make(directory):
 
 
 def _sweep(directory):
-    """Delete what no process has loaded for long, and what one that was killed left behind."""
+    """Delete what nobody has used for long, and what a process that was killed left behind."""
     now = time.time()
-    for path in directory.iterdir():
-        limit = {_SUFFIX: UNUSED, ".tmp": UNUSED / 90}.get(path.suffix)
+    limits = {_SUFFIX: UNUSED, ".tmp": UNUSED / 90, ".nbi": UNUSED, ".nbc": UNUSED}
+    # versions before this format kept folders of Numba's files, which they may still be reading
+    for path in [*directory.iterdir(), *directory.glob("[0-9a-f]" * 16 + "/*.nb[ic]")]:
         with contextlib.suppress(OSError):
-            if limit is not None and now - path.stat().st_mtime > limit:
+            status = path.stat()
+            used = max(status.st_mtime, status.st_atime)
+            if path.suffix in limits and now - used > limits[path.suffix]:
                 path.unlink()
+                if path.parent != directory:
+                    path.parent.rmdir()  # once it is empty
 
 
 class KernelCache(_Cache):

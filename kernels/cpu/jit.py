@@ -5,10 +5,7 @@ take addresses and sizes, and see arrays through :func:`array_at`.
 """
 
 import contextlib
-import os
-from functools import cache
 
-import llvmlite.binding
 import numba
 import numpy as np
 import torch
@@ -25,6 +22,7 @@ from numba.extending import intrinsic
 
 from .cache import KernelCache
 from .digest import digest
+from .forks import guard_forks
 
 if numba.config.DISABLE_JIT:
     raise ImportError("kernels need Numba's compiler, which NUMBA_DISABLE_JIT switches off")
@@ -171,7 +169,7 @@ def entry(build):
 
 def kernel(function):
     """The entry point of one function, compiled on its first call and kept."""
-    _guard_forks()
+    guard_forks()
     dispatcher = _Kernel(function, {}, dict(_OPTIONS, nopython=True), _EntryCompiler)
     dispatcher._cache = KernelCache(_file_name(function), dispatcher)
     return dispatcher
@@ -179,7 +177,7 @@ def kernel(function):
 
 def callback(function, signature):
     """Compile a function that other programs call by its address; kept as :func:`entry` does."""
-    _guard_forks()
+    guard_forks()
     options = dict(_OPTIONS, nopython=True)
     compiled = _Callback(function, sigutils.normalize_signature(signature), {}, options)
     compiled._cache = KernelCache(_file_name(function), "callback", function, options)
@@ -189,28 +187,6 @@ def callback(function, signature):
 
 def _file_name(function):
     return f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
-
-
-@cache
-def _guard_forks():
-    """Let no fork fall into a compilation: the child would wait for ever for the locks.
-
-    The forking thread waits until the kernel is compiled, a few seconds, as it does for the locks
-    of the standard library: half a compilation cannot be taken up in the child, for LLVM's memory
-    is not whole. Called when kernels are defined, so that these hooks run before all others here.
-    """
-    locks = global_compiler_lock, llvmlite.binding.ffi.lib._lock
-
-    def take():
-        for lock in locks:
-            lock.__enter__()
-
-    def give():
-        for lock in reversed(locks):
-            lock.__exit__(None, None, None)
-
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=take, after_in_parent=give, after_in_child=give)
 
 
 @intrinsic

@@ -181,6 +181,19 @@ class TestDisk:
         assert compiled(make(2)) == (True, 3)
         assert compiled(make(2)) == (False, 3)
 
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
+    @pytest.mark.parametrize("call", ["fsync", "replace"])
+    def test_a_process_killed_while_it_writes(self, call, directory):
+        compiled(make(1))
+        if (child := os.fork()) == 0:
+            setattr(os, call, lambda *_: os._exit(9))
+            compiled(make(2))  # the next version
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        assert compiled(make(2)) == (True, 3)
+        assert compiled(make(1)) == (False, 2)
+        assert compiled(make(2)) == (False, 3)
+
     @linux
     def test_full_file_system(self, directory):
         directory.mkdir()
@@ -244,6 +257,13 @@ class TestDisk:
     def test_old_kernels_and_leftovers_go(self, directory):
         compiled(make(1))
         (used,) = kernels(directory)
+        former, others = directory / "0123456789abcdef", directory / "user's own"
+        for folder in (former, others):
+            folder.mkdir()
+            for name in ("k-1.py311.nbi", "k-1.py311.1.nbc"):
+                (folder / name).touch()
+                os.utime(folder / name, (time.time() - 91 * 86400,) * 2)
+        (former / "k-2.py311.nbi").touch()  # in use
         unused, left = directory / "old.kernel", directory / "x.kernel.0.tmp"
         other = directory / "notes.txt"
         for path, age in ((unused, 91), (left, 2), (other, 1000), (used, 89)):
@@ -256,6 +276,11 @@ class TestDisk:
         assert not left.exists()
         assert other.exists()
         assert used.exists()
+        assert [path.name for path in former.iterdir()] == ["k-2.py311.nbi"]
+        assert len(list(others.iterdir())) == 2
+        os.utime(former / "k-2.py311.nbi", (time.time() - 91 * 86400,) * 2)
+        compiled(make(3))
+        assert not former.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows has no owners and modes")
