@@ -214,17 +214,21 @@ def test_smooth_units_in_number_fit_no_worse_than_without(activation, n_hidden):
 
 
 def test_hinges_fit_better_than_without():
-    """The best of what ReLU nets of random starts reach, and what most of them reach."""
+    """What most ReLU nets of random starts reach of exp.
+
+    MSE 1.6e-4 without and 4.6e-5 with it, as where the read-out is solved for exactly.
+    """
     torch.manual_seed(0)
     nets = [fastmlp.ElementwiseMLP(14, dtype=torch.float64) for _ in range(40)]
-    x = torch.linspace(-2, 2, 400, dtype=torch.float64)
+    x = torch.linspace(-2, 2, 1000, dtype=torch.float64)
     finals = []
     for projected in (False, True):
         settings = LevenbergMarquardt(variable_projection=projected)
         outcome = train(copy.deepcopy(nets), x, x.exp(), settings, max_steps=300)
         finals.append(outcome.final)
     plain, ours = finals
-    assert ours.median() < 0.6 * plain.median()
+    # 0.21 to 0.44 for 20 nets of another seed, 0.28 for these
+    assert ours.median() < 0.4 * plain.median()
 
 
 def both_ways(make, x, y, max_steps=300):
