@@ -1,9 +1,9 @@
 """Calls of the Triton wing by plan: what was looked at and chosen once for a pattern of tensors.
 
 A pattern is the tensors' types, dtypes, devices, shapes, strides, alignments and needs of
-gradients, and the options. One check of PyTorch's own compares all tensors with it; then nothing is
-left to check but their addresses, and nothing to choose: :mod:`fastmlp.kernels.gpu.plans` launches
-the kernels.
+gradients, whether gradients are recorded, and the options. One check of PyTorch's own compares all
+tensors with it; then nothing is left to check but their addresses, and nothing to choose:
+:mod:`fastmlp.kernels.gpu.plans` launches the kernels.
 """
 
 from functools import reduce
@@ -42,7 +42,8 @@ class Plans:
         if torch.compiler.is_compiling() or not self._known:
             return None
         try:
-            known = self._known.get((options, tensors[0].shape))
+            # the check of all tensors does not ask whether gradients are recorded
+            known = self._known.get((options, tensors[0].shape, torch.is_grad_enabled()))
         except (AttributeError, TypeError):  # no tensor, or an option that has no hash
             return None
         if known is None or not boundary.is_direct() or forward_ad._current_level >= 0:
@@ -62,7 +63,8 @@ class Plans:
         if call.check is not None:
             if self._n_known >= MAX_PATTERNS:
                 self._known, self._n_known = {}, 0
-            self._known.setdefault((options, tensors[0].shape), []).insert(0, call)
+            key = options, tensors[0].shape, torch.is_grad_enabled()
+            self._known.setdefault(key, []).insert(0, call)
             self._n_known += 1
         if call.needs_graph:
             return self._apply(call, None, options, *tensors)

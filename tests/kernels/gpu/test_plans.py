@@ -215,6 +215,21 @@ def test_the_second_call_is_by_plan_and_the_same(module, draw, monkeypatch):
             assert not y.requires_grad
 
 
+def test_a_plan_made_without_gradients_serves_no_call_that_records_them(module, draw, monkeypatch):
+    x = draw(7, 5).float()
+    for _ in range(2):
+        with torch.no_grad():
+            assert not module(x).requires_grad
+    for i in range(2):
+        found, n_planned = run(module, x)
+        assert bool(n_planned) == (i > 0)
+        same(found, unplanned(monkeypatch, module, x))
+    before = Launches.planned
+    with torch.no_grad():
+        assert not module(x).requires_grad
+    assert Launches.planned > before
+
+
 def variants(x, draw):
     """Inputs that come right after a recorded, aligned one; which of them a plan may not serve."""
     yield "offset", torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape), False
