@@ -1,5 +1,7 @@
 """What all drivers of `fit` accept: models and data, checked in one place."""
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
@@ -29,6 +31,15 @@ def modules(models):
     return models
 
 
+class _Place(NamedTuple):
+    """The bytes between which a parameter's numbers lie."""
+
+    first: int
+    stop: int
+    label: str
+    parameter: torch.Tensor
+
+
 def parameters(models, names=None):
     """Raise unless every trained parameter is dense numbers in memory of its own.
 
@@ -36,45 +47,53 @@ def parameters(models, names=None):
     call the models, ``models[0]`` and so on by default.
     """
     names = [f"models[{i}]" for i in range(len(models))] if names is None else names
-    seen, places = {}, []
+    near = []  # whose bytes are not all behind
+    for place in sorted(_places(models, names), key=lambda place: place.first):
+        near = [other for other in near if other.stop > place.first]
+        p = place.parameter
+        for other in near:
+            trained = p.requires_grad or other.parameter.requires_grad
+            if trained and p.device == other.parameter.device:
+                _check_apart(place, other)
+        if p.requires_grad and not p.is_contiguous():
+            _check_apart(place)
+        near.append(place)
+
+
+def _places(models, names):
+    """Where each parameter lies; raise where one has no memory, or models share a trained one."""
+    seen = {}
     for i, model in enumerate(models):
         for name, p in model.named_parameters():
             label = f"{names[i]}.{name}"
             if isinstance(p, torch.nn.parameter.UninitializedParameter):
                 raise ValueError(f"{label} must have a shape: call the lazy module once")
             dense(label, p)
-            other = seen.setdefault(id(p), (i, name))
-            if other[0] != i and p.requires_grad:
-                j, called = other
+            if id(p) not in seen:
+                seen[id(p)] = i, name
+                reach = sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True))
+                first = p.data_ptr()
+                if p.numel() > 0:
+                    yield _Place(first, first + (reach + 1) * p.element_size(), label, p)
+            elif p.requires_grad:
+                j, called = seen[id(p)]
                 also = "" if called == name else f", there called {called}"
                 raise ValueError(
                     f"{names[i]} and {names[j]} share the parameter {name}{also}: every model must "
                     "have its own"
                 )
-            if other == (i, name) and p.numel() > 0:
-                first = p.data_ptr()
-                reach = sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True))
-                places.append((first, first + (reach + 1) * p.element_size(), label, p))
-    places.sort(key=lambda place: place[0])
-    near = []  # whose bytes are not all behind
-    for place in places:
-        near = [other for other in near if other[1] > place[0]]
-        for _, _, label, p in near:
-            if (p.requires_grad or place[3].requires_grad) and p.device == place[3].device:
-                _check_apart(label, p, place[2], place[3])
-        if place[3].requires_grad and not place[3].is_contiguous():
-            _check_apart(place[2], place[3], place[2], None)
-        near.append(place)
 
 
-def _check_apart(label, p, other, q):
+def _check_apart(*places):
     """Raise if two parameters have a number in common; of one, if two of its places are one."""
-    starts = np.concatenate([_addresses(t) for t in (p, q) if t is not None])
-    sizes = np.concatenate([np.full(t.numel(), t.element_size()) for t in (p, q) if t is not None])
+    tensors = [place.parameter for place in places]
+    starts = np.concatenate([_addresses(t) for t in tensors])
+    sizes = np.concatenate([np.full(t.numel(), t.element_size()) for t in tensors])
     order = np.argsort(starts, kind="stable")
     if (starts[order][:-1] + sizes[order][:-1] > starts[order][1:]).any():
-        who = f"{label} overlaps itself" if q is None else f"{other} and {label} share memory"
-        raise ValueError(f"{who}: every trained parameter must have memory of its own")
+        who = " and ".join(place.label for place in places)
+        what = "share memory" if len(places) > 1 else "overlaps itself"
+        raise ValueError(f"{who} {what}: every trained parameter must have memory of its own")
 
 
 def _addresses(tensor):
