@@ -3,6 +3,9 @@
 SOLVERS = ("cholesky", "qr", "auto")
 """Choices of the solver; the code is the position."""
 
+ACCEPT = ("descent", "always")
+"""Which trials are taken; the code is the position."""
+
 REASONS = ("", "zero", "ftol", "xtol", "gtol", "max_steps", "no_descent", "not_finite")
 """Why a run stopped; the code is the position."""
 

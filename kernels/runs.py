@@ -21,7 +21,8 @@ RUNNING, FINISHED, NO_PROGRESS, NOT_FINITE = range(4)
 """Values of ``status``."""
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
-LOSSES = ("mse", "l1", "huber", "bce_with_logits")
+LOSSES = ("mse", "l1", "huber", "bce_with_logits", "sse")
+"""The last is a sum over rows and outputs, the others are means."""
 
 
 def new_states(n_models):

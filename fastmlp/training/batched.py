@@ -105,7 +105,7 @@ class _Solver:
             sse=problem.losses(theta, like(zeros, 1, dtype=torch.int8)),
             steps=zeros,
             attempts=like(zeros, 0),
-            solver=like(zeros, _QR if settings.solver == "qr" else _CHOLESKY),
+            solver=like(zeros, _QR if settings.first_solver == "qr" else _CHOLESKY),
             reason=like(zeros, 0),
             jacobians=like(zeros, 0),
             stale=like(zeros, True, dtype=torch.bool),
@@ -142,13 +142,15 @@ class _Solver:
         step, predicted, solved = self._solve(s, solver, gradient)
         trial = torch.where((running & solved).unsqueeze(1), s.theta + step, s.theta)
         moved = (trial != s.theta).any(1)
-        failed, stuck = running & ~solved, running & solved & ~moved
+        always = self.settings.accept == "always"
+        failed, stuck = running & ~solved, running & solved & ~moved & (not always)
         if self._may_change(solver):
             self._change_to_qr(s, failed | stuck)
         else:
-            self._stop(s, self._refuse(s, failed), "no_descent")
+            refused = self._refuse(s, failed)
+            self._stop(s, failed if always else refused, "no_descent")
             self._stop(s, stuck, "xtol")
-        trying = running & moved
+        trying = running & solved & (moved | always)
         if self.n_alpha < self.p:
             solved_for = self._read_out(trial, s.scale[:, self.n_alpha :], s.damping)
             trial = torch.where(trying.unsqueeze(1), solved_for, trial)
@@ -160,7 +162,7 @@ class _Solver:
 
     def _may_change(self, solver):
         """Whether what JᵀJ says of the end is for QR to confirm."""
-        return self.settings.solver == "auto" and solver == _CHOLESKY
+        return self.settings.first_solver == "auto" and solver == _CHOLESKY
 
     def _stop(self, s, where, reason):
         s.reason = torch.where(where & (s.reason == 0), _CODE[reason], s.reason)
@@ -260,13 +262,30 @@ class _Solver:
             solved = (info == 0) & inside.isfinite()
         else:
             matrix = s.factor[:, :p, :p] / s.scale.unsqueeze(1)
-            step, inside = _least_squares(matrix, -s.factor[:, :p, p], s.damping.sqrt())
+            if self.settings.damping == 0:
+                step, inside = _least_norm(s.factor[:, :p, :p], -s.factor[:, :p, p])
+                step = step * s.scale
+            else:
+                step, inside = _least_squares(matrix, -s.factor[:, :p, p], s.damping.sqrt())
             solved = torch.ones_like(s.stale)
-        return step / s.scale, inside + s.damping * step.square().sum(1), solved
+        t = self.settings.step
+        predicted = t * (2.0 - t) * inside + t * t * s.damping * step.square().sum(1)
+        return t * step / s.scale, predicted, solved
+
+    def _take(self, s, taken, trial, new):
+        """Make trials the weights."""
+        s.theta = torch.where(taken.unsqueeze(1), trial, s.theta)
+        s.sse = torch.where(taken, new, s.sse)
+        s.steps = s.steps + taken
+        self._write(s, taken, new, torch.full_like(new, math.nan))
+        s.stale = s.stale | taken
 
     def _take_loss(self, s, trying, solver, trial, new, predicted):
         """Take the trials that lower the loss enough, and see who is at the end."""
         settings = self.settings
+        if settings.accept == "always":
+            self._take(s, trying, trial, new)
+            return
         gain = torch.where(predicted > 0, (s.sse - new) / predicted, 0.0)
         taken = trying & (gain > MIN_GAIN)  # false for NaN
         size = (s.scale * s.theta).square().sum(1).sqrt()
@@ -275,15 +294,11 @@ class _Solver:
         flat = ((s.sse - new).abs() <= bound) & (predicted <= bound) & (gain <= 2)
         short = moved <= settings.xtol * size
         refused = trying & ~taken
-        s.theta = torch.where(taken.unsqueeze(1), trial, s.theta)
-        s.sse = torch.where(taken, new, s.sse)
-        s.steps = s.steps + taken
-        self._write(s, taken, new, torch.full_like(new, math.nan))
+        self._take(s, taken, trial, new)
         factor = (1.0 - (2.0 * gain.clamp(max=1.0) - 1.0) ** 3).clamp(min=FASTEST_DECREASE)
         damping = (s.damping * factor).clamp(min=MIN_DAMPING[solver])
         s.damping = torch.where(taken, damping, s.damping)
         s.growth = torch.where(taken, 2.0, s.growth)
-        s.stale = s.stale | taken
         tired = self._refuse(s, refused)
         if self._may_change(solver):
             # what JᵀJ says of the end, QR has to confirm, from the damping of the last step
@@ -296,6 +311,19 @@ class _Solver:
             self._stop(s, trying & flat, "ftol")
             self._stop(s, trying & short, "xtol")
             self._stop(s, tired, "no_descent")
+
+
+def _least_norm(matrix, target):
+    """Of all x that minimise ‖R·x − z‖² the one of least norm, and how much of ‖z‖² it takes away.
+
+    Shapes: R [runs, n, n]; z [runs, n].
+    """
+    u, values, vh = torch.linalg.svd(matrix)
+    eps = torch.finfo(values.dtype).eps
+    seen = values > values.shape[1] * eps * values[:, :1]
+    along = (u.mT @ target.unsqueeze(2)).squeeze(2) * seen
+    x = vh.mT @ (along / torch.where(seen, values, 1.0)).unsqueeze(2)
+    return x.squeeze(2), along.square().sum(1)
 
 
 def _least_squares(matrix, target, root):

@@ -1,11 +1,15 @@
 """What all drivers of `fit` accept: models and data, checked in one place."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from fastmlp.arguments import dense, integer, told
+
+TRACKABLE = ("grad_norm",)
+"""What `fit` can record besides losses."""
 
 
 def seed(name, value):
@@ -14,6 +18,16 @@ def seed(name, value):
     if not 0 <= whole < 2**63:
         raise ValueError(f"{name} must be in [0, 2^63), got {value}")
     return whole
+
+
+def tracked(names):
+    """What `fit` is asked to record besides losses, as a tuple."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise TypeError(f"track must be a sequence of str, got {told(names)}")
+    for name in names:
+        if name not in TRACKABLE:
+            raise ValueError(f"track must hold names of {', '.join(TRACKABLE)}, got {name!r}")
+    return tuple(names)
 
 
 def modules(models):

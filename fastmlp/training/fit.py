@@ -35,6 +35,7 @@ def fit(
     patience: int | None = None,
     clip_norm: float | Sequence[float] | None = None,
     seed: int | Sequence[int] = 0,
+    track: Sequence[str] = (),
     progress: bool = True,
     resume: FitResult | None = None,
 ) -> FitResult:
@@ -69,17 +70,22 @@ def fit(
         scheduler: :class:`fastmlp.StepLR` or :class:`fastmlp.CosineAnnealingLR`, or ``None`` for a
             constant rate.
         loss: ``"mse"``, ``"l1"``, ``"huber"`` (δ = 1) or ``"bce_with_logits"``, averaged over rows
-            and outputs.
+            and outputs; or ``"sse"``, the sum of squared errors over a batch's rows and outputs,
+            of which an epoch's loss is the sum over all rows.
         validation: A pair ``(x, y)``, evaluated after every epoch.
         sample_weight: Weights of the rows, not negative. Shape ``[N]``, or ``[models, N]`` for
             folds and bootstraps. A batch's loss is its weighted mean; one without weight makes no
-            step.
+            step; with ``"sse"`` it is a weighted sum.
         patience: Stop a model after so many epochs in which its validation loss did not fall, and
             give every model the weights of its best epoch.
         clip_norm: Scale a gradient down to this norm, as ``torch.nn.utils.clip_grad_norm_``. One
             value, or one per model.
         seed: Key of the random orders, which each model's place in the list is part of. A sequence
             gives every model a key of its own, wherever it stands.
+        track: Names of what to record after every epoch besides losses: ``("grad_norm",)`` for
+            the norm of the gradient of the loss over all rows by the trained parameters, in
+            :attr:`FitResult.grad_norm`, at the price of an epoch's forward and backward. Not of a
+            model with dropout, whose gradient is random.
         progress: Whether to show a progress bar.
         resume: A :class:`FitResult` of the same models, data and settings: go on from there.
 
@@ -108,7 +114,7 @@ def fit(
     if isinstance(optimizer, LevenbergMarquardt):
         return least_squares.fit(
             models, x, y, settings=optimizer, epochs=epochs, validation=validation,
-            sample_weight=sample_weight, seed=seed, progress=progress,
+            sample_weight=sample_weight, seed=seed, track=track, progress=progress,
             others={
                 "batch_size": (batch_size, None), "scheduler": (scheduler, None),
                 "loss": (loss, "mse"), "patience": (patience, None),
@@ -119,7 +125,7 @@ def fit(
     problem = make_problem(
         models, x, y, epochs=epochs, batch_size=batch_size, shuffle=shuffle, optimizer=optimizer,
         scheduler=scheduler, loss=loss, validation=validation, sample_weight=sample_weight,
-        patience=patience, clip_norm=clip_norm, seed=seed,
+        patience=patience, clip_norm=clip_norm, seed=seed, track=track,
     )  # fmt: skip
     seconds = _restore(problem, resume)
     driver = importlib.import_module(f"fastmlp.training.{problem.optimizer_settings.driver}")
@@ -131,7 +137,8 @@ def fit(
         driver.run(problem, report)
     shards.gather(problem)
     _mark_broken(problem)
-    hold_losses(problem.train_loss, problem.val_loss, problem.states, problem.steps_per_epoch)
+    curves = problem.train_loss, problem.val_loss, problem.grad_norm
+    hold_losses(*curves, problem.states, problem.steps_per_epoch)
     problem.write_back()
     return _result(problem, seconds + time.perf_counter() - began)
 
@@ -155,6 +162,7 @@ def _result(problem, seconds):
         "best": problem.best,
         "train_loss": tensor(problem.train_loss),
         "val_loss": tensor(problem.val_loss),
+        "grad_norm": tensor(problem.grad_norm),
     }
     states = {name: torch.from_numpy(problem.states[name].copy()) for name in STATE.names}
     return FitResult(problem.models, tensors, states, problem.description, seconds)
@@ -183,7 +191,7 @@ def _restore(problem, resume):
     for name in ("theta", "moment1", "moment2", "best"):
         if getattr(problem, name) is not None:
             getattr(problem, name).copy_(resume._tensors[name])
-    for name in ("train_loss", "val_loss"):
+    for name in ("train_loss", "val_loss", "grad_norm"):
         if getattr(problem, name) is not None:
             common = min(done, problem.epochs)
             getattr(problem, name)[:, :common] = resume._tensors[name][:, :common].numpy()

@@ -24,7 +24,9 @@ class LeastSquaresResult(FitResult):
     ``train_loss`` ``[models, epochs]`` is the mean squared error before every step of each model's
     best run, of weights in float64; from the run's end on that of the module as it was handed
     over, its weights rounded to its dtype. ``val_loss`` has the error of that module from its last
-    step on, and NaN before. What a run that was interrupted, or out of time, did not reach is NaN.
+    step on, and NaN before. ``grad_norm``, where it is tracked, is that after every step, from the
+    run's end on that of the module as it was handed over. What a run that was interrupted, or out
+    of time, did not reach is NaN.
 
     Args:
         models: The trained modules.
@@ -34,6 +36,7 @@ class LeastSquaresResult(FitResult):
         epochs: Accepted steps at most.
         losses: Training loss of every module as it was handed over.
         val_losses: Its validation loss, or ``None``.
+        grad_norms: Norm of the gradient of its training loss, or ``None``.
         seconds: Time that the run took.
 
     Example:
@@ -46,7 +49,7 @@ class LeastSquaresResult(FitResult):
         (True, True)
     """
 
-    def __init__(self, models, outcomes, weight, epochs, losses, val_losses, seconds):
+    def __init__(self, models, outcomes, weight, epochs, losses, val_losses, grad_norms, seconds):
         super().__init__(models, {"best": None}, {}, {"loss": "mse"}, seconds)
         self.runs = [outcome for outcome, _ in outcomes]
         self._index = [index for _, index in outcomes]
@@ -57,7 +60,13 @@ class LeastSquaresResult(FitResult):
             row[step] = loss
         hold_last(history, [step + 1 for step in steps], over)
         self._tensors["train_loss"] = history[:, :epochs].clone()
-        self._tensors["val_loss"] = None
+        self._tensors["val_loss"] = self._tensors["grad_norm"] = None
+        if grad_norms is not None:
+            norms = torch.stack([outcome.gradient_norm[i] / weight for outcome, i in outcomes])
+            for row, step, norm in zip(norms, steps, grad_norms, strict=True):
+                row[step] = norm
+            hold_last(norms, [step + 1 for step in steps], over)
+            self._tensors["grad_norm"] = norms[:, 1:].clone()
         final = losses
         if val_losses is not None:
             table = torch.full((len(models), epochs), math.nan, dtype=torch.float64, device="cpu")
@@ -119,7 +128,9 @@ class LeastSquaresResult(FitResult):
         )
 
 
-def fit(models, x, y, *, settings, epochs, validation, sample_weight, seed, progress, others):
+def fit(
+    models, x, y, *, settings, epochs, validation, sample_weight, seed, track, progress, others
+):
     """Train with Levenberg–Marquardt, models of the same structure together.
 
     Args:
@@ -131,6 +142,7 @@ def fit(models, x, y, *, settings, epochs, validation, sample_weight, seed, prog
         validation: A pair ``(x, y)`` or ``None``.
         sample_weight: Shape ``[N]`` or ``None``.
         seed: An int, for the restarts.
+        track: Names of what to record, ``"grad_norm"`` or nothing.
         progress: Whether to show a progress bar.
         others: Arguments of ``fit`` by name that must be at their defaults, with these.
 
@@ -151,7 +163,7 @@ def fit(models, x, y, *, settings, epochs, validation, sample_weight, seed, prog
     progress, epochs = flag("progress", progress), integer("epochs", epochs, 1)
     if isinstance(seed, list | tuple | range):
         raise TypeError(f"seed must be an int with LevenbergMarquardt, got {type(seed).__name__}")
-    seed = checks.seed("seed", seed)
+    seed, track = checks.seed("seed", seed), checks.tracked(track)
     device = _device(models)
     x, y = checks.data("", x, y, device)
     val_x, val_y = checks.validation(validation, device)
@@ -185,7 +197,12 @@ def fit(models, x, y, *, settings, epochs, validation, sample_weight, seed, prog
     val_losses = None
     if val_x is not None:
         val_losses = [_error(model, val_x, val_y) / val_y.numel() for model in models]
-    return LeastSquaresResult(models, outcomes, weight, epochs, losses, val_losses, seconds)
+    grad_norms = None
+    if "grad_norm" in track:
+        grad_norms = [_gradient_norm(model, x, y, weights) / weight for model in models]
+    return LeastSquaresResult(
+        models, outcomes, weight, epochs, losses, val_losses, grad_norms, seconds
+    )
 
 
 def _device(models):
@@ -206,7 +223,7 @@ def _check_shapes(name, label, model, x, y):
         checks.shapes(name, label, features, x, y)
         return
     check_rows_alone(model)
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []), torch.no_grad():
         ours, again = (_outputs(model, x[:8]) for _ in range(2))
     if not torch.allclose(ours, again, equal_nan=True):
         raise ValueError(
@@ -219,21 +236,35 @@ def _check_shapes(name, label, model, x, y):
 def _outputs(model, x):
     """What a module gives for inputs in its dtype."""
     dtype = next((p.dtype for p in model.parameters()), x.dtype)
-    with torch.no_grad():
-        return model(x.to(dtype))
+    return model(x.to(dtype))
 
 
-def _error(model, x, y, weights=None):
-    """The sum of (weighted) squared errors of a module as it is, added up in float64."""
-    total = 0.0
+def _errors(model, x, y, weights):
+    """The sums of (weighted) squared errors of a module as it is, float64, some rows at a time."""
     for first in range(0, len(x), ROWS_OF_OUTPUTS):
         rows = slice(first, first + ROWS_OF_OUTPUTS)
         squares = (_outputs(model, x[rows]).double() - y[rows].double()).square()
         if weights is not None:
             squares = squares.flatten(1) if squares.dim() > 1 else squares.unsqueeze(1)
             squares = squares * weights[0, rows].double().unsqueeze(1)
-        total += float(squares.sum())
-    return total
+        yield squares.sum()
+
+
+def _error(model, x, y, weights=None):
+    """The sum of (weighted) squared errors of a module as it is."""
+    with torch.no_grad():
+        return sum(map(float, _errors(model, x, y, weights)))
+
+
+def _gradient_norm(model, x, y, weights):
+    """The norm of the gradient of :func:`_error` by the trained parameters."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    total = [torch.zeros_like(p, dtype=torch.float64) for p in trained]
+    with torch.enable_grad():
+        for error in _errors(model, x, y, weights):
+            for part, g in zip(total, torch.autograd.grad(error, trained), strict=True):
+                part += g
+    return math.sqrt(sum(float(part.square().sum()) for part in total))
 
 
 @contextlib.contextmanager

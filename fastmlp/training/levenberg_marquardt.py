@@ -10,7 +10,7 @@ import torch
 
 from fastmlp import backends
 from fastmlp.arguments import dense, flag, integer, real
-from fastmlp.kernels.lm import MAX_WIDTH, SOLVERS
+from fastmlp.kernels.lm import ACCEPT, MAX_WIDTH, SOLVERS
 from fastmlp.training.describe import (
     below_zero,
     describe,
@@ -30,7 +30,8 @@ class LevenbergMarquardt:
 
     A step solves :math:`\\min_p \\|Jp + r\\|^2 + \\lambda \\|Dp\\|^2` and is taken if the loss
     falls; λ follows the ratio of the actual to the predicted fall. D is the running maximum of the
-    norms of J's columns. All in float64, whatever the models' dtype.
+    norms of J's columns. All in float64, whatever the models' dtype. Or, with ``accept="always"``,
+    every step is taken, of a fixed length and with a fixed λ, which may be 0.
 
     The rows of J of ElementwiseMLP, AdditiveMLP with a shared subnet, SineSum, MLP and a Sequential
     like it come from kernels: Numba on the CPU, where those of a univariate net with one hidden
@@ -47,7 +48,13 @@ class LevenbergMarquardt:
         ftol: Stop when the actual and the predicted relative fall of the loss are below.
         xtol: Stop when a step is below this fraction of the parameters, both scaled by D.
         gtol: Stop when the cosine between the residual and every column of J is below.
-        damping: λ of the first trial, positive.
+        damping: λ of the first trial, positive; with ``accept="always"`` λ of all, and 0 takes the
+            undamped step of least norm, as ``torch.linalg.lstsq`` gives it (by QR with column
+            pivoting, and on a CUDA device by SVD).
+        step: Fraction of the step that is made, in (0, 1].
+        accept: ``"descent"``: take a step if the loss falls. ``"always"``: take every step and
+            change nothing between them; the run goes through all its epochs, unless no error is
+            left or numbers are no longer finite.
         scale_floor: Least entry of D, as a fraction of its largest. 0 is Marquardt's scaling, which
             does not ask in what units a parameter is measured; the default keeps saturated units
             from being thrown far away: of 200 random starts on XOR, sigmoid 2-5-1, 198 then reach
@@ -85,29 +92,40 @@ class LevenbergMarquardt:
     xtol: float = 1e-12
     gtol: float = 0.0
     damping: float = 1.0
+    step: float = 1.0
+    accept: str = "descent"
     scale_floor: float = 0.1
     restarts: int = 0
     max_time: float | None = None
     variable_projection: bool = False
 
     def __post_init__(self):
-        if not isinstance(self.solver, str):
-            raise TypeError(f"solver must be a str, got {self.solver!r}")
-        if self.solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}")
+        for name, known in (("solver", SOLVERS), ("accept", ACCEPT)):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise TypeError(f"{name} must be a str, got {value!r}")
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         plain = {
             "max_attempts": integer("max_attempts", self.max_attempts, 1),
             "restarts": integer("restarts", self.restarts, 0),
             "variable_projection": flag("variable_projection", self.variable_projection),
         }
-        for name in ("ftol", "xtol", "gtol", "damping", "scale_floor", "max_time"):
+        positive = ("step", "max_time", *(("damping",) if self.accept == "descent" else ()))
+        for name in ("ftol", "xtol", "gtol", "damping", "step", "scale_floor", "max_time"):
             value = getattr(self, name)
             if name == "max_time" and value is None:
                 continue
             plain[name] = real(name, value)
-            if not 0 <= plain[name] < math.inf or (value == 0 and name in ("damping", "max_time")):
-                kind = "positive" if name in ("damping", "max_time") else "not negative"
+            if not 0 <= plain[name] < math.inf or (value == 0 and name in positive):
+                kind = "positive" if name in positive else "not negative"
                 raise ValueError(f"{name} must be finite and {kind}, got {value}")
+        if plain["step"] > 1:
+            raise ValueError(f"step must be at most 1, got {self.step}")
+        if plain["damping"] == 0 and (self.solver == "cholesky" or plain["variable_projection"]):
+            raise ValueError(
+                "damping must be positive with solver='cholesky' or variable_projection, got 0"
+            )
         if plain["scale_floor"] > 1:
             raise ValueError(f"scale_floor must be at most 1, got {self.scale_floor}")
         for name, value in plain.items():
@@ -117,15 +135,21 @@ class LevenbergMarquardt:
     def limits(self):
         """The numbers that the kernels take."""
         return torch.tensor(
-            [self.ftol, self.xtol, self.gtol, self.damping, self.scale_floor],
+            [self.ftol, self.xtol, self.gtol, self.damping, self.scale_floor, self.step],
             dtype=torch.float64,
             device="cpu",
         )
 
     def choices(self, max_steps, n_readout):
         """The integers that the kernels take."""
-        choices = SOLVERS.index(self.solver), max_steps, self.max_attempts, n_readout
+        solver, accept = SOLVERS.index(self.first_solver), ACCEPT.index(self.accept)
+        choices = solver, max_steps, self.max_attempts, n_readout, accept
         return torch.tensor(choices, device="cpu")
+
+    @property
+    def first_solver(self):
+        """The solver; of undamped steps QR, which knows the rank."""
+        return "qr" if self.damping == 0 else self.solver
 
 
 @dataclass

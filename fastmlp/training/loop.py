@@ -15,6 +15,7 @@ _LOSSES = {
     "l1": F.l1_loss,
     "huber": F.huber_loss,
     "bce_with_logits": F.binary_cross_entropy_with_logits,
+    "sse": F.mse_loss,
 }
 
 
@@ -130,13 +131,26 @@ class _Run:
         return op(x, *tensors, self.model.activation, self.model.dropout, seed)
 
     def _loss_sum(self, x, y, weight, training):
-        """Σ_rows w·(mean of ℓ over a row's outputs), and the total weight."""
+        """Σ_rows w·(mean or sum of ℓ over a row's outputs), and the total weight."""
         y_hat = self._predict(x, training)
-        losses = _LOSSES[self.problem.loss](y_hat, y, reduction="none")
-        losses = losses.reshape(len(x), -1).mean(1)
+        losses = _LOSSES[self.problem.loss](y_hat, y, reduction="none").reshape(len(x), -1)
+        losses = losses.sum(1) if self.problem.loss == "sse" else losses.mean(1)
         if weight is None:
             return losses.sum(), float(len(x))
         return (losses * weight).sum(), float(weight.double().sum())
+
+    def _of_weight(self, loss_sum, total):
+        """The loss whose sum over rows that is: a mean, unless it is a sum itself."""
+        return loss_sum if self.problem.loss == "sse" else loss_sum / total
+
+    def _gradient_norm(self):
+        """That of the loss over all rows, by the trained parameters."""
+        p, leaves = self.problem, [leaf for leaf in self.leaves if leaf.requires_grad]
+        weight = None if p.weight is None else p.weight[self.i if len(p.weight) > 1 else 0]
+        loss = self._of_weight(*self._loss_sum(p.x, p.y, weight, False))
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True) if leaves else ()
+        squares = [g.double().square().sum() for g in gradients if g is not None]
+        return math.sqrt(sum(squares))
 
     def _rows(self, epoch):
         p = self.problem
@@ -157,7 +171,9 @@ class _Run:
             batch_weight = None if weight is None else weight[chosen]
             self._step(p.x[chosen], p.y[chosen], batch_weight, float(rates[epoch - first_epoch]))
             if state["status"] == NOT_FINITE:
-                p.train_loss[self.i, epoch] = state["loss_sum"] / state["weight_sum"]
+                p.train_loss[self.i, epoch] = self._of_weight(
+                    state["loss_sum"], state["weight_sum"]
+                )
                 break
             state["step"] += 1
             batch += 1
@@ -185,7 +201,7 @@ class _Run:
             for name in ("beta1", "beta2"):
                 state[name + "_power"] *= self.problem.hyper[name][self.i]
         self.optimizer.zero_grad()
-        (loss_sum / total).backward()
+        self._of_weight(loss_sum, total).backward()
         clip = float(self.problem.hyper["clip_norm"][self.i])
         if clip < math.inf:
             torch.nn.utils.clip_grad_norm_(self.leaves, clip)
@@ -194,13 +210,15 @@ class _Run:
 
     def _close_epoch(self, epoch):
         p, state = self.problem, self.state
-        p.train_loss[self.i, epoch] = state["loss_sum"] / state["weight_sum"]
+        p.train_loss[self.i, epoch] = self._of_weight(state["loss_sum"], state["weight_sum"])
         state["loss_sum"] = state["weight_sum"] = 0.0
+        if p.grad_norm is not None:
+            p.grad_norm[self.i, epoch] = self._gradient_norm()
         if p.val_x is None:
             return
         with torch.no_grad():
             loss_sum, total = self._loss_sum(p.val_x, p.val_y, None, False)
-        val_loss = loss_sum.item() / total
+        val_loss = self._of_weight(loss_sum.item(), total)
         p.val_loss[self.i, epoch] = val_loss
         if val_loss < state["best_loss"]:
             state["best_loss"], state["best_epoch"] = val_loss, epoch

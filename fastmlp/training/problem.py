@@ -56,6 +56,7 @@ class Problem:
     best: torch.Tensor | None
     train_loss: np.ndarray
     val_loss: np.ndarray | None
+    grad_norm: np.ndarray | None
     states: np.ndarray
     description: dict = field(default_factory=dict)
     own: list = field(default_factory=list)  # the models that this process trains
@@ -130,7 +131,7 @@ def _cast(dtype, *tensors):
 
 def make_problem(
     models, x, y, *, epochs, batch_size, shuffle, optimizer, scheduler, loss, validation,
-    sample_weight, patience, clip_norm, seed,
+    sample_weight, patience, clip_norm, seed, track,
 ):  # fmt: skip
     """Check the arguments of ``fit`` and gather them; changes nothing of what came."""
     models, structures, dtype, device = _check_models(models)
@@ -142,6 +143,13 @@ def make_problem(
     if not isinstance(loss, str):
         raise TypeError(f"loss must be a str, got {type(loss).__name__}")
     check_choice("loss", loss, LOSSES)
+    track = checks.tracked(track)
+    for i, structure in enumerate(structures):
+        if track and structure.draws:
+            raise ValueError(
+                f"track must be empty with models[{i}], whose dropout makes its gradient random, "
+                f"got {track!r}"
+            )
     optimizer = Adam() if optimizer is None else optimizer
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
@@ -199,6 +207,7 @@ def make_problem(
         best=None if patience is None else theta.clone(),
         train_loss=np.full((n_models, epochs), np.nan),
         val_loss=None if val_x is None else np.full((n_models, epochs), np.nan),
+        grad_norm=np.full((n_models, epochs), np.nan) if track else None,
         states=new_states(n_models),
         own=list(range(n_models)),
     )
@@ -225,4 +234,6 @@ def _describe(problem):
         "streams": problem.streams.tolist(),
         "validation": 0 if problem.val_x is None else len(problem.val_x),
         "weighted": problem.weight is not None,
+        # files of before know nothing of it
+        **({} if problem.grad_norm is None else {"track": ["grad_norm"]}),
     }

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _FORMAT = "fastmlp.FitResult"
 _VERSION = 1
-_BUFFERS = ("theta", "moment1", "moment2", "best", "train_loss", "val_loss")
+_CURVES = ("train_loss", "val_loss", "grad_norm")
+_BUFFERS = ("theta", "moment1", "moment2", "best", *_CURVES)
 STOPPED = {
     RUNNING: "interrupted",
     FINISHED: "epochs",
@@ -45,30 +46,32 @@ def hold_last(losses, epochs, stopped):
             row[known:] = row[known - 1]
 
 
-def hold_losses(train_loss, val_loss, states, steps_per_epoch):
-    """The same for both losses of `fit`, from the states of the models."""
+def hold_losses(train_loss, val_loss, grad_norm, states, steps_per_epoch):
+    """The same for the curves of `fit`, from the states of the models."""
     status, steps = states["status"], states["step"]
     over = (status == NO_PROGRESS) | (status == NOT_FINITE)
     whole = steps // steps_per_epoch
     # a loss that is not finite is written into its epoch at once
     begun = whole + ((status == NOT_FINITE) & (whole < train_loss.shape[1]))
     hold_last(train_loss, begun.tolist(), over.tolist())
-    hold_last(val_loss, whole.tolist(), over.tolist())
+    for curve in (val_loss, grad_norm):
+        hold_last(curve, whole.tolist(), over.tolist())
 
 
 class FitResult:
     """Losses of every model in every epoch, which model is best, and the state of the run.
 
-    A training loss is the mean over an epoch's rows of the loss at the time of their step; a
-    validation loss is that of the weights after the epoch. A model that stopped by itself, by
-    patience or a loss that is not finite, keeps its last losses for the rest of the epochs, so that
-    ``train_loss[:, -1]`` is what all models came to; :attr:`epochs` tells how many each has seen.
-    Epochs that an interrupted run did not reach have NaN.
+    A training loss is the mean over an epoch's rows of the loss at the time of their step, or the
+    sum, where the loss is one; a validation loss is that of the weights after the epoch. A model
+    that stopped by itself, by patience or a loss that is not finite, keeps its last losses for the
+    rest of the epochs, so that ``train_loss[:, -1]`` is what all models came to; :attr:`epochs`
+    tells how many each has seen. Epochs that an interrupted run did not reach have NaN.
 
     Args:
         models: The trained modules, in the order given to ``fit``; ``None`` after a bare load.
         tensors: The flat buffers ``theta``, ``moment1``, ``moment2``, ``best`` (or ``None``), and
-            ``train_loss``, ``val_loss`` (or ``None``), float64 ``[models, epochs]``.
+            ``train_loss``, ``val_loss`` and ``grad_norm`` (or ``None``), float64
+            ``[models, epochs]``.
         states: State of every model, a dictionary of tensors ``[models]``.
         description: Settings of the run, as plain numbers and lists.
         seconds: Time that the run took.
@@ -91,13 +94,19 @@ class FitResult:
 
     @property
     def train_loss(self) -> torch.Tensor:
-        """Mean training loss, float64 ``[models, epochs]``."""
+        """Training loss, float64 ``[models, epochs]``."""
         return self._tensors["train_loss"]
 
     @property
     def val_loss(self) -> torch.Tensor | None:
         """Validation loss, float64 ``[models, epochs]``; ``None`` without validation."""
         return self._tensors["val_loss"]
+
+    @property
+    def grad_norm(self) -> torch.Tensor | None:
+        """Norm of the gradient over all rows after each epoch, float64 ``[models, epochs]``;
+        ``None`` where ``track`` did not ask for it."""
+        return self._tensors["grad_norm"]
 
     @property
     def steps(self) -> int:
@@ -215,9 +224,8 @@ class FitResult:
         )
         tensors = result._tensors
         # earlier files have NaN after a stop
-        hold_losses(
-            tensors["train_loss"], tensors["val_loss"], result._states, result._steps_per_epoch
-        )
+        curves = (tensors[name] for name in _CURVES)
+        hold_losses(*curves, result._states, result._steps_per_epoch)
         if models is not None:
             result._give_weights(models)
         return result
@@ -275,6 +283,8 @@ def _defect(content):
         return f"version {content.get('version')}, this fastmlp reads {_VERSION}"
     tensors, states = content.get("tensors"), content.get("states")
     description = content.get("description")
+    if isinstance(tensors, dict):
+        tensors.setdefault("grad_norm", None)  # files of before have none
     if not isinstance(tensors, dict) or set(tensors) != set(_BUFFERS):
         return "it lacks tensors"
     if not isinstance(states, dict) or set(states) != set(STATE.names):
@@ -282,7 +292,7 @@ def _defect(content):
     if not isinstance(description, dict) or not isinstance(content.get("seconds"), float):
         return "it lacks settings"
     n_models = len(description.get("structures", []))
-    wanted = [t for k, t in tensors.items() if k not in ("best", "val_loss")]
+    wanted = [t for k, t in tensors.items() if k not in ("best", "val_loss", "grad_norm")]
     if not all(isinstance(t, torch.Tensor) for t in (*wanted, *states.values())):
         return "it lacks numbers"
     flat = [tensors[k] for k in ("theta", "moment1", "moment2", "best") if tensors[k] is not None]
@@ -290,7 +300,7 @@ def _defect(content):
         return "its buffers do not match"
     if any(t.shape != (n_models,) for t in states.values()):
         return "its states do not match its models"
-    losses = [tensors[k] for k in ("train_loss", "val_loss") if tensors[k] is not None]
+    losses = [tensors[k] for k in _CURVES if tensors[k] is not None]
     if any(t.dim() != 2 or len(t) != n_models for t in losses):
         return "its losses do not match its models"
     return None

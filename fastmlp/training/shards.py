@@ -49,7 +49,7 @@ def gather(problem):
         parameters = torch.from_numpy(np.flatnonzero(per_parameter == rank))
         for buffer in (problem.theta, problem.moment1, problem.moment2, problem.best):
             _exchange(buffer, parameters, rank, device)
-        for array in (problem.train_loss, problem.val_loss):
+        for array in (problem.train_loss, problem.val_loss, problem.grad_norm):
             if array is not None:
                 _exchange(torch.from_numpy(array), models, rank, device)
         for name in problem.states.dtype.names:

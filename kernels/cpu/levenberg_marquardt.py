@@ -174,7 +174,7 @@ def _lm_run(
     """
     net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
     data = array_at(data_at, 7, np.int64)
-    limits, choices = array_at(limits_at, 5, np.float64), array_at(choices_at, 4, np.int64)
+    limits, choices = array_at(limits_at, 6, np.float64), array_at(choices_at, 5, np.int64)
     state, counters = (
         array_at(state_at, 3 * p + N_NUMBERS, np.float64),
         array_at(counters_at, N_COUNTERS, np.int64),
@@ -245,7 +245,7 @@ def _lm_advance(
 
     ``factor_at``: [ld, ld] and [ld], kept between calls. Each part is what ``lm_piece`` writes.
     """
-    limits, choices = array_at(limits_at, 5, np.float64), array_at(choices_at, 4, np.int64)
+    limits, choices = array_at(limits_at, 6, np.float64), array_at(choices_at, 5, np.int64)
     state, counters = (
         array_at(state_at, 3 * p + N_NUMBERS, np.float64),
         array_at(counters_at, N_COUNTERS, np.int64),

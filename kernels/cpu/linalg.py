@@ -13,6 +13,8 @@ import numpy as np
 from ..lm import UNSEEN
 from .jit import array_at, inner, inner_vectorized, kernel, wide_vectors
 
+EPSILON = float(np.finfo(np.float64).eps)
+
 LEAST_SQUARE = 2.0**-960
 """Sums of squares from here to its inverse lose nothing to denormals or to infinity."""
 
@@ -237,6 +239,99 @@ def solve_damped(factor, p, ld, scale, root, damped, step):
     fold(rows, ld, p, p, ld, below, damped, step, True)
     inside = dot(step[:p], step[:p])
     solve_upper(damped, p, ld, step)
+    return inside
+
+
+@inner
+def _reflect(matrix, k, n_rows, n_columns, ld, diagonal, tau):
+    """The reflection that makes column k zero below its diagonal, on that and later columns.
+
+    The column keeps its vector, :func:`_apply` takes it from there; ``diagonal`` gets the entry.
+    """
+    head, below = matrix[k * ld + k], 0.0
+    for i in range(k + 1, n_rows):
+        below += matrix[i * ld + k] ** 2
+    diagonal[k] = -math.copysign(math.sqrt(head * head + below), head) if below > 0 else head
+    matrix[k * ld + k] = head - diagonal[k]
+    tau[k] = 2.0 / (matrix[k * ld + k] ** 2 + below) if below > 0 else 0.0
+    for j in range(k + 1, n_columns):
+        total = 0.0
+        for i in range(k, n_rows):
+            total += matrix[i * ld + k] * matrix[i * ld + j]
+        for i in range(k, n_rows):
+            matrix[i * ld + j] -= tau[k] * total * matrix[i * ld + k]
+
+
+@inner
+def _apply(matrix, k, n_rows, ld, tau, b):
+    """The reflection of column k on a vector."""
+    total = 0.0
+    for i in range(k, n_rows):
+        total += matrix[i * ld + k] * b[i]
+    for i in range(k, n_rows):
+        b[i] -= tau[k] * total * matrix[i * ld + k]
+
+
+@inner
+def _pivoted(matrix, p, ld, order, diagonal, tau, b):
+    """QR with column pivoting in place, of b too; returns the rank."""
+    for k in range(p):
+        most, at = 0.0, k
+        for j in range(k, p):
+            size = 0.0
+            for i in range(k, p):
+                size += matrix[i * ld + j] ** 2
+            if size > most:
+                most, at = size, j
+        if (k > 0 and math.sqrt(most) <= p * EPSILON * abs(diagonal[0])) or most == 0:
+            return k
+        order[k], order[at] = order[at], order[k]
+        for i in range(p):
+            row = i * ld
+            matrix[row + k], matrix[row + at] = matrix[row + at], matrix[row + k]
+        _reflect(matrix, k, p, p, ld, diagonal, tau)
+        _apply(matrix, k, p, ld, tau, b)
+    return p
+
+
+@inner
+def solve_least_norm(factor, p, ld, step):
+    """step ← of all s that minimise ‖R·s − step‖² the one of least norm, R upper triangular.
+
+    A complete orthogonal decomposition: R·Π = Q·[T S; 0 0], [T S]ᵀ = Z·[U; 0], and then
+    s = Π·Z·[U⁻ᵀ·z; 0] with z the first of Qᵀ·step. Returns how much of ‖step‖² that takes away.
+
+    Source: Golub and Van Loan, Matrix Computations, 4th ed., section 5.5.
+    """
+    largest = 0.0
+    for i in range(p):
+        for j in range(i, p):
+            largest = max(largest, abs(factor[i * ld + j]))
+    if largest == 0:
+        all_zero(step)
+        return 0.0
+    matrix, turned, order = np.zeros(p * ld), np.zeros(p * ld), np.arange(p)
+    diagonal, tau, z = np.empty(p), np.empty(p), np.zeros(p)
+    for i in range(p):
+        for j in range(i, p):
+            matrix[i * ld + j] = factor[i * ld + j] / largest  # squares stay in range
+    rank = _pivoted(matrix, p, ld, order, diagonal, tau, step)
+    inside = dot(step[:rank], step[:rank])
+    for i in range(rank):
+        turned[i * ld + i] = diagonal[i]
+        for j in range(i + 1, p):
+            turned[j * ld + i] = matrix[i * ld + j]
+    for k in range(rank):
+        _reflect(turned, k, p, rank, ld, diagonal, tau)
+    for i in range(rank):
+        z[i] = step[i]
+        for j in range(i):
+            z[i] -= turned[j * ld + i] * z[j]
+        z[i] /= diagonal[i]
+    for k in range(rank - 1, -1, -1):
+        _apply(turned, k, p, ld, tau, z)
+    for j in range(p):
+        step[order[j]] = z[j] / largest
     return inside
 
 

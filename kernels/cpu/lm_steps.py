@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from ..lm import FASTEST_DECREASE, MIN_DAMPING, MIN_GAIN, REASONS, SOLVERS  # noqa: F401
+from ..lm import ACCEPT, FASTEST_DECREASE, MIN_DAMPING, MIN_GAIN, REASONS, SOLVERS  # noqa: F401
 from .jit import copy, inner
 from .linalg import (
     all_zero,
@@ -22,6 +22,7 @@ from .linalg import (
     column_scales,
     dot,
     solve_damped,
+    solve_least_norm,
     solve_lower,
     solve_lower_transposed,
 )
@@ -31,6 +32,8 @@ NORMAL, QR, LOSS, DONE, START, READOUT = 0, 1, 2, 3, 4, 5
 read-out's columns alone. A loss and a read-out are those of the trial, the others those of θ."""
 
 _ZERO, _FTOL, _XTOL, _GTOL, _MAX_STEPS, _NO_DESCENT, _NOT_FINITE = range(1, 8)
+
+ALWAYS = ACCEPT.index("always")
 
 # the state of a run: θ, trial, scale [P each], then these numbers; and the counters
 DELIVERED, SSE, DAMPING, GROWTH, PREDICTED, GRADIENT = range(6)
@@ -63,8 +66,8 @@ def _column_norms_and_gradient(ask, p, factor, rotated, norms, gradient):
 
 
 @inner
-def _solve(solver, p, damping, scale, factor, rotated, damped, step):
-    """The step at one damping.
+def _solve(solver, p, damping, fraction, scale, factor, rotated, damped, step):
+    """That fraction of the step at one damping; without damping, of the one of least norm.
 
     Returns the reduction of the sum of squares that it promises; −1 where Cholesky fails.
     """
@@ -84,11 +87,16 @@ def _solve(solver, p, damping, scale, factor, rotated, damped, step):
     else:
         for i in range(p):
             step[i] = -rotated[i]
-        inside = solve_damped(factor, p, ld, scale, math.sqrt(damping), damped, step)
+        if damping == 0:
+            inside = solve_least_norm(factor, p, ld, step)
+            for i in range(p):
+                step[i] *= scale[i]
+        else:
+            inside = solve_damped(factor, p, ld, scale, math.sqrt(damping), damped, step)
     norm = dot(step[:p], step[:p])
     for i in range(p):
-        step[i] /= scale[i]
-    return inside + damping * norm
+        step[i] *= fraction / scale[i]
+    return fraction * (2.0 - fraction) * inside + fraction * fraction * damping * norm
 
 
 @inner
@@ -123,7 +131,7 @@ def _propose(p, limits, choices, state, counters, factor, rotated, damped):
     auto = choices[0] == 2 and counters[SOLVER] == NORMAL
     while True:
         predicted = _solve(
-            counters[SOLVER], p, numbers[DAMPING], scale, factor, rotated, damped, step
+            counters[SOLVER], p, numbers[DAMPING], limits[5], scale, factor, rotated, damped, step
         )
         if predicted >= 0:
             break
@@ -132,13 +140,13 @@ def _propose(p, limits, choices, state, counters, factor, rotated, damped):
             return _ask(counters, QR)
         _damp_more(numbers)
         counters[ATTEMPTS] += 1
-        if counters[ATTEMPTS] >= choices[2]:
+        if counters[ATTEMPTS] >= choices[2] or choices[4] == ALWAYS:
             return _stop(counters, _NO_DESCENT)
     moved = False
     for i in range(p):
         trial[i] = theta[i] + step[i]
         moved = moved or trial[i] != theta[i]
-    if not moved:
+    if not moved and choices[4] != ALWAYS:
         if auto:
             counters[SOLVER] = QR
             return _ask(counters, QR)
@@ -206,10 +214,23 @@ def _take_jacobian(p, limits, choices, state, counters, history, factor, rotated
 
 
 @inner
+def _take_trial(p, state, counters, history):
+    numbers = state[3 * p :]
+    copy(state[p : 2 * p], state[:p])
+    counters[STEPS] += 1
+    numbers[SSE] = numbers[DELIVERED]
+    history[2 * counters[STEPS]] = numbers[DELIVERED]
+    history[2 * counters[STEPS] + 1] = math.nan
+
+
+@inner
 def _take_loss(p, limits, choices, state, counters, history, factor, rotated, damped):
     numbers = state[3 * p :]
     theta, trial, scale = state[:p], state[p : 2 * p], state[2 * p : 3 * p]
     sse, new = numbers[SSE], numbers[DELIVERED]
+    if choices[4] == ALWAYS:
+        _take_trial(p, state, counters, history)
+        return _ask(counters, counters[SOLVER])
     predicted = numbers[PREDICTED]
     gain = (sse - new) / predicted if predicted > 0 else 0.0
     accepted = gain > MIN_GAIN  # false for NaN
@@ -223,11 +244,7 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
     elif math.sqrt(moved) <= limits[1] * math.sqrt(size):
         reason = _XTOL
     if accepted:
-        copy(trial, theta)
-        counters[STEPS] += 1
-        numbers[SSE] = new
-        history[2 * counters[STEPS]] = new
-        history[2 * counters[STEPS] + 1] = math.nan
+        _take_trial(p, state, counters, history)
         decrease = 1.0 - (2.0 * min(gain, 1.0) - 1.0) ** 3
         numbers[DAMPING] *= max(FASTEST_DECREASE, decrease)
         numbers[DAMPING] = max(numbers[DAMPING], MIN_DAMPING[counters[SOLVER]])
@@ -255,10 +272,11 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
 def advance(p, limits, choices, state, counters, history, factor, rotated, damped):
     """Take what was asked for and say what is needed next: NORMAL, QR, LOSS, READOUT or DONE.
 
-    ``limits``: ftol, xtol, gtol, first damping, floor of the scale. ``choices``: solver, max_steps,
-    max_attempts, parameters of the read-out to project out or 0. ``factor`` and ``rotated`` are
-    those of the last Jacobian, and those asked for where that was a read-out.
-    ``history`` [max_steps + 1, 2]: sum of squares and ‖∇‖ before every step.
+    ``limits``: ftol, xtol, gtol, first damping, floor of the scale, fraction of a step that is
+    made. ``choices``: solver, max_steps, max_attempts, parameters of the read-out to project out
+    or 0, place in ``ACCEPT``. ``factor`` and ``rotated`` are those of the last Jacobian, and those
+    asked for where that was a read-out. ``history`` [max_steps + 1, 2]: sum of squares and
+    ‖∇‖ before every step.
     """
     if counters[PHASE] == START:
         numbers = state[3 * p :]

@@ -56,7 +56,8 @@ def _adam(p, g, m, v, lr, power1, power2, beta1, beta2, eps, weight_decay, decou
 
 
 @inner
-def _norm(grad, segments):
+def norm(grad, segments):
+    """The norm of those parts of a gradient that are trained."""
     total = 0.0
     for s in range(segments.size // 2):
         for e in range(segments[2 * s], segments[2 * s + 1]):
@@ -69,7 +70,7 @@ def update(run, state, lr, theta, moment1, moment2, grad, segments, real):
     """One step of the optimizer on every parameter that is trained."""
     if run.clip_norm < math.inf:
         # torch.nn.utils.clip_grad_norm_
-        factor = run.clip_norm / (_norm(grad, segments) + 1e-6)
+        factor = run.clip_norm / (norm(grad, segments) + 1e-6)
         if factor < 1:
             for e in range(grad.size):
                 grad[e] *= real(factor)

@@ -54,7 +54,7 @@ class Runs:
         if p.val_x is not None:
             records["val_x"], records["val_y"] = p.val_x.data_ptr(), p.val_y.data_ptr()
             records["n_val_rows"] = len(p.val_x)
-        for name in ("states", "train_loss", "val_loss"):
+        for name in ("states", "train_loss", "val_loss", "grad_norm"):
             array = getattr(p, name)
             if array is not None:
                 field = "state" if name == "states" else name

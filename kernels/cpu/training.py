@@ -29,7 +29,7 @@ import numpy as np
 from ..runs import LOSSES, NO_PROGRESS, NOT_FINITE, RUNNING, STATE
 from .jit import array_at, copy, entry, estimated_quotients, inner, wide_vectors
 from .least_squares import no_sums, of_sums
-from .optimizers import update
+from .optimizers import norm, update
 from .shuffle import fill_order, step_key
 
 RUN = np.dtype(
@@ -47,6 +47,7 @@ RUN = np.dtype(
         ("best", np.int64),  # the weights of the best epoch, or 0
         ("train_loss", np.int64),  # [epochs] float64
         ("val_loss", np.int64),  # [epochs] float64
+        ("grad_norm", np.int64),  # [epochs] float64, or 0
         ("rates", np.int64),  # learning rate of each epoch of this launch, float64
         ("segments", np.int64),  # [n_segments, 2] int64: the parameters that are trained
         ("sizes", np.int64),  # int64
@@ -88,7 +89,7 @@ RUN = np.dtype(
 )
 """What a launch must know of one model; written by the caller, read by the kernel."""
 
-MSE, L1, HUBER, _ = range(len(LOSSES))
+MSE, L1, HUBER, _, SSE = range(len(LOSSES))
 
 
 @inner
@@ -100,7 +101,7 @@ def _add_loss(kind, y_hat, y, weight, scale, one, dy):
     """
     n = y.size
     half = one / 2
-    if kind == MSE:
+    if kind in (MSE, SSE):
         for e in range(n):
             d = y_hat[e] - y[e]
             dy[e] = d + d
@@ -148,9 +149,16 @@ def _gather(source, order, first, n_rows, width, out):
 
 
 @inner
+def _write_loss(run, state, epoch):
+    """The training loss of the epoch so far, a mean or a sum."""
+    loss = state.loss_sum / (1.0 if run.loss == SSE else state.weight_sum)
+    array_at(run.train_loss, epoch + 1, np.float64)[epoch] = loss
+
+
+@inner
 def _close_epoch(run, state, epoch, theta, val_loss):
     """Write the epoch's training loss; keep the best weights; stop where nothing gets better."""
-    array_at(run.train_loss, epoch + 1, np.float64)[epoch] = state.loss_sum / state.weight_sum
+    _write_loss(run, state, epoch)
     state.loss_sum = state.weight_sum = 0.0
     if run.val_x != 0:
         array_at(run.val_loss, epoch + 1, np.float64)[epoch] = val_loss
@@ -189,7 +197,7 @@ def trainer(forward, backward, has_sums):
                 total += _add_loss(
                     run.loss, y_hat[: yb.size], yb, nothing, real(1), real(1), dy[: yb.size]
                 )
-            return total / (run.n_val_rows * run.n_out)
+            return total / (1 if run.loss == SSE else run.n_val_rows * run.n_out)
 
         validate = inner(validate)
 
@@ -234,8 +242,11 @@ def trainer(forward, backward, has_sums):
                 fill_order(order, run.seed, run.stream, epoch)
             rates = array_at(run.rates, epoch - run.first_epoch + 1, np.float64)
             lr = rates[epoch - run.first_epoch]
-            while state.step < run.stop_step:
+            at_rest = False  # at an epoch's end, with its weights, for the gradient of all rows
+            while at_rest or state.step < run.stop_step:
                 start, stop = batch * batch_rows, min((batch + 1) * batch_rows, n_rows)
+                if at_rest:
+                    start, stop = 0, n_rows
                 total_weight = np.float64(stop - start)
                 if weighted:
                     total_weight = 0.0
@@ -243,7 +254,7 @@ def trainer(forward, backward, has_sums):
                         total_weight += weight[order[r] if shuffle else r]
                 # rows of weight 0 alone teach nothing: no step, no decay
                 if total_weight > 0:
-                    scale = real(1 / (total_weight * n_out))
+                    scale = real(1 if run.loss == SSE else 1 / (total_weight * n_out))
                     for e in range(grad.size):
                         grad[e] = 0
                     loss = -1.0
@@ -288,18 +299,26 @@ def trainer(forward, backward, has_sums):
                             kept,
                             grad,
                         )
-                    state.loss_sum += loss / n_out
-                    state.weight_sum += total_weight
-                    if not abs(loss) < math.inf:
-                        state.status = NOT_FINITE
-                        losses = array_at(run.train_loss, epoch + 1, np.float64)
-                        losses[epoch] = state.loss_sum / state.weight_sum
-                        return
-                    update(run, state, lr, theta, moment1, moment2, grad, segments, real)
-                state.step += 1
-                batch += 1
-                if batch < steps_per_epoch:
-                    continue
+                    if at_rest:
+                        norms = array_at(run.grad_norm, epoch + 1, np.float64)
+                        norms[epoch] = norm(grad, segments)
+                    else:
+                        state.loss_sum += loss / (1 if run.loss == SSE else n_out)
+                        state.weight_sum += total_weight
+                        if not abs(loss) < math.inf:
+                            state.status = NOT_FINITE
+                            _write_loss(run, state, epoch)
+                            return
+                        update(run, state, lr, theta, moment1, moment2, grad, segments, real)
+                if not at_rest:
+                    state.step += 1
+                    batch += 1
+                    if batch < steps_per_epoch:
+                        continue
+                    if run.grad_norm != 0:
+                        at_rest = True
+                        continue
+                at_rest = False
                 val_loss = 0.0
                 if run.val_x != 0:
                     val_loss = validate(run, theta, sizes, constants, y_hat, dy, kept)

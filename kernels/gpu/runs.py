@@ -44,6 +44,8 @@ class Runs:
         }
         if p.val_x is not None:
             shares["val_share"] += 1 / (len(p.val_x) * n_out)
+        if p.loss == "sse":
+            shares = dict.fromkeys(shares, np.ones(n_models))
         columns = [{**p.hyper, **shares}.get(name, np.zeros(n_models)) for name in HYPER]
         self._hyper = torch.from_numpy(np.stack(columns, 1).copy()).to(device)
         self._seeds = torch.from_numpy(p.seeds.astype(np.int64)).to(device)
@@ -52,6 +54,9 @@ class Runs:
         self._val_loss = self._train_loss
         if p.val_loss is not None:
             self._val_loss = torch.from_numpy(p.val_loss).to(device)
+        self._grad_norm = None
+        if p.grad_norm is not None:
+            self._grad_norm = torch.from_numpy(p.grad_norm).to(device)
         groups = {}
         for i in p.own:
             groups.setdefault(p.structures[i][:5], []).append(i)
@@ -102,7 +107,8 @@ class Runs:
                         p.theta, p.moment1, p.moment2, p.theta if p.best is None else p.best,
                         self._grad, self._trained, self._starts, places, p.x, p.y, p.weight,
                         p.val_x, p.val_y, states, self._hyper, rates, self._seeds, self._streams,
-                        self._train_loss, self._val_loss, n_parameters, len(p.x), p.y[0].numel(),
+                        self._train_loss, self._val_loss, self._grad_norm, n_parameters, len(p.x),
+                        p.y[0].numel(),
                         0 if p.val_x is None else len(p.val_x), p.batch_rows, weight_stride,
                         p.epochs, first_epoch, rates.shape[1], stop_step, p.patience or 0,
                         MODEL=verb.function, UPDATE=OPTIMIZERS[p.optimizer], LOSS=p.loss,
@@ -117,6 +123,8 @@ class Runs:
         p.train_loss[:] = self._train_loss.cpu().numpy()
         if p.val_loss is not None:
             p.val_loss[:] = self._val_loss.cpu().numpy()
+        if p.grad_norm is not None:
+            p.grad_norm[:] = self._grad_norm.cpu().numpy()
 
 
 @contextlib.contextmanager

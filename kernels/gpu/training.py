@@ -49,7 +49,7 @@ def is_finite(value):
 def loss_and_slope(y_hat, y, LOSS: tl.constexpr):
     """ℓ(ŷ, y) and ∂ℓ/∂ŷ; Huber's δ is 1."""
     d = y_hat - y
-    if LOSS == "mse":
+    if LOSS == "mse" or LOSS == "sse":
         return d * d, d + d
     elif LOSS == "l1":
         # NaN stays NaN, 0 stays 0
@@ -107,14 +107,21 @@ def adamw(p, g, m, v, hyper_ptr, lr, updates, power1, power2, COMPUTE: tl.conste
 
 
 @triton.jit
-def clip_factor(grad_ptr, trained_ptr, size, clip_norm, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
-    """min(1, clip_norm / (‖g‖ + 1e-6)), as torch.nn.utils.clip_grad_norm_."""
+def squared_norm(grad_ptr, trained_ptr, size, BLOCK: tl.constexpr):
+    """‖g‖² of what is trained, float64."""
     total = tl.zeros((), tl.float64)
     for e in range(0, size, BLOCK):
         i = e + tl.arange(0, BLOCK)
         g = tl.load(grad_ptr + i, mask=i < size, other=0.0)
         g = tl.where(tl.load(trained_ptr + i, mask=i < size, other=0) != 0, g, 0.0)
         total += tl.sum(g.to(tl.float64) * g.to(tl.float64))
+    return total
+
+
+@triton.jit
+def clip_factor(grad_ptr, trained_ptr, size, clip_norm, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
+    """min(1, clip_norm / (‖g‖ + 1e-6)), as torch.nn.utils.clip_grad_norm_."""
+    total = squared_norm(grad_ptr, trained_ptr, size, BLOCK)
     return tl.minimum(1.0, clip_norm.to(COMPUTE) / (tl.sqrt(total.to(COMPUTE)) + 1e-6))
 
 
@@ -143,8 +150,8 @@ def batch_weight(weight_ptr, keys, first, stop, n_rows, SHUFFLE: tl.constexpr, B
 def train_kernel(
     theta_ptr, moment1_ptr, moment2_ptr, best_ptr, grad_ptr, trained_ptr, starts_ptr, models_ptr,
     x_ptr, y_ptr, weight_ptr, val_x_ptr, val_y_ptr, state_ptr, hyper_ptr, rates_ptr, seeds_ptr,
-    streams_ptr, train_loss_ptr, val_loss_ptr, n_parameters, n_rows, n_out, n_val_rows,
-    batch_rows, weight_stride, n_epochs, first_epoch, n_rates, stop_step, patience,
+    streams_ptr, train_loss_ptr, val_loss_ptr, grad_norm_ptr, n_parameters, n_rows, n_out,
+    n_val_rows, batch_rows, weight_stride, n_epochs, first_epoch, n_rates, stop_step, patience,
     MODEL: tl.constexpr, UPDATE: tl.constexpr, LOSS: tl.constexpr, SHUFFLE: tl.constexpr,
     DRAWS: tl.constexpr, SIZES: tl.constexpr, CONSTANTS: tl.constexpr, COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -161,6 +168,8 @@ def train_kernel(
     rates_ptr += model * n_rates
     train_loss_ptr += model * n_epochs
     val_loss_ptr += model * n_epochs
+    if grad_norm_ptr is not None:
+        grad_norm_ptr += model * n_epochs
     start = tl.load(starts_ptr + model)
     theta_ptr += start
     moment1_ptr += start
@@ -189,6 +198,8 @@ def train_kernel(
         loss = tl.zeros((), tl.float64)
         if total > 0.0:
             scale = 1.0 / (total * n_out).to(COMPUTE)
+            if LOSS == "sse":
+                scale = tl.full((), 1.0, COMPUTE)
             loss = MODEL(
                 theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, keys,
                 step_key(seed, stream, step, DRAWS), first, stop, n_rows, scale, SHUFFLE, SIZES,
@@ -225,6 +236,19 @@ def train_kernel(
                 tl.store(train_loss_ptr + epoch, loss_sum * tl.load(hyper_ptr + 8))
                 loss_sum = tl.zeros((), tl.float64)
                 weight_sum = tl.zeros((), tl.float64)
+                if grad_norm_ptr is not None:
+                    # of all rows as they come, at the epoch's last weights
+                    whole = tl.full((), 1.0, tl.float64)
+                    if LOSS != "sse":
+                        whole = tl.load(hyper_ptr + 8) * tl.load(hyper_ptr + 10)
+                    MODEL(
+                        theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, (), (), 0, n_rows, n_rows,
+                        whole.to(COMPUTE), False, SIZES, CONSTANTS, LOSS, COMPUTE,
+                    )  # fmt: skip
+                    tl.debug_barrier()
+                    square = squared_norm(grad_ptr, trained_ptr, n_parameters, BLOCK)
+                    tl.store(grad_norm_ptr + epoch, tl.sqrt(square))
+                    tl.debug_barrier()
                 if val_x_ptr is not None:
                     one = tl.full((), 1.0, COMPUTE)
                     val_loss = MODEL(
