@@ -243,54 +243,46 @@ def solve_damped(factor, p, ld, scale, root, damped, step):
 
 
 @inner
-def _reflect(matrix, k, n_rows, n_columns, ld, diagonal, tau):
+def _reflect(columns, k, n_rows, n_columns, ld, diagonal, tau):
     """The reflection that makes column k zero below its diagonal, on that and later columns.
 
     The column keeps its vector, :func:`_apply` takes it from there; ``diagonal`` gets the entry.
     """
-    head, below = matrix[k * ld + k], 0.0
-    for i in range(k + 1, n_rows):
-        below += matrix[i * ld + k] ** 2
+    v = columns[k * ld + k :][: n_rows - k]
+    head, below = v[0], dot(v[1:], v[1:])
     diagonal[k] = -math.copysign(math.sqrt(head * head + below), head) if below > 0 else head
-    matrix[k * ld + k] = head - diagonal[k]
-    tau[k] = 2.0 / (matrix[k * ld + k] ** 2 + below) if below > 0 else 0.0
+    v[0] = head - diagonal[k]
+    tau[k] = 2.0 / (v[0] * v[0] + below) if below > 0 else 0.0
     for j in range(k + 1, n_columns):
-        total = 0.0
-        for i in range(k, n_rows):
-            total += matrix[i * ld + k] * matrix[i * ld + j]
-        for i in range(k, n_rows):
-            matrix[i * ld + j] -= tau[k] * total * matrix[i * ld + k]
+        _apply(v, tau[k], columns[j * ld + k :][: n_rows - k])
 
 
 @inner
-def _apply(matrix, k, n_rows, ld, tau, b):
-    """The reflection of column k on a vector."""
-    total = 0.0
-    for i in range(k, n_rows):
-        total += matrix[i * ld + k] * b[i]
-    for i in range(k, n_rows):
-        b[i] -= tau[k] * total * matrix[i * ld + k]
+def _apply(v, tau, b):
+    """b − tau·v·(vᵀb) in place."""
+    factor = tau * dot(v, b)
+    for e in range(v.size):
+        b[e] -= factor * v[e]
 
 
 @inner
-def _pivoted(matrix, p, ld, order, diagonal, tau, b):
+def _pivoted(columns, p, ld, order, diagonal, tau, b):
     """QR with column pivoting in place, of b too; returns the rank."""
     for k in range(p):
         most, at = 0.0, k
         for j in range(k, p):
-            size = 0.0
-            for i in range(k, p):
-                size += matrix[i * ld + j] ** 2
+            rest = columns[j * ld + k :][: p - k]
+            size = dot(rest, rest)
             if size > most:
                 most, at = size, j
-        if (k > 0 and math.sqrt(most) <= p * EPSILON * abs(diagonal[0])) or most == 0:
+        if most == 0 or (k > 0 and math.sqrt(most) <= p * EPSILON * abs(diagonal[0])):
             return k
         order[k], order[at] = order[at], order[k]
+        one, other = columns[k * ld :][:p], columns[at * ld :][:p]
         for i in range(p):
-            row = i * ld
-            matrix[row + k], matrix[row + at] = matrix[row + at], matrix[row + k]
-        _reflect(matrix, k, p, p, ld, diagonal, tau)
-        _apply(matrix, k, p, ld, tau, b)
+            one[i], other[i] = other[i], one[i]
+        _reflect(columns, k, p, p, ld, diagonal, tau)
+        _apply(columns[k * ld + k :][: p - k], tau[k], b[k:p])
     return p
 
 
@@ -310,26 +302,24 @@ def solve_least_norm(factor, p, ld, step):
     if largest == 0:
         all_zero(step)
         return 0.0
+    # both column by column
     matrix, turned, order = np.zeros(p * ld), np.zeros(p * ld), np.arange(p)
     diagonal, tau, z = np.empty(p), np.empty(p), np.zeros(p)
     for i in range(p):
         for j in range(i, p):
-            matrix[i * ld + j] = factor[i * ld + j] / largest  # squares stay in range
+            matrix[j * ld + i] = factor[i * ld + j] / largest  # squares stay in range
     rank = _pivoted(matrix, p, ld, order, diagonal, tau, step)
     inside = dot(step[:rank], step[:rank])
     for i in range(rank):
         turned[i * ld + i] = diagonal[i]
         for j in range(i + 1, p):
-            turned[j * ld + i] = matrix[i * ld + j]
+            turned[i * ld + j] = matrix[j * ld + i]
     for k in range(rank):
         _reflect(turned, k, p, rank, ld, diagonal, tau)
     for i in range(rank):
-        z[i] = step[i]
-        for j in range(i):
-            z[i] -= turned[j * ld + i] * z[j]
-        z[i] /= diagonal[i]
+        z[i] = (step[i] - dot(turned[i * ld :][:i], z[:i])) / diagonal[i]
     for k in range(rank - 1, -1, -1):
-        _apply(turned, k, p, ld, tau, z)
+        _apply(turned[k * ld + k :][: p - k], tau[k], z[k:p])
     for j in range(p):
         step[order[j]] = z[j] / largest
     return inside
