@@ -155,7 +155,7 @@ def _mlp_cases():
 _TRAINING_TYPES = {
     **dict.fromkeys(("starts_ptr", "models_ptr", "seeds_ptr", "streams_ptr"), "i64"),
     **dict.fromkeys(("state_ptr", "hyper_ptr", "rates_ptr"), "fp64"),
-    **dict.fromkeys(("train_loss_ptr", "val_loss_ptr"), "fp64"),
+    **dict.fromkeys(("train_loss_ptr", "val_loss_ptr", "grad_norm_ptr"), "fp64"),
     "trained_ptr": "i8",
 }
 
@@ -180,7 +180,7 @@ def _training_cases():
                 "MODEL": verb.function, "UPDATE": training.OPTIMIZERS[optimizer], "LOSS": loss,
                 "SHUFFLE": shuffled, "DRAWS": kind == "dense" and any(constants),
                 "SIZES": verb.sizes, "CONSTANTS": verb.constants, "BLOCK": n_parameters,
-                "weight_ptr": None,
+                "weight_ptr": None, **({} if options.get("tracked") else {"grad_norm_ptr": None}),
             },
             dtype=dtype,
             everywhere=options.get("everywhere", True),
@@ -204,6 +204,7 @@ def _training_cases():
     return {
         "train, SineSum(8)": sine(8, 60, True),
         "train, SineSum(1024), batch 1": sine(1024, 1, False, **once),
+        "train, SineSum(8), grad_norm": sine(8, 60, True, tracked=True, **once),
         "train, SineSum(8), fp64": sine(8, 60, False, dtype="fp64", **once),
         "train, AdditiveMLP(64, 14)": case(
             "additive_mlp", (14, 1, 64, 1), (), 64, 100, "adam", True, n_parameters=128
