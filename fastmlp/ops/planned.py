@@ -42,8 +42,7 @@ class Plans:
         if torch.compiler.is_compiling() or not self._known:
             return None
         try:
-            # the check of all tensors does not ask whether gradients are recorded
-            known = self._known.get((options, tensors[0].shape, torch.is_grad_enabled()))
+            known = self._known.get(_key(tensors, options))
         except (AttributeError, TypeError):  # no tensor, or an option that has no hash
             return None
         if known is None or not boundary.is_direct() or forward_ad._current_level >= 0:
@@ -63,12 +62,17 @@ class Plans:
         if call.check is not None:
             if self._n_known >= MAX_PATTERNS:
                 self._known, self._n_known = {}, 0
-            key = options, tensors[0].shape, torch.is_grad_enabled()
-            self._known.setdefault(key, []).insert(0, call)
+            self._known.setdefault(_key(tensors, options), []).insert(0, call)
             self._n_known += 1
         if call.needs_graph:
             return self._apply(call, None, options, *tensors)
         return call.forward(None, tensors, options)
+
+
+def _key(tensors, options):
+    # an op that takes a list has as many tensors as that; the check of all tensors does not ask
+    # whether gradients are recorded
+    return options, len(tensors), tensors[0].shape, torch.is_grad_enabled()
 
 
 class _Pattern:

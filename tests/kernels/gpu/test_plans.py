@@ -300,6 +300,14 @@ def test_another_gradient_of_the_output(module, draw, monkeypatch):
             same(found, unplanned(monkeypatch, module, x, dy))
 
 
+def test_a_net_of_another_depth(draw, monkeypatch):
+    x = draw(7, 5).float()
+    for hidden in ([5], [5, 5], [5, 5, 5], [5, 5], [5]):
+        module = fastmlp.MLP(5, hidden, 5)
+        for _ in range(2):
+            same(run(module, x)[0], unplanned(monkeypatch, module, x))
+
+
 def test_tensors_in_one_another(draw, monkeypatch):
     # x and the gradient of y are the same tensor, once
     module = MODULES["elementwise"]()
