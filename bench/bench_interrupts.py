@@ -42,6 +42,9 @@ def op(*, backward=False, pool=False):
 
 
 def fit(make, n_models, x, y, **settings):
+    # compiles, and has PyTorch import what it wants: an import that is cut short is not taken up
+    fastmlp.fit([make()], x, y, epochs=2, progress=False, **settings)
+
     def run():
         models = [make() for _ in range(n_models)]
         fastmlp.fit(models, x, y, epochs=10**6, progress=False, **settings)
