@@ -156,6 +156,15 @@ def test_an_isolated_interpreter_and_a_strange_directory(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing forks here")
 class TestForks:
+    WAIT = (
+        "deadline = time.monotonic() + 60\n"
+        "while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):\n"
+        "    if time.monotonic() > deadline: os.kill(child, 9); sys.exit('the child hangs')\n"
+        "    time.sleep(0.05)\n"
+        "assert os.waitstatus_to_exitcode(ended[1]) == 7, ended\n"
+        "thread.join()\n"
+    )
+
     def test_while_a_thread_compiles(self, tmp_path):
         code = TINY + (
             "thread = threading.Thread(target=kernels[torch.float64], args=(1.0,))\n"
@@ -163,14 +172,29 @@ class TestForks:
             "child = os.fork()\n"
             "assert kernels[torch.float32](1.0) == 0.5 and kernels[torch.float64](3.0) == 1.5\n"
             "if child == 0: os._exit(7)\n"
-            "deadline = time.monotonic() + 60\n"
-            "while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):\n"
-            "    if time.monotonic() > deadline: os.kill(child, 9); sys.exit('the child hangs')\n"
-            "    time.sleep(0.05)\n"
-            "assert os.waitstatus_to_exitcode(ended[1]) == 7, ended\n"
-            "thread.join()\n"
         )
-        run(code, environment={"XDG_CACHE_HOME": str(tmp_path)})
+        run(code + self.WAIT, environment={"XDG_CACHE_HOME": str(tmp_path)})
+
+    def test_an_interrupt_meanwhile_comes_after_the_fork(self, tmp_path):
+        code = TINY + (
+            "import signal\n"
+            "thread = threading.Thread(target=kernels[torch.float64], args=(1.0,))\n"
+            "thread.start(); began.wait()\n"
+            "threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+            "interrupted = False\n"
+            "try:\n"
+            "    child = os.fork()\n"
+            "    if child == 0:\n"
+            "        assert kernels[torch.float32](1.0) == kernels[torch.float64](1.0) == 0.5\n"
+            "        os._exit(7)\n"
+            "    time.sleep(30)\n"
+            "except KeyboardInterrupt:\n"
+            "    interrupted = True\n"
+            "assert interrupted\n"
+            "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        )
+        _, err = run(code + self.WAIT, environment={"XDG_CACHE_HOME": str(tmp_path)})
+        assert "Exception ignored" not in err
 
     def test_one_of_many_processes_compiles(self, tmp_path):
         code = TINY + (
