@@ -362,5 +362,5 @@ def test_models_without_a_linear_readout_are_refused(make):
 
 
 def test_setting_is_a_bool():
-    with pytest.raises(TypeError, match="variable_projection must be a bool, got 1"):
+    with pytest.raises(TypeError, match="variable_projection must be a bool, got int 1"):
         LevenbergMarquardt(variable_projection=1)
