@@ -249,8 +249,10 @@ def dense_fwd(x, fc1_weight, *arguments):
     fc3_weight, dropout = parameters[3], arguments[7:]
     dtype, compute, _held, addresses = prepare(x, fc1_weight, *parameters)
     n_rows, n_hidden, n_in, n_out = _sizes(x, fc1_weight, fc3_weight)
-    shape = x.shape if fc3_weight is None else (n_rows, n_out)
-    y = x.new_empty(shape, dtype=dtype)
+    if fc3_weight is None:
+        y = x.new_empty(x.shape, dtype=dtype)
+    else:
+        y = x.new_empty(n_rows, n_out, dtype=dtype)
     kernels = _fwd if fc1_weight.dim() == 2 else stacked._fwd
     run(
         kernels[compute],

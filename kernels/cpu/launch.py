@@ -70,6 +70,9 @@ def _prepare_as(dtype, tensors, n_data):
     addresses = _addresses(compute, tensors)
     if addresses is not None:
         return compute, tensors, addresses
+    for t in tensors:
+        if t is not None and t.data_ptr() == 0:
+            _null(t)
     data = [t.detach().contiguous() for t in tensors[:n_data]]
     parameters = [t if t is None else t.detach().to(compute).contiguous() for t in tensors[n_data:]]
     addresses = [t.data_ptr() if t.dtype is compute else Staged(t, compute, False) for t in data]

@@ -173,7 +173,7 @@ def mlp_fwd(x, *arguments):
     dtype, compute, _held, addresses = prepare(x, *parameters)
     widths = _widths(x, parameters)
     net = _pack(widths, addresses[1:])
-    y = x.new_empty((x.shape[0], widths[-1]), dtype=dtype)
+    y = x.new_empty(x.shape[0], widths[-1], dtype=dtype)
     run(
         _fwd[compute],
         x.shape[0],
