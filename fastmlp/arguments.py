@@ -5,6 +5,8 @@ import math
 import numpy as np
 import torch
 
+from fastmlp import boundary
+
 DTYPES = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 """What the ops take."""
 
@@ -110,21 +112,17 @@ def dense(name, value):
     """
     if type(torch.empty(0, device="cpu")) is not torch.Tensor:
         raise TypeError(f"{name} must hold numbers, but a mode makes tensors that have none")
-    if type(value) not in (torch.Tensor, torch.nn.Parameter):
+    if type(value) not in boundary.PLAIN_TYPES:
         raise TypeError(
             f"{name} must be a plain Tensor, got {type(value).__name__}: what it stands for is "
             "unknown; if its own numbers are meant, pass as_subclass(torch.Tensor)"
         )
-    if torch._C._functorch.is_functorch_wrapped_tensor(value):
-        raise TypeError(f"{name} must be a plain Tensor, got one inside a transform of torch.func")
-    if value.layout is not torch.strided or value.is_nested or value.is_quantized:
-        kind = "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
-        raise TypeError(f"{name} must be a dense tensor, got {kind}, {value.dtype}")
     value = value.detach().resolve_conj().resolve_neg()
     if value._is_zerotensor() or value.is_inference():
         value = value.clone()
-    if value.numel() and (value.is_meta or value.data_ptr() == 0):
-        raise TypeError(f"{name} must hold numbers, got one without memory on {value.device}")
+    if (what := boundary.oddity(value)) is not None:
+        wanted = "hold numbers" if what in boundary.NUMBERLESS else "be a dense tensor"
+        raise TypeError(f"{name} must {wanted}, got {what}")
     return value
 
 

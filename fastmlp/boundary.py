@@ -21,9 +21,12 @@ _level = _C._functorch.peek_interpreter_stack
 _tracing = _C._get_tracing_state
 _Guards = getattr(getattr(getattr(_C, "_dynamo", None), "guards", None), "TensorGuards", None)
 
-_is_nested = attrgetter("is_nested")
+is_nested = attrgetter("is_nested")
 
-_FREED = "its memory has been freed"
+_FREED = "one whose memory has been freed"
+_ON_META = "one without memory on meta"
+NUMBERLESS = _FREED, _ON_META
+"""What :func:`oddity` says of tensors that are like plain ones but for their numbers."""
 
 # keys that the dispatcher adds to every call of a thread when nobody interferes, and under
 # torch.inference_mode
@@ -31,15 +34,45 @@ _INFERENCE = _C.DispatchKeySet(_C.DispatchKey.BackendSelect)
 _PLAIN_STATES = _INFERENCE, _INFERENCE.add(_C.DispatchKey.ADInplaceOrView)
 
 MAX_PATTERNS = 16
-"""Patterns of tensors that are remembered for a number of tensors; more are checked at length."""
-
-# checks of tensors that were found plain, by their number, the last one that said yes first
-_patterns: dict[int, list] = {}
+"""Patterns that are remembered for a number of tensors."""
 
 
-def is_direct() -> bool:
-    """Tell whether no dispatch mode, ``torch.func`` level or tracer is at work."""
-    return not _n_modes() and _level() is None and _tracing() is None
+class Known:
+    """Tensors that were looked at one by one, by which like ones are known at a glance.
+
+    A glance is one call of what guards PyTorch's compiled programs. It compares types, dispatch
+    keys, dtypes, devices, ``requires_grad`` and some sizes. The keys are those of a call: levels of
+    ``torch.func`` and tracers change them, and so do most modes.
+    """
+
+    def __init__(self):
+        self._patterns = {}  # lists of (check, note) by the number of tensors, the newest first
+
+    def find(self, tensors):
+        """The note on tensors like these, ``None`` where there is none, or a mode between."""
+        # PyTorch's check does not see dual tensors, and nested ones end the process
+        if _n_modes() or forward_ad._current_level >= 0 or any(map(is_nested, tensors)):
+            return None
+        for check, note in self._patterns.get(len(tensors), ()):
+            if check(*tensors):
+                return note if tensors[0].data_ptr() or not _is_freed(tensors[0]) else None
+        return None
+
+    def keep(self, tensors, note, sizes=None):
+        """Remember plain tensors, and of each the sizes that are not ``None``."""
+        # the check takes no tensor twice
+        distinct = len({*map(id, tensors)}) == len(tensors)
+        if not tensors or not distinct or forward_ad._current_level >= 0:
+            return
+        free = [[None] * t.dim() for t in tensors]
+        guards = guards_of(tensors, free if sizes is None else sizes, free)
+        if guards is not None:
+            # a new list: another thread may be reading the old one
+            known = self._patterns.get(len(tensors), ())
+            self._patterns[len(tensors)] = [(guards.check, note), *known][:MAX_PATTERNS]
+
+
+_plain = Known()
 
 
 def is_plain(tensors: Sequence[torch.Tensor]) -> bool:
@@ -47,31 +80,20 @@ def is_plain(tensors: Sequence[torch.Tensor]) -> bool:
 
     Args:
         tensors: All that a call takes, none of them ``None``.
-
-    The dispatcher is asked: a check of PyTorch's own compares types, dispatch keys, dtypes and
-    devices with those of tensors that were looked at one by one before, all in one call.
     """
-    if not is_direct():
+    if _plain.find(tensors):
+        return True
+    if not is_direct() or any(oddity(t) is not None for t in tensors):
         return False
     if forward_ad._current_level >= 0 and has_tangents(tensors):
         return False
-    if any(map(_is_nested, tensors)):  # PyTorch's check would end the process
-        return False
-    for check in _patterns.get(len(tensors), ()):
-        if check(*tensors):
-            return bool(tensors[0].data_ptr()) or not _is_freed(tensors[0])
-    return _look_at_each(tensors)
-
-
-def _look_at_each(tensors):
-    if any(oddity(t) is not None for t in tensors):
-        return False
-    free = [[None] * t.dim() for t in tensors]  # any sizes, any strides
-    if tensors and (guards := guards_of(tensors, free, free)) is not None:
-        # a new list: another thread may be reading the old one
-        known = _patterns.get(len(tensors), ())
-        _patterns[len(tensors)] = [guards.check, *known][:MAX_PATTERNS]
+    _plain.keep(tensors, True)
     return True
+
+
+def is_direct() -> bool:
+    """Tell whether no dispatch mode, ``torch.func`` level or tracer is at work."""
+    return not _n_modes() and _level() is None and _tracing() is None
 
 
 def guards_of(tensors, sizes, strides):
@@ -129,7 +151,7 @@ def is_interposed(tensors: Sequence[torch.Tensor]) -> bool:
 def refuse_freed(tensors: Sequence[torch.Tensor]) -> None:
     """Raise a ValueError where a tensor's memory has been freed: PyTorch would read address 0."""
     if any(oddity(t) == _FREED for t in tensors):
-        raise ValueError(f"a tensor cannot be read: {_FREED}")
+        raise ValueError(f"a tensor cannot be read, got {_FREED}")
 
 
 def reason(tensors: Sequence[torch.Tensor]) -> str | None:
@@ -144,21 +166,25 @@ def reason(tensors: Sequence[torch.Tensor]) -> str | None:
         return f"the dispatch mode {type(_C._get_dispatch_stack_at(_n_modes() - 1)).__name__} is on"
     if forward_ad._current_level >= 0 and has_tangents(tensors):
         return "forward-mode derivatives are asked for"
-    return next(why for t in tensors if (why := oddity(t)) is not None)
+    return next(f"a tensor is {why}" for t in tensors if (why := oddity(t)) is not None)
 
 
 def oddity(t: torch.Tensor) -> str | None:
-    """Say in words why a tensor has no memory that a kernel may read as it stands, or ``None``."""
+    """Say in words what a tensor is, if it has no memory that a kernel may read as it stands."""
     if type(t) not in PLAIN_TYPES and _dispatches(t):
-        return f"a {type(t).__name__} computes by rules of its own"
+        return f"a {type(t).__name__}, which computes by rules of its own"
+    if _C._functorch.is_functorch_wrapped_tensor(t):
+        return "one inside a transform of torch.func"
     if t.is_nested:
-        return "a nested tensor has no shape"
+        return "nested, without a shape"
     if t.layout is not torch.strided:
-        return f"a tensor of layout {t.layout} is not dense"
+        return f"{str(t.layout).removeprefix('torch.')}, not dense"
     if t.is_neg() or t.is_conj():
-        return "a lazily negated or conjugated view is not what its memory holds"
+        return "lazily negated or conjugated"
+    if t.is_meta:
+        return _ON_META
     if (keys := _C._dispatch_keys(t)) not in _plain_keys(t.device.type):
-        return f"its dispatch keys are not those of a plain tensor: {keys}"
+        return f"one that the dispatcher treats apart: {keys}"
     return _FREED if _is_freed(t) else None
 
 
@@ -179,12 +205,13 @@ def _is_infrastructure(t):
 @cache
 def _plain_keys(device_type):
     """Dispatch keys of plain tensors, those made under ``torch.inference_mode`` among them."""
-    key, keys = _C.DispatchKey, _C.DispatchKeySet
-    backend, autograd, autocast = {
-        "cpu": (key.CPU, key.AutogradCPU, key.AutocastCPU),
-        "cuda": (key.CUDA, key.AutogradCUDA, key.AutocastCUDA),
-    }.get(device_type, (None, None, None))
-    if backend is None:
+    name = device_type.upper()
+    if device_type == _C._get_privateuse1_backend_name():
+        name = "PrivateUse1"
+    backend, autograd, autocast = (
+        getattr(_C.DispatchKey, prefix + name, None) for prefix in ("", "Autograd", "Autocast")
+    )
+    if backend is None or autograd is None or autocast is None:
         return ()
-    inference = keys(backend).add(autocast)
-    return inference, inference.add(key.ADInplaceOrView).add(autograd)
+    inference = _C.DispatchKeySet(backend).add(autocast)
+    return inference, inference.add(_C.DispatchKey.ADInplaceOrView).add(autograd)

@@ -13,20 +13,17 @@ from torch.overrides import handle_torch_function, has_torch_function
 from fastmlp import reference
 from fastmlp.arguments import (
     check_choice,
-    check_parameter,
-    check_tensor,
-    check_x,
     number,
     probability,
 )
-from fastmlp.boundary import is_beyond_checks
+from fastmlp.boundary import is_beyond_checks, is_plain
 from fastmlp.op_arguments import (
     check_additive,
+    check_elementwise,
     check_mlp,
-    check_subnet,
+    check_sines,
+    check_table,
     dropout_arguments,
-    is_plainly_additive,
-    is_plainly_mlp,
     seed_argument,
 )
 from fastmlp.ops.additive_mlp import additive_mlp as _additive_mlp
@@ -60,6 +57,11 @@ def _in_turns(weights, biases):
 def _is_off(dropout):
     """Whether dropout is plainly 0, in which case a plan may serve the call unchecked."""
     return (type(dropout) is float and dropout == 0.0) or (type(dropout) is int and dropout == 0)
+
+
+def _with_seed(note, seed):
+    """What is known of the tensors, if it holds with a seed of dropout masks beside them."""
+    return note if seed is None or is_plain((seed,)) else None
 
 
 def _as_autocast(y):
@@ -123,18 +125,22 @@ def elementwise_mlp(
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias
     if has_torch_function(tensors):
         return handle_torch_function(elementwise_mlp, tensors, *tensors, activation, dropout, seed)
-    if is_beyond_checks(x):
-        return reference.elementwise_mlp(*tensors, activation, dropout, seed)
-    if _is_off(dropout):
+    if _elementwise_mlp.plans and _is_off(dropout) and not is_beyond_checks(x):
         y = _elementwise_mlp.plans.call((*tensors, None), (activation, *_NO_DROPOUT))
         if y is not None:
             return _as_autocast(y)
-    check_x(x)
-    check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
+    if (note := _elementwise_mlp.known(tensors)) is None:
+        if is_beyond_checks(x):
+            return reference.elementwise_mlp(*tensors, activation, dropout, seed)
+        check_elementwise(*tensors)
+        note = _elementwise_mlp.learn(tensors, n_sizes=0)
     check_choice("activation", activation, ACTIVATIONS)
-    seed, places = dropout_arguments(dropout, seed, x)
-    y = _elementwise_mlp(*tensors, seed, activation, *places)
-    return _as_autocast(y)
+    if _is_off(dropout):
+        seed, places = None, _NO_DROPOUT
+    else:
+        seed, places = dropout_arguments(dropout, seed, x)
+        note = _with_seed(note, seed)
+    return _as_autocast(_elementwise_mlp(note, *tensors, seed, activation, *places))
 
 
 def additive_mlp(
@@ -192,22 +198,26 @@ def additive_mlp(
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     if has_torch_function(tensors):
         return handle_torch_function(additive_mlp, tensors, *tensors, activation, dropout, seed)
-    if is_beyond_checks(x):
-        return reference.additive_mlp(*tensors, activation, dropout, seed)
-    if _is_off(dropout):
+    if _additive_mlp.plans and _is_off(dropout) and not is_beyond_checks(x):
         y = _additive_mlp.plans.call((*tensors, None), (activation, *_NO_DROPOUT))
         if y is not None:
             return _as_autocast(y)
-    if not is_plainly_additive(*tensors):
+    if (note := _additive_mlp.known(tensors)) is None:
+        if is_beyond_checks(x):
+            return reference.additive_mlp(*tensors, activation, dropout, seed)
         check_additive(*tensors)
+        note = _additive_mlp.learn(tensors, n_sizes=1)
     check_choice("activation", activation, ACTIVATIONS)
-    off = _is_off(dropout)
-    seed, places = (None, _NO_DROPOUT) if off else dropout_arguments(dropout, seed, x)
+    if _is_off(dropout):
+        seed, places = None, _NO_DROPOUT
+    else:
+        seed, places = dropout_arguments(dropout, seed, x)
+        note = _with_seed(note, seed)
     if x.dim() == 2:
-        return _as_autocast(_additive_mlp(*tensors, seed, activation, *places))
+        return _as_autocast(_additive_mlp(note, *tensors, seed, activation, *places))
     n_out, n_in = fc3_weight.shape
     rows = x.reshape(math.prod(x.shape[:-1]), n_in)
-    y = _as_autocast(_additive_mlp(rows, *tensors[1:], seed, activation, *places))
+    y = _as_autocast(_additive_mlp(note, rows, *tensors[1:], seed, activation, *places))
     return y.reshape(*x.shape[:-1], n_out)
 
 
@@ -262,24 +272,30 @@ def mlp(
     options = activation, output_activation, dropout, seed
     if has_torch_function(tensors := _listed(x, weights, biases)):
         return handle_torch_function(mlp, tensors, x, weights, biases, *options)
-    if is_beyond_checks(x):
-        return reference.mlp(x, weights, biases, *options)
-    if _is_off(dropout) and (parameters := _in_turns(weights, biases)):
-        y = _mlp.plans.call((x, *parameters, None), (activation, output_activation, 0.0))
+    if _mlp.plans and _is_off(dropout) and not is_beyond_checks(x):
+        y = _mlp.plans.call(
+            (x, *_in_turns(weights, biases), None), (activation, output_activation, 0.0)
+        )
         if y is not None:
             return _as_autocast(y)
-    if not is_plainly_mlp(x, weights, biases):
+    if (note := _mlp.known(tensors)) is None:
+        if is_beyond_checks(x):
+            return reference.mlp(x, weights, biases, *options)
         check_mlp(x, weights, biases)
+        note = _mlp.learn(tensors, n_sizes=1)
     check_choice("activation", activation, ACTIVATIONS)
     check_choice("output_activation", output_activation, ACTIVATIONS)
     dropout = probability("dropout", dropout)
-    seed = seed_argument(seed, x) if dropout > 0 else None
-    parameters = _in_turns(weights, biases)
-    arguments = *parameters, seed, activation, output_activation, dropout
+    if dropout > 0:
+        seed = seed_argument(seed, x)
+        note = _with_seed(note, seed)
+    else:
+        seed = None
+    arguments = *_in_turns(weights, biases), seed, activation, output_activation, dropout
     if x.dim() == 2:
-        return _as_autocast(_mlp(x, *arguments))
+        return _as_autocast(_mlp(note, x, *arguments))
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = _as_autocast(_mlp(flat, *arguments))
+    y = _as_autocast(_mlp(note, flat, *arguments))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -327,25 +343,12 @@ def piecewise_linear(
     tensors = x, breakpoints, anchors, values, slopes
     if has_torch_function(tensors):
         return handle_torch_function(piecewise_linear, tensors, *tensors)
-    if is_beyond_checks(x):
-        return reference.piecewise_linear(*tensors)
-    check_x(x)
-    check_tensor("breakpoints", breakpoints, x.device)
-    if breakpoints.dim() != 1:
-        raise ValueError(f"breakpoints must have shape [K], got {list(breakpoints.shape)}")
-    n_segments = breakpoints.shape[0] + 1
-    check_parameter("anchors", anchors, (n_segments,), x.device)
-    check_tensor("values", values, x.device)
-    if values.dim() not in (1, 2) or values.shape[0] != n_segments or 0 in values.shape:
-        raise ValueError(
-            f"values must have shape [{n_segments}] or [{n_segments}, M] for "
-            f"{n_segments - 1} breakpoints, got {list(values.shape)}"
-        )
-    check_parameter("slopes", slopes, values.shape, x.device)
-    for name, table in (("breakpoints", breakpoints), ("anchors", anchors), ("slopes", slopes)):
-        if table.dtype != values.dtype:
-            raise TypeError(f"{name} must have the dtype of values, {values.dtype}: {table.dtype}")
-    return _piecewise_linear(x, values, slopes, breakpoints.detach(), anchors.detach())
+    if (note := _piecewise_linear.known(tensors)) is None:
+        if is_beyond_checks(x):
+            return reference.piecewise_linear(*tensors)
+        check_table(*tensors)
+        note = _piecewise_linear.learn(tensors, n_sizes=0)
+    return _piecewise_linear(note, x, values, slopes, breakpoints.detach(), anchors.detach())
 
 
 def sine_sum(
@@ -389,20 +392,20 @@ def sine_sum(
     tensors = x, w, amplitude, phase
     if has_torch_function(tensors):
         return handle_torch_function(sine_sum, tensors, *tensors, scale, reduction)
-    if is_beyond_checks(x):
-        return reference.sine_sum(*tensors, scale, reduction)
-    if type(scale) is float and reduction in REDUCTIONS:
+    if (
+        _sine_sum.plans
+        and type(scale) is float
+        and reduction in REDUCTIONS
+        and not is_beyond_checks(x)
+    ):
         y = _sine_sum.plans.call(tensors, (scale, reduction == "mean"))
         if y is not None:
             return y
-    check_x(x)
-    check_tensor("w", w, x.device)
-    if w.dim() != 1 or w.shape[0] == 0:
-        raise ValueError(f"w must have shape [width], width at least 1, got {list(w.shape)}")
-    if amplitude is not None:
-        check_parameter("amplitude", amplitude, (w.shape[0],), x.device)
-    if phase is not None:
-        check_parameter("phase", phase, (w.shape[0],), x.device)
+    if (note := _sine_sum.known(tensors)) is None:
+        if is_beyond_checks(x):
+            return reference.sine_sum(*tensors, scale, reduction)
+        check_sines(*tensors)
+        note = _sine_sum.learn(tensors, n_sizes=0)
     scale = number("scale", scale)
     check_choice("reduction", reduction, REDUCTIONS)
-    return _sine_sum(x, w, amplitude, phase, float(scale), reduction == "mean")
+    return _sine_sum(note, x, w, amplitude, phase, scale, reduction == "mean")

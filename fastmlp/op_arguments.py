@@ -3,7 +3,6 @@
 import torch
 
 from fastmlp.arguments import (
-    DTYPES,
     check_parameter,
     check_tensor,
     check_x,
@@ -62,46 +61,13 @@ def check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=())
         check_parameter("fc2_bias", fc2_bias, (*stacked, 1), device)
 
 
+def check_elementwise(x, *parameters):
+    check_x(x)
+    check_subnet(x.device, *parameters)
+
+
 def _named(*sizes):
     return f"[{', '.join(map(str, sizes))}]"
-
-
-def is_plainly_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
-    """Whether all is there, of one dtype, on one device and of the right shape.
-
-    The usual case, at a third of the cost of the checks that tell what is wrong; those decide
-    whenever this says no.
-    """
-    try:
-        dtype, device = x.dtype, x.device
-        n_hidden = fc1_weight.shape[0]
-        n_out, n_in = fc3_weight.shape
-        return (
-            dtype in DTYPES
-            and isinstance(x, torch.Tensor)
-            and x.shape[-1] == n_in
-            and n_out * n_in > 0
-            and 1 <= n_hidden <= MAX_HIDDEN
-            and fc1_weight.shape == (n_hidden, 1)
-            and fc1_bias.shape == (n_hidden,)
-            and fc2_weight.shape == (1, n_hidden)
-            and fc2_bias.shape == (1,)
-            and fc3_bias.shape == (n_out,)
-            and fc1_weight.dtype is dtype
-            and fc1_bias.dtype is dtype
-            and fc2_weight.dtype is dtype
-            and fc2_bias.dtype is dtype
-            and fc3_weight.dtype is dtype
-            and fc3_bias.dtype is dtype
-            and fc1_weight.device == device
-            and fc1_bias.device == device
-            and fc2_weight.device == device
-            and fc2_bias.device == device
-            and fc3_weight.device == device
-            and fc3_bias.device == device
-        )
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return False
 
 
 def check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias):
@@ -119,30 +85,6 @@ def check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc
         raise ValueError(f"x must have shape [*, {n_in}] to match fc3_weight, got {list(x.shape)}")
     if fc3_bias is not None:
         check_parameter("fc3_bias", fc3_bias, (n_out,), x.device)
-
-
-def is_plainly_mlp(x, weights, biases):
-    """As :func:`_plainly_additive`: the usual case, quickly."""
-    try:
-        dtype, device, width = x.dtype, x.device, x.shape[-1]
-        if dtype not in DTYPES or not len(weights) == len(biases) > 0 or width > MAX_WIDTH:
-            return False
-        for weight, bias in zip(weights, biases, strict=True):
-            n_out = weight.shape[0]
-            if not (
-                weight.shape == (n_out, width)
-                and 1 <= n_out <= MAX_WIDTH
-                and weight.dtype is dtype
-                and weight.device == device
-                and bias.shape == (n_out,)
-                and bias.dtype is dtype
-                and bias.device == device
-            ):
-                return False
-            width = n_out
-        return width > 0 and x.shape[-1] > 0 and isinstance(x, torch.Tensor)
-    except (AttributeError, IndexError, TypeError, ValueError):
-        return False
 
 
 def check_mlp(x, weights, biases):
@@ -174,3 +116,33 @@ def check_mlp(x, weights, biases):
         width = weight.shape[0]
         if bias is not None:
             check_parameter(f"biases[{i}]", bias, (width,), x.device)
+
+
+def check_table(x, breakpoints, anchors, values, slopes):
+    check_x(x)
+    check_tensor("breakpoints", breakpoints, x.device)
+    if breakpoints.dim() != 1:
+        raise ValueError(f"breakpoints must have shape [K], got {list(breakpoints.shape)}")
+    n_segments = breakpoints.shape[0] + 1
+    check_parameter("anchors", anchors, (n_segments,), x.device)
+    check_tensor("values", values, x.device)
+    if values.dim() not in (1, 2) or values.shape[0] != n_segments or 0 in values.shape:
+        raise ValueError(
+            f"values must have shape [{n_segments}] or [{n_segments}, M] for "
+            f"{n_segments - 1} breakpoints, got {list(values.shape)}"
+        )
+    check_parameter("slopes", slopes, values.shape, x.device)
+    for name, table in (("breakpoints", breakpoints), ("anchors", anchors), ("slopes", slopes)):
+        if table.dtype != values.dtype:
+            raise TypeError(f"{name} must have the dtype of values, {values.dtype}: {table.dtype}")
+
+
+def check_sines(x, w, amplitude, phase):
+    check_x(x)
+    check_tensor("w", w, x.device)
+    if w.dim() != 1 or w.shape[0] == 0:
+        raise ValueError(f"w must have shape [width], width at least 1, got {list(w.shape)}")
+    if amplitude is not None:
+        check_parameter("amplitude", amplitude, (w.shape[0],), x.device)
+    if phase is not None:
+        check_parameter("phase", phase, (w.shape[0],), x.device)

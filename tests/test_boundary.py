@@ -138,19 +138,22 @@ def test_subclass_without_operations_of_its_own_is_plain():
 def test_no_check_of_pytorchs_own(monkeypatch):
     # a version of PyTorch without it: every tensor is looked at
     monkeypatch.setattr(boundary, "_Guards", None)
-    monkeypatch.setattr(boundary, "_patterns", {})
-    plain = torch.ones(3)
-    assert boundary.is_plain((plain, plain))
-    assert not boundary._patterns
+    monkeypatch.setattr(boundary, "_plain", known := boundary.Known())
+    plain, other = torch.ones(3), torch.ones(3)
+    assert boundary.is_plain((plain, other))
+    assert known.find((plain, other)) is None
     for make in ODD.values():
         assert not boundary.is_plain((plain, make()))
 
 
 def test_patterns_are_bounded(monkeypatch):
-    monkeypatch.setattr(boundary, "_patterns", {})
-    for dim in range(3 * boundary.MAX_PATTERNS):
-        assert boundary.is_plain((torch.ones([1] * dim),))
-    assert len(boundary._patterns[1]) == boundary.MAX_PATTERNS
+    monkeypatch.setattr(boundary, "_plain", known := boundary.Known())
+    seen = [torch.ones([1] * dim) for dim in range(3 * boundary.MAX_PATTERNS)]
+    assert all(boundary.is_plain((t,)) for t in seen)
+    assert [known.find((t,)) for t in seen[-boundary.MAX_PATTERNS :]] == [
+        True
+    ] * boundary.MAX_PATTERNS
+    assert known.find(seen[:1]) is None
 
 
 def test_modes_of_one_thread_are_not_those_of_another():

@@ -26,7 +26,7 @@ ALLOWED = {
     "reference": {"reference", "dropout", "featurewise"},
     "dropout": set(),
     "featurewise": set(),
-    "arguments": set(),
+    "arguments": {"boundary"},
     "backends": set(),
     "boundary": set(),
     "explanation": {"backends", "boundary", "functional"},

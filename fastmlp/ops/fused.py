@@ -43,49 +43,86 @@ class FusedOp:
         self.reference = reference
         self.output_shape = output_shape
         self.pointwise = pointwise
+        self._known = boundary.Known()
         # Function.apply in Python only guards against torch.func, which __call__ has done (5 µs)
         self._apply = super(torch.autograd.Function, _autograd_function(self)).apply
         self._fwd_name, self._bwd_name = name + "_fwd", name + "_bwd"
         self.plans = Plans(self)
         self._register((*parameters, *constants), options)
 
-    def __call__(self, x, *arguments):
-        """Run the op on arguments that :mod:`fastmlp.functional` has checked."""
+    def known(self, tensors):
+        """What :meth:`learn` said of tensors like these, ``None`` where it has not seen any."""
+        if torch.compiler.is_compiling():
+            return None
+        try:
+            return self._known.find(tensors)
+        except AttributeError:  # not all of them are tensors
+            given = [t for t in tensors if t is not None]
+        return self._known.find(given) if all(map(torch.is_tensor, given)) else None
+
+    def learn(self, tensors, n_sizes):
+        """Remember tensors that have been checked, if they are plain.
+
+        Args:
+            tensors: x, parameters and constants, in any order behind x.
+            n_sizes: How many of x's sizes, the last ones, the checks have looked at.
+
+        Returns:
+            What a call of the op is to be told of such tensors, ``None`` if they are not plain.
+        """
+        given = [t for t in tensors if t is not None]
+        if torch.compiler.is_compiling() or not boundary.is_plain(given):
+            return None
+        x, *others = given
+        n_free = x.dim() - n_sizes
+        note = x.device.type, torch._C._any_requires_grad(*given)
+        sizes = [[None] * n_free + [*x.shape[n_free:]], *([*t.shape] for t in others)]
+        self._known.keep(given, note, sizes)
+        return note
+
+    def __call__(self, note, x, *arguments):
+        """Run the op on arguments that :mod:`fastmlp.functional` has checked.
+
+        ``note`` is what :meth:`known` or :meth:`learn` says of the tensors.
+        """
+        if note is None:
+            return self._elsewhere(x, *arguments)
+        device_type, requires_grad = note
+        backend = backends.choose(device_type)
+        if backend == "torch":
+            return self.reference(x, *arguments)
+        launchers = fwd, _ = self._launchers(backend)
+        n_tensors = len(arguments) - self.n_options
+        if backend == "triton":
+            tensors, options = (x, *arguments[:n_tensors]), arguments[n_tensors:]
+            y = self.plans.call(tensors, options)
+            return self.plans.first(launchers, tensors, options) if y is None else y
+        if requires_grad and torch.is_grad_enabled():
+            way = launchers, None, arguments[n_tensors:]
+            return self._apply(way, x, *arguments[:n_tensors])
+        return fwd(x, *arguments)
+
+    def _launchers(self, backend):
+        """Those of forward and backward."""
+        kernels = backends.launchers(backend, self.name)
+        return getattr(kernels, self._fwd_name), getattr(kernels, self._bwd_name)
+
+    def _elsewhere(self, x, *arguments):
+        """Run the op on tensors that are not plain."""
         backend = backends.choose(x.device.type)
         if backend == "torch":
             return self.reference(x, *arguments)
         if torch.compiler.is_compiling():
             return self._library_fwd(x, *self._packed(arguments))
         n_tensors = len(arguments) - self.n_options
-        all_tensors, options = (x, *arguments[:n_tensors]), tuple(arguments[n_tensors:])
-        if (y := self.plans.call(all_tensors, options)) is not None:
-            return y
-        tensors = [t for t in all_tensors if t is not None]
-        if not boundary.is_plain(tensors):
-            return self._elsewhere(tensors, x, *arguments)
-        kernels = backends.launchers(backend, self.name)
-        if backend == "triton":
-            return self.plans.first(kernels, all_tensors, options)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
-            return self._apply(kernels, None, options, *all_tensors)
-        return self.launch_fwd(kernels, x, *arguments)
-
-    def launch_fwd(self, kernels, *arguments):
-        return getattr(kernels, self._fwd_name)(*arguments)
-
-    def launch_bwd(self, kernels, dy, *arguments, needs):
-        """Gradients of x and of each parameter, ``None`` unless needed."""
-        return getattr(kernels, self._bwd_name)(dy, *arguments, needs=needs)
-
-    def _elsewhere(self, tensors, x, *arguments):
-        """Run the op on tensors that are not plain."""
+        tensors = [x, *[t for t in arguments[:n_tensors] if t is not None]]
         if boundary.is_interposed(tensors):
             return self._library_fwd(x, *self._packed(arguments))
         boundary.refuse_freed(tensors)
-        y = self._forward_mode(tensors, x, *arguments)
+        y = self._forward_mode(backend, tensors, x, *arguments)
         return self.reference(x, *arguments) if y is None else y
 
-    def _forward_mode(self, tensors, x, *arguments):
+    def _forward_mode(self, backend, tensors, x, *arguments):
         """The output and its tangent by kernels, or ``None`` where these do not give it.
 
         The tangent is that of x, times the slope that backward finds for a gradient of ones. That
@@ -101,34 +138,33 @@ class FusedOp:
         shape = self.output_shape(x, *parameters)
         if shape != (x.shape if self.pointwise else (*x.shape[:-1], 1)):
             return None
-        y = self(primal, *arguments)
         n_tensors = len(arguments) - self.n_options
         tensors, options = (primal, *arguments[:n_tensors]), arguments[n_tensors:]
         needs = (True, *[False] * len(parameters))
-        with torch.no_grad():
-            slope, *_ = self._gradients(None, torch.ones_like(y), tensors, options, needs)
+        fwd, bwd = self._launchers(backend)
+        y = fwd(*tensors, *options)
+        slope, *_ = bwd(torch.ones_like(y), *tensors, *options, needs=needs)
         change = slope * tangent
         if not self.pointwise:
             change = change.sum(-1, keepdim=True)
         return forward_ad.make_dual(y, change.to(y.dtype))
 
-    def _gradients(self, kernels, dy, tensors, options, needs):
+    def _gradients(self, bwd, dy, tensors, options, needs):
         """Gradients of x and of each parameter, ``None`` unless needed, by the way for ``dy``.
 
-        ``tensors`` are x, parameters and constants; ``kernels`` those of forward, if it chose.
+        ``tensors`` are x, parameters and constants; ``bwd`` is the launcher, if forward chose one.
         """
         if torch.is_grad_enabled():
             # create_graph=True: differentiate the reference, to any order
             return _reference_gradients(self, dy, tensors, options, needs)
         if torch.compiler.is_compiling():
             return self._library_gradients(dy, tensors, options, needs)
-        present = [dy, *[t for t in tensors if t is not None]]
+        present = [t for t in (dy, *tensors) if t is not None]
         if boundary.is_plain(present):
-            if kernels is None:
-                backend = backends.choose_compiled(dy.device.type)
-                kernels = backends.launchers(backend, self.name)
+            if bwd is None:
+                _, bwd = self._launchers(backends.choose_compiled(dy.device.type))
             # PyTorch casts them where a parameter has another dtype than the output
-            return self.launch_bwd(kernels, dy, *tensors, *options, needs=needs)
+            return bwd(dy, *tensors, *options, needs=needs)
         if boundary.is_interposed(present):
             return self._library_gradients(dy, tensors, options, needs)
         boundary.refuse_freed(present)
@@ -191,16 +227,16 @@ class FusedOp:
         arguments = self._unpacked(arguments)
         if not _all_plain(x, *arguments):
             return self.reference(x, *arguments)
-        kernels = backends.launchers(backends.choose_compiled(x.device.type), self.name)
-        return self.launch_fwd(kernels, x, *arguments)
+        fwd, _ = self._launchers(backends.choose_compiled(x.device.type))
+        return fwd(x, *arguments)
 
     def _bwd_impl(self, dy, x, *arguments):
         if not _all_plain(dy, x, *self._unpacked(arguments)):
             return self._bwd_composite(dy, x, *arguments)
         *arguments, need_dx, need_dparams = self._unpacked(arguments)
-        kernels = backends.launchers(backends.choose_compiled(x.device.type), self.name)
+        _, bwd = self._launchers(backends.choose_compiled(x.device.type))
         needs = self._needs(arguments, need_dx, need_dparams)
-        return _joined(dy, *self.launch_bwd(kernels, dy, x, *arguments, needs=needs))
+        return _joined(dy, *bwd(dy, x, *arguments, needs=needs))
 
     def _fwd_composite(self, x, *arguments):
         return self.reference(x, *self._unpacked(arguments))
@@ -234,7 +270,7 @@ class FusedOp:
         if boundary.is_transformed(tensors):
             return self.reference(*tensors, *options)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
-            return self._apply(None, keyset, options, *tensors)
+            return self._apply(((None, None), keyset, options), *tensors)
         return self._redispatch(self._library_fwd, keyset, x, *arguments)
 
     def _bwd_autograd(self, keyset, dy, x, *arguments):
@@ -293,20 +329,21 @@ def _joined(dy, dx, *gradients):
 
 
 def _autograd_function(op):
-    def forward(ctx, kernels, keyset, options, x, *tensors):
-        """By ``kernels``, or the registered op below the autograd keys of ``keyset``."""
-        ctx.kernels, ctx.options = kernels, options
+    def forward(ctx, way, x, *tensors):
+        """By a launcher, or by the registered op below the autograd keys of a call."""
+        (fwd, bwd), keyset, options = way
+        ctx.bwd, ctx.options = bwd, options
         ctx.save_for_backward(x, *tensors)
         if keyset is None:
-            return op.launch_fwd(kernels, x, *tensors, *options)
+            return fwd(x, *tensors, *options)
         packed = op._packed((*tensors, *options))
         return op._redispatch(op._library_fwd, keyset, x, *packed)
 
     def backward(ctx, dy):
-        tensors, n_constants = ctx.saved_tensors, op.n_constants
-        needs = ctx.needs_input_grad[3 : len(tensors) - n_constants + 3]
-        gradients = op._gradients(ctx.kernels, dy, tensors, ctx.options, needs)
-        return None, None, None, *gradients, *[None] * n_constants
+        tensors = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1 : len(tensors) - op.n_constants + 1]
+        gradients = op._gradients(ctx.bwd, dy, tensors, ctx.options, needs)
+        return None, *gradients, *[None] * op.n_constants
 
     rules = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(op.name, (torch.autograd.Function,), rules)

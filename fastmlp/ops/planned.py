@@ -32,6 +32,10 @@ class Plans:
         self._known: dict[tuple, list[_Call]] = {}
         self._n_known = 0
 
+    def __bool__(self):
+        """Whether there is one, and nobody traces."""
+        return not torch.compiler.is_dynamo_compiling() and bool(self._known)
+
     def call(self, tensors, options):
         """The op by plan, or ``None`` where there is none or something stands between.
 
@@ -39,7 +43,7 @@ class Plans:
             tensors: x, parameters and constants, ``None`` among them; nothing is checked yet.
             options: The plain arguments.
         """
-        if torch.compiler.is_compiling() or not self._known:
+        if torch.compiler.is_compiling():
             return None
         try:
             known = self._known.get(_key(tensors, options))
@@ -56,9 +60,9 @@ class Plans:
                 return call.forward(addresses, tensors, options)
         return None
 
-    def first(self, kernels, tensors, options):
+    def first(self, launchers, tensors, options):
         """The op by its launchers, which are recorded; the tensors have been found plain."""
-        call = _Call(self._op, kernels, tensors)
+        call = _Call(self._op, launchers, tensors)
         if call.check is not None:
             if self._n_known >= MAX_PATTERNS:
                 self._known, self._n_known = {}, 0
@@ -93,7 +97,8 @@ class _Pattern:
     def addresses(self, tensors):
         """Those of the tensors that are there, or ``None`` where they are not of this pattern."""
         given = self._present(tensors)
-        if self.check is None or not self.check(*given):
+        # nested tensors end the process in PyTorch's check
+        if self.check is None or any(map(boundary.is_nested, given)) or not self.check(*given):
             return None
         for i in self._absent:
             if tensors[i] is not None:
@@ -126,9 +131,9 @@ class _Pattern:
 class _Call(_Pattern):
     """Tensors of a forward, and the patterns of its backward."""
 
-    def __init__(self, op, kernels, tensors):
+    def __init__(self, op, launchers, tensors):
         super().__init__(tensors)
-        self._op, self._kernels = op, kernels
+        self._op, (self._fwd, self._bwd) = op, launchers
         grad = torch.is_grad_enabled()
         needs = [t is not None and grad and t.requires_grad for t in tensors]
         self.needs_graph = any(needs)
@@ -140,29 +145,27 @@ class _Call(_Pattern):
         """y, by plan where there are addresses."""
         if (allocated := self.replay(addresses)) is not None:
             return self._plan.result(allocated)
-        return self.launch(tensors, self._op.launch_fwd, self._kernels, *tensors, *options)
+        return self.launch(tensors, self._fwd, *tensors, *options)
 
     def backward(self, dy, tensors, options):
         """Gradients of x and of each parameter, ``None`` unless needed."""
-        op, kernels, needs = self._op, self._kernels, self._needs
+        op, bwd, needs = self._op, self._bwd, self._needs
         direct = boundary.is_direct() and forward_ad._current_level < 0
         if not direct or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return op._gradients(kernels, dy, tensors, options, needs)
+            return op._gradients(bwd, dy, tensors, options, needs)
         given = (dy, *tensors)
         for pattern in self._backward:
             if (addresses := pattern.addresses(given)) is not None:
                 break
         else:
             if not boundary.is_plain([t for t in given if t is not None]):
-                return op._gradients(kernels, dy, tensors, options, needs)
+                return op._gradients(bwd, dy, tensors, options, needs)
             pattern, addresses = _Pattern(given), None
             # a new list: another thread may be reading the old one
             self._backward = [pattern, *self._backward][:MAX_BACKWARD_PATTERNS]
         if (allocated := pattern.replay(addresses)) is not None:
             return pattern._plan.results(allocated, tensors)
-        return pattern.launch(
-            given, op.launch_bwd, kernels, dy, *tensors, *options, needs=needs
-        )  # fmt: skip
+        return pattern.launch(given, bwd, dy, *tensors, *options, needs=needs)
 
 
 def _autograd_function(op):
