@@ -4,7 +4,8 @@ A kernel reads memory by its address. So the direct path is for plain, dense, st
 memory of their own, on one real device, while nothing stands between a call and its tensors: no
 dispatch mode, no ``torch.func`` level, no dual level, no tracer. Every entry point asks
 :func:`is_plain`. What is not plain takes the registered ops, where PyTorch's dispatcher knows what
-to do with them, or plain PyTorch, which does what it does with its own layers: see :func:`route`.
+to do with them, or plain PyTorch, which does what it does with its own layers: see
+:func:`is_interposed`.
 """
 
 from collections.abc import Iterable, Sequence

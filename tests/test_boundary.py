@@ -1,5 +1,6 @@
 """The guard before every kernel, the ways around it, and what `explain` says of them."""
 
+import copy
 import threading
 
 import pytest
@@ -173,6 +174,20 @@ def test_freed_memory_is_refused(kernel_backend):
     x.untyped_storage().resize_(0)
     with pytest.raises(ValueError, match="memory has been freed"):
         module(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_freed_parameters_are_refused_on_the_cpu(module, dtype):
+    if backends.choose("cpu") == "torch":
+        pytest.skip("without numba: PyTorch reads address 0")
+    module, x = module.to(dtype), torch.ones(2, 3, dtype=dtype)
+    for i in range(len([*module.parameters()])):
+        broken = copy.deepcopy(module)
+        y = broken(x)
+        [*broken.parameters()][i].untyped_storage().resize_(0)
+        for call in (lambda y=y: y.sum().backward(), lambda net=broken: net(x)):
+            with pytest.raises(ValueError, match="memory has been freed"):
+                call()
 
 
 def test_explain_says_which_path_and_why(module):
