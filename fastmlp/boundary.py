@@ -86,6 +86,8 @@ def is_plain(tensors: Sequence[torch.Tensor]) -> bool:
         return True
     if not is_direct() or any(oddity(t) is not None for t in tensors):
         return False
+    if len({t.device for t in tensors}) > 1:  # a parameter has moved since forward
+        return False
     if forward_ad._current_level >= 0 and has_tangents(tensors):
         return False
     _plain.keep(tensors, True)

@@ -147,6 +147,14 @@ def test_no_check_of_pytorchs_own(monkeypatch):
         assert not boundary.is_plain((plain, make()))
 
 
+def test_tensors_of_two_devices_are_not_plain(monkeypatch):
+    # stands for a second real device
+    monkeypatch.setattr(boundary, "oddity", lambda t: None)
+    x = torch.ones(3)
+    assert boundary.is_plain((x, x + 1))
+    assert not boundary.is_plain((x, x.to("meta")))
+
+
 def test_patterns_are_bounded(monkeypatch):
     monkeypatch.setattr(boundary, "_plain", known := boundary.Known())
     seen = [torch.ones([1] * dim) for dim in range(3 * boundary.MAX_PATTERNS)]
