@@ -52,7 +52,7 @@ class FusedOp:
 
     def known(self, tensors):
         """What :meth:`learn` said of tensors like these, ``None`` where it has not seen any."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return None
         try:
             return self._known.find(tensors)
@@ -71,7 +71,7 @@ class FusedOp:
             What a call of the op is to be told of such tensors, ``None`` if they are not plain.
         """
         given = [t for t in tensors if t is not None]
-        if torch.compiler.is_compiling() or not boundary.is_plain(given):
+        if torch.compiler.is_dynamo_compiling() or not boundary.is_plain(given):
             return None
         x, *others = given
         n_free = x.dim() - n_sizes
@@ -112,7 +112,7 @@ class FusedOp:
         backend = backends.choose(x.device.type)
         if backend == "torch":
             return self.reference(x, *arguments)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self._library_fwd(x, *self._packed(arguments))
         n_tensors = len(arguments) - self.n_options
         tensors = [x, *[t for t in arguments[:n_tensors] if t is not None]]
@@ -157,7 +157,7 @@ class FusedOp:
         if torch.is_grad_enabled():
             # create_graph=True: differentiate the reference, to any order
             return _reference_gradients(self, dy, tensors, options, needs)
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self._library_gradients(dy, tensors, options, needs)
         present = [t for t in (dy, *tensors) if t is not None]
         if boundary.is_plain(present):
