@@ -10,9 +10,14 @@ from torch import nn
 
 from fastmlp import reference
 from fastmlp.arguments import flag
+from fastmlp.drop_in import give_back, plan_of, take
+from fastmlp.models import base_of, is_ours, namesake_of
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
-from fastmlp.patterns import ACTIVATION_NAMES, PLAIN, build, options_of, pattern_of
+from fastmlp.parts import ACTIVATION_NAMES, oddity_of
+from fastmlp.patterns import build, options_of, pattern_of
+
+_CHAINS = (ElementwiseMLP, MLP, reference.ElementwiseMLP, reference.MLP)
 
 __all__ = ["Match", "find", "from_sequential", "fuse", "to_sequential", "unfuse"]
 
@@ -71,11 +76,18 @@ def fuse(module: nn.Module, *, verbose: bool = False) -> nn.Module:
     before it, after the activation and at the end; a ``Sequential`` of two or more ``Linear`` up to
     128 wide with one activation between them and perhaps another at the end; ``Identity`` and
     ``Dropout(p=0)`` anywhere in them; the classes of
-    :mod:`fastmlp.reference`; and modules of any class with layers ``fc1 = Linear(1, H)``,
-    ``fc2 = Linear(H, 1)``, ``fc3 = Linear(F, M)`` that compute what :class:`fastmlp.AdditiveMLP`
-    computes. For those a copy with random parameters is run in float64: outputs and gradients must
-    agree, in training and in evaluation mode, for inputs of several shapes and sizes; the class
-    must define nothing that the fused module lacks.
+    :mod:`fastmlp.reference`; and modules of any class with three layers ``Linear(1, H)``,
+    ``Linear(H, 1)``, ``Linear(F, M)`` that compute what :class:`fastmlp.AdditiveMLP` with ReLU
+    computes, or with one parameter that compute what :class:`fastmlp.SineSum` computes, however
+    their forward is written. For those a copy with random parameters is run: outputs and gradients
+    must agree, in training and in evaluation mode, for inputs of several shapes and sizes; dropout
+    is found by its places and p.
+
+    A module with more than a forward (methods, a ``LightningModule``), with a cast of its input or
+    with layers of other names stays the same object, of a generated subclass of its class: methods,
+    attributes and names in the ``state_dict`` stay, and so do ``isinstance``, ``pickle`` and
+    ``deepcopy``. The kernel takes matrices ``[N, F]`` while the layers are plain; whatever else
+    comes runs the author's forward.
 
     The new module holds the very layers of the old one, hence the same Parameter objects, and
     takes over its mode, its forward and backward hooks and its attributes. Names in the
@@ -105,7 +117,9 @@ def fuse(module: nn.Module, *, verbose: bool = False) -> nn.Module:
     for match, old, pattern in _search(module):
         if verbose:
             print(match)
-        if match.reason is None:
+        if pattern.plan is not None and plan_of(old) is None:
+            take(old, pattern.plan)
+        elif match.reason is None and pattern.plan is None:
             replacements[id(old)] = _fused(old, pattern)
     return _replaced(module, replacements)
 
@@ -133,7 +147,9 @@ def unfuse(module: nn.Module) -> nn.Module:
         <class 'fastmlp.reference.SineSum'>
     """
     _check_module(module)
-    fused = [m for m in module.modules() if type(m) in PLAIN]
+    for kept in [m for m in module.modules() if plan_of(m) is not None]:
+        give_back(kept)
+    fused = [m for m in module.modules() if is_ours(m) and namesake_of(m)]
     return _replaced(module, {id(m): _plain(m) for m in fused})
 
 
@@ -196,14 +212,22 @@ def to_sequential(module: nn.Module) -> nn.Sequential:
           (2): Linear(in_features=14, out_features=1, bias=True)
         )
     """
-    if not isinstance(module, (reference.ElementwiseMLP, reference.MLP)):
+    _check_module(module)
+    base = base_of(module)
+    if base not in _CHAINS:
         raise TypeError(f"module must be an ElementwiseMLP or MLP, got {type(module).__name__}")
+    oddity = oddity_of(module, "it", hooks=False)
+    if oddity is not None:
+        raise ValueError(f"module must compute what its class says, but {oddity}")
     if module.dropout not in (0, (0, 0, 0)):
         raise ValueError(f"module must have no dropout, got {module.dropout}")
     classes = {name: cls for cls, name in ACTIVATION_NAMES.items()}
-    linears = list(module.children())
+    # a layer that it has twice is there twice
+    linears = list(module._modules.values())
+    if isinstance(getattr(module, "hidden_features", None), int):
+        linears = [module.fc1, module.fc2]
     names = [module.activation] * (len(linears) - 1)
-    if isinstance(module, reference.MLP) and module.output_activation is not None:
+    if getattr(module, "output_activation", None) is not None:
         names.append(module.output_activation)
     layers = []
     for i, linear in enumerate(linears):
@@ -216,6 +240,7 @@ def to_sequential(module: nn.Module) -> nn.Sequential:
             layers.append(classes[names[i]]().train(module.training))
     plain = nn.Sequential(*layers)
     plain.training = module.training
+    _take_hooks(plain, module)
     return plain
 
 
@@ -226,11 +251,15 @@ def _check_module(module):
 
 def _search(model):
     """List ``(match, module, pattern)`` of every place; each module is judged once."""
-    known, found = {}, []
+    known, found, kept = {}, [], []
     for path, module in model.named_modules(remove_duplicate=False):
+        if any(path.startswith(whole) for whole in kept):
+            continue  # its layers keep their names
         if id(module) not in known:
             known[id(module)] = pattern_of(module)
         pattern = known[id(module)]
+        if plan_of(module) is not None or (pattern is not None and pattern.plan is not None):
+            kept.append(f"{path}." if path else "")
         if pattern is not None:
             found.append(
                 (Match(path, pattern.fused_class.__name__, pattern.reason), module, pattern)
@@ -250,7 +279,7 @@ def _fused(old, pattern):
 
 def _plain(fused):
     if "_fused_from" not in vars(fused):
-        cls = PLAIN[type(fused)]
+        cls = namesake_of(fused)
         plain = build(cls, options_of(cls, fused), {name: name for name in fused._modules}, fused)
         layers = {}
     else:

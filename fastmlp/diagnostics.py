@@ -9,20 +9,14 @@ from torch import nn
 
 from fastmlp import reference
 from fastmlp.arguments import integer
-from fastmlp.modules.additive_mlp import AdditiveMLP
-from fastmlp.modules.elementwise_mlp import ElementwiseMLP
+from fastmlp.kernels.spec import Layers, Subnet
+from fastmlp.models import spec_of
 
 __all__ = ["DropoutReport", "dropout_report"]
 
 # values of the hidden layer that the closed form holds at once: 8 MiB in float64
 _CHUNK = 1 << 20
 _SMALLEST_SAMPLES = 3  # below, the jackknife of a variance has nothing to compare
-_CLOSED_FORM = {
-    AdditiveMLP,
-    ElementwiseMLP,
-    reference.AdditiveMLP,
-    reference.ElementwiseMLP,
-}
 
 
 @dataclass(frozen=True)
@@ -143,8 +137,9 @@ def dropout_report(
     samples = integer("samples", samples, _SMALLEST_SAMPLES)
     batch_size, seed = integer("batch_size", batch_size, 1), integer("seed", seed)
     with torch.no_grad():
-        if _has_closed_form(model):
-            return _exact(model, x, y)
+        spec = spec_of(model)
+        if _has_closed_form(spec):
+            return _exact(model, spec, x, y)
         return _sampled(model, x, y, samples, batch_size, seed)
 
 
@@ -167,37 +162,43 @@ def _check_target(y, shape, device):
         raise ValueError(f"y must be on the device of model(x), {device}, got {y.device}")
 
 
-def _has_closed_form(model):
-    if type(model) not in _CLOSED_FORM or not isinstance(model.hidden_features, int):
-        return False  # a second hidden layer is not linear in the masks of the first
-    return not (model._forward_hooks or model._forward_pre_hooks or "forward" in vars(model))
+def _has_closed_form(spec):
+    if spec.obstacle is not None:
+        return False
+    if type(spec.record) is Subnet:
+        return True
+    # a second hidden layer is not linear in the masks of the first
+    return type(spec.record) is Layers and spec.record.elementwise and len(spec.layers) == 2
 
 
-def _exact(model, x, y):
-    device = model.fc1.weight.device
+def _exact(model, spec, x, y):
+    layers = [model.get_submodule(path) for path in spec.layers]
+    additive = type(spec.record) is Subnet
+    device = layers[0].weight.device
     if x.device != device:
         raise ValueError(f"x must be on the device of model, {device}, got {x.device}")
-    additive = isinstance(model, reference.AdditiveMLP)
     if additive:
-        if x.dim() == 0 or x.shape[-1] != model.in_features:
+        n_in, n_hidden, n_out = spec.record[:3]
+        activation = spec.record.activation
+        if x.dim() == 0 or x.shape[-1] != n_in:
             raise ValueError(
-                f"x must have shape [*, {model.in_features}], that of the model's features, "
-                f"got {list(x.shape)}"
+                f"x must have shape [*, {n_in}], that of the model's features, got {list(x.shape)}"
             )
-        rows = x.reshape(-1, model.in_features)
-        _check_target(y, (*x.shape[:-1], model.out_features), x.device)
-        values = y.reshape(-1, model.out_features)
+        rows = x.reshape(-1, n_in)
+        _check_target(y, (*x.shape[:-1], n_out), x.device)
+        values = y.reshape(-1, n_out)
     else:
+        n_hidden, activation = spec.record.widths[1], spec.record.activations[0]
         rows, values = x.reshape(-1, 1), y.reshape(-1, 1)
         _check_target(y, x.shape, x.device)
 
-    n_rows = max(1, _CHUNK // (rows.shape[1] * model.hidden_features))
+    n_rows = max(1, _CHUNK // (rows.shape[1] * n_hidden))
     sums = torch.zeros(3, dtype=torch.float64, device=x.device)
     for inputs, targets in zip(rows.split(n_rows), values.split(n_rows), strict=True):
         inputs, targets = inputs.double(), targets.double()
-        moments = _subnet_moments(model, inputs)
+        moments = _subnet_moments(*layers[:2], activation, spec.record.dropout, inputs)
         if additive:
-            v, c = model.fc3.weight.double(), model.fc3.bias
+            v, c = layers[2].weight.double(), layers[2].bias
             c = 0.0 if c is None else c.double()
             plain, mean, variance = moments
             moments = plain @ v.T + c, mean @ v.T + c, variance @ v.square().T
@@ -208,17 +209,17 @@ def _exact(model, x, y):
     return DropoutReport(mean_mse + variance, eval_mse, mean_mse - eval_mse, variance)
 
 
-def _subnet_moments(model, x):
+def _subnet_moments(fc1, fc2, activation, dropout, x):
     """Output without masks, and its mean and variance under dropout: ``[n, F]`` each."""
-    p_input, p_hidden, p_output = reference.dropout_places(model.dropout)
-    w1, b1 = model.fc1.weight.double().squeeze(-1), model.fc1.bias
-    w2, b2 = model.fc2.weight.double().squeeze(-2), model.fc2.bias
+    p_input, p_hidden, p_output = dropout
+    w1, b1 = fc1.weight.double().squeeze(-1), fc1.bias
+    w2, b2 = fc2.weight.double().squeeze(-2), fc2.bias
     b1 = 0.0 if b1 is None else b1.double()
     b2 = 0.0 if b2 is None else b2.double().squeeze(-1)
 
     def given(u, p):
         """Mean and variance over the masks of the hidden units, for a known input."""
-        terms = reference.ACTIVATIONS[model.activation](u.unsqueeze(-1) * w1 + b1) * w2
+        terms = reference.ACTIVATIONS[activation](u.unsqueeze(-1) * w1 + b1) * w2
         mean_factor, variance_factor = _factor_moments(p)
         return mean_factor * terms.sum(-1) + b2, variance_factor * terms.square().sum(-1)
 
@@ -322,4 +323,4 @@ def _undisturbed(model, x, seed):
             module.training = training
         for buffer, before in buffers:
             if not torch.equal(buffer, before):
-                buffer.copy_(before)
+                buffer.resize_(before.shape).copy_(before)

@@ -45,6 +45,18 @@ class FeaturewiseLinear(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Apply each feature's layer to that feature.
+
+        Args:
+            x: Shape ``[*, F, in_features]``.
+
+        Returns:
+            Shape ``[*, F, out_features]``.
+        """
+        y = (self.weight @ x.unsqueeze(-1)).squeeze(-1)
+        return y if self.bias is None else y + self.bias
+
     def extra_repr(self):
         return (
             f"n_features={self.n_features}, in_features={self.in_features}, "

@@ -7,36 +7,26 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
-from fastmlp import reference
 from fastmlp.backends import backend
+from fastmlp.drop_in import Plan, plan_of
+from fastmlp.kernels.spec import KINK_SLOPES
+from fastmlp.models import NAMESAKES, is_ours, namesake_of
 from fastmlp.modules.additive_mlp import AdditiveMLP
 from fastmlp.modules.elementwise_mlp import ElementwiseMLP
 from fastmlp.modules.mlp import MLP
 from fastmlp.modules.sine_sum import SineSum
+from fastmlp.parts import (
+    ACTIVATION_NAMES,
+    SILENT,
+    Unknown,
+    activation_of,
+    hooks_of,
+    is_linear,
+    oddity_of,
+)
+from fastmlp.probes import is_candidate, plan_for
 
-PLAIN = {
-    ElementwiseMLP: reference.ElementwiseMLP,
-    AdditiveMLP: reference.AdditiveMLP,
-    MLP: reference.MLP,
-    SineSum: reference.SineSum,
-}
-_FUSED = {plain: fused for fused, plain in PLAIN.items()}
-ACTIVATION_NAMES = {
-    nn.ReLU: "relu",
-    nn.LeakyReLU: "leaky_relu",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
-    nn.SiLU: "silu",
-    nn.GELU: "gelu",
-}
-# settings of an activation without which it is another function
-_SETTINGS = {"negative_slope": 0.01, "approximate": "none"}
-# layers that do nothing, given that p = 0
-_SILENT = (nn.Identity, nn.Dropout)
-# attributes of an instance that decide what a call does
-_CALLS = ("forward", "_call_impl", "_compiled_call_impl")
 # leading shapes and sizes of a probe's inputs; only matrices must be accepted
 _PROBES = (((5,), 1.0), ((1,), 1.0), ((5,), 1e3), ((5,), 1e-3), ((2, 3), 1.0), ((), 1.0))
 _PROBE_TOLERANCE = 1e-10  # of the largest value, in float64
@@ -51,6 +41,7 @@ class Pattern(NamedTuple):
         layers: Names of its layers, and the names of the same layers in the module.
         reason: Why the module cannot be swapped, or ``None``.
         foreign: Whether the class is unknown, so that its forward must be probed.
+        plan: How the module takes the kernel and stays what it is, or ``None``.
     """
 
     fused_class: type
@@ -58,52 +49,59 @@ class Pattern(NamedTuple):
     layers: dict
     reason: str | None = None
     foreign: bool = False
+    plan: Plan | None = None
 
 
 def pattern_of(module):
     """The pattern that a module is or nearly is, or ``None``."""
-    if isinstance(module, tuple(PLAIN)):
+    if is_ours(module) or plan_of(module) is not None:
         return None
     if isinstance(module, nn.Sequential):
         pattern = _sequential_pattern(module)
-    elif type(module) in _FUSED:
-        cls, layers = _FUSED[type(module)], {name: name for name in module._modules}
+    elif (cls := namesake_of(module)) is not None:
+        layers = {name: name for name in module._modules}
         pattern = Pattern(cls, options_of(cls, module), layers)
     else:
-        pattern = _additive_pattern(module)
+        return _pattern_of_a_class(module)
     if pattern is None or pattern.reason is not None:
         return pattern
-    reason = _obstacle(module, pattern)
-    if reason is None and pattern.foreign:
-        reason = _difference(module, pattern)
-    return pattern._replace(reason=reason)
+    return pattern._replace(reason=_obstacle(module, pattern))
 
 
-def _is_linear(layer, n_in=None, n_out=None):
-    return (
-        isinstance(layer, nn.Linear)
-        and n_in in (None, layer.in_features)
-        and n_out in (None, layer.out_features)
-    )
+def _pattern_of_a_class(module):
+    """A class that we do not know: one of ours takes its place, or it stays and takes a kernel."""
+    pattern, difference, lost = _additive_pattern(module), None, [*_lost_names(type(module))]
+    if pattern is not None:
+        pattern = pattern._replace(reason=pattern.reason or _obstacle(module, pattern))
+        if pattern.reason is None and not lost:
+            difference = _difference(module, pattern)
+            if difference is None:
+                return pattern
+    if not is_candidate(module):
+        return pattern
+    try:
+        plan = plan_for(module)
+    except Unknown as unknown:
+        return pattern and pattern._replace(reason=difference or str(unknown))
+    return Pattern(AdditiveMLP if plan.sines is None else SineSum, {}, {}, plan=plan)
 
 
 def _activation_name(layer):
-    if any(getattr(layer, name, value) != value for name, value in _SETTINGS.items()):
-        return None
-    return ACTIVATION_NAMES.get(type(layer))
+    name, slope = activation_of(layer) or (None, 0.0)
+    return None if name == "leaky_relu" and slope != KINK_SLOPES[name] else name
 
 
 def _sequential_pattern(module):
-    core = [(n, layer) for n, layer in module._modules.items() if not isinstance(layer, _SILENT)]
+    core = [(n, layer) for n, layer in module._modules.items() if not isinstance(layer, SILENT)]
     layers = [layer for _, layer in core]
     if _is_chain(layers) and not _is_scalar_subnet(layers):
         return _chain_pattern(module, core)
     starts = [
         i
         for i, (first, middle, last) in enumerate(zip(layers, layers[1:], layers[2:]))  # noqa: B905
-        if _is_linear(first, 1)
+        if is_linear(first, 1)
         and not isinstance(middle, nn.Linear)
-        and _is_linear(last, first.out_features, 1)
+        and is_linear(last, first.out_features, 1)
     ]
     if not starts:
         return None
@@ -127,14 +125,14 @@ def _is_chain(layers):
     linears = layers[::2]
     return (
         len(linears) > 1
-        and all(map(_is_linear, linears))
-        and not any(map(_is_linear, layers[1::2]))
+        and all(map(is_linear, linears))
+        and not any(map(is_linear, layers[1::2]))
         and all(a.out_features == b.in_features for a, b in itertools.pairwise(linears))
     )
 
 
 def _is_scalar_subnet(layers):
-    return len(layers) == 3 and _is_linear(layers[0], 1) and _is_linear(layers[2], n_out=1)
+    return len(layers) == 3 and is_linear(layers[0], 1) and is_linear(layers[2], n_out=1)
 
 
 def _chain_pattern(module, core):
@@ -164,12 +162,12 @@ def _chain_pattern(module, core):
 def _additive_pattern(module):
     children, names = dict(module._modules.items()), ("fc1", "fc2", "fc3")
     fc1, fc2, fc3 = (children.get(name) for name in names)
-    if not (_is_linear(fc1, 1) and _is_linear(fc2, fc1.out_features, 1) and _is_linear(fc3)):
+    if not (is_linear(fc1, 1) and is_linear(fc2, fc1.out_features, 1) and is_linear(fc3)):
         return None
     if type(module).forward is nn.Module.forward:  # a container
         return None
     others = [layer for name, layer in children.items() if name not in names and layer is not None]
-    known = (*_SILENT, *ACTIVATION_NAMES)
+    known = (*SILENT, *ACTIVATION_NAMES)
     unknown = [type(layer).__name__ for layer in others if type(layer) not in known]
     options = {
         "in_features": fc3.in_features,
@@ -186,7 +184,7 @@ def _dropout_of_a_subnet(module):
     """Dropout probabilities (input, hidden, output) of Linear, activation, Linear; or a reason."""
     places, stage = [0.0] * 4, 0  # before the first layer, before and after σ, at the end
     for name, layer in module._modules.items():
-        if not isinstance(layer, _SILENT):
+        if not isinstance(layer, SILENT):
             stage += 1
         elif isinstance(layer, nn.Dropout) and layer.p > 0:
             if stage == 1:
@@ -201,7 +199,7 @@ def _dropout_of_a_subnet(module):
 
 def _silent_reason(module, dropout=False):
     for layer in module.children():
-        if isinstance(layer, _SILENT) and type(layer) not in _SILENT:
+        if isinstance(layer, SILENT) and type(layer) not in SILENT:
             return f"{type(layer).__name__} has no kernel"
         if isinstance(layer, nn.Dropout) and layer.p > 0 and not dropout:
             return f"Dropout(p={layer.p}) has no kernel"
@@ -218,16 +216,16 @@ def _obstacle(module, pattern):
     if own:
         return f"it has parameters or buffers of its own: {', '.join(sorted(own))}"
     for path, part in module.named_modules():
-        # hooks on the output of the whole still run; the kernels do not call inner layers
-        hooks = _hooks(part, only="state_dict" if part is module else "")
         place = f"layer {path}" if path else "it"
-        if parametrize.is_parametrized(part):
-            return f"{place} is parametrized"
+        oddity = oddity_of(part, place, hooks=part is not module)
+        if oddity is not None:
+            return oddity
+        if "_compiled_call_impl" in vars(part):
+            return f"{place} is compiled"
+        # hooks on the output of the whole still run; those of a state dict would know old names
+        hooks = [n for n in hooks_of(part) if part is not module or "state_dict" in n]
         if hooks:
             return f"{place} has {hooks[0].strip('_').replace('_', ' ')}"
-        patched = [name for name in _CALLS if name in vars(part)]
-        if patched:
-            return f"{place} has a {patched[0]} of its own"
     for name in pattern.layers.values():
         layer = module._modules[name]
         if type(layer) is not nn.Linear or layer._parameters.get("weight") is None:
@@ -246,16 +244,9 @@ def _obstacle(module, pattern):
     return None
 
 
-def _hooks(module, only=""):
-    return [n for n, hooks in vars(module).items() if n.endswith("_hooks") and only in n and hooks]
-
-
 def _difference(module, pattern):
     """Why a class that we do not know is not the pattern, or ``None``."""
     cls = type(module)
-    lost = sorted(_lost_names(cls))
-    if lost:
-        return f"its class {cls.__name__} defines {', '.join(lost)}, which would be lost"
     if len(inspect.signature(cls.forward).parameters) != 2:
         return f"the forward of {cls.__name__} does not take exactly one argument"
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -294,7 +285,7 @@ def _probe(module, pattern):
     plain = copy.deepcopy(module).to_empty(device="cpu").double().requires_grad_(True)
     for parameter in plain.parameters():
         parameter.data = draw(parameter.shape)
-    judge = build(PLAIN[pattern.fused_class], pattern.options, pattern.layers, plain)
+    judge = build(NAMESAKES[pattern.fused_class], pattern.options, pattern.layers, plain)
     for training in (False, True):
         plain.train(training)
         for leading, size in _PROBES:

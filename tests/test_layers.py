@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,16 @@ ALLOWED = {
     "explanation": {"backends", "boundary", "functional"},
     "graphs": {"boundary"},
     "ahead": {"arguments"},
-    "patterns": {"modules", "reference", "backends"},
-    "convert": {"arguments", "patterns", "modules", "reference"},
+    "parts": set(),
+    "drop_in": {"functional", "reference.layers"},
+    "models": {"drop_in", "parts", "modules", "reference", "arguments", "kernels.spec"},
+    "probes": {"drop_in", "parts"},
+    "patterns": {"probes", "drop_in", "models", "parts", "modules", "backends", "kernels.spec"},
+    "convert": {"arguments", "patterns", "drop_in", "models", "parts", "modules", "reference"},
     # whole runs drive kernels themselves: an op for each step would cost more than the step
     "training": {
         "training",
-        "modules",
-        "patterns",
+        "models",
         "reference",
         "backends",
         "arguments",
@@ -48,9 +52,9 @@ ALLOWED = {
     "plotting": {"arguments", "functional"},
     "adam": {"backends", "boundary"},
     "optim": {"adam", "training"},
-    "piecewise": {"piecewise", "functional", "reference", "arguments", "plotting"},
+    "piecewise": {"piecewise", "models", "functional", "arguments", "plotting", "kernels.spec"},
     "spectral": {"training", "arguments"},
-    "diagnostics": {"arguments", "modules", "reference"},
+    "diagnostics": {"arguments", "models", "reference", "kernels.spec"},
     # the two ends of the package: what users import, and the report about it
     "__init__": {
         "kernels",
@@ -133,7 +137,13 @@ def test_imports_only_go_down(path):
 
 
 def test_reference_imports_torch_and_the_standard_library():
-    for file in ("dropout.py", "featurewise.py", "reference/functions.py", "reference/modules.py"):
+    for file in (
+        "dropout.py",
+        "featurewise.py",
+        "reference/functions.py",
+        "reference/modules.py",
+        "reference/layers.py",
+    ):
         own = ("fastmlp.dropout.", "fastmlp.featurewise.", "fastmlp.reference.")
         names = {*imports(parse(ROOT / "fastmlp" / file))}
         names = {name.split(".")[0] for name in names if not name.startswith(own)}
@@ -251,6 +261,43 @@ def test_no_exception_is_swallowed_blindly(path):
             caught = ast.unparse(node.type) if node.type else ""
             ends = isinstance(node.body[-1], (ast.Raise, ast.Return)) or path.stem == "__main__"
             assert caught not in ("", "BaseException", "Exception") or ends, f"line {node.lineno}"
+
+
+MODELS = {"ElementwiseMLP", "AdditiveMLP", "MLP", "SineSum", "NAMESAKES"}
+
+
+def recognitions(tree):
+    """Places where a module's type is compared with classes of ours."""
+    for node in ast.walk(tree):
+        asked = ()
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
+            asked = node.args[1:]
+        elif isinstance(node, ast.Compare) and "type(" in ast.unparse(node):
+            asked = (node.left, *node.comparators)
+        elif isinstance(node, ast.Subscript) and "type(" in ast.unparse(node.slice):
+            asked = (node.value,)
+        words = {word for part in asked for word in re.findall(r"\w+", ast.unparse(part))}
+        if words & MODELS:
+            yield node.lineno
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *KERNELS], ids=name_of)
+def test_modules_are_recognised_in_one_place(path):
+    # or there are two answers to what a module is
+    assert path.name == "models.py" or not list(recognitions(parse(path)))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("isinstance(m, AdditiveMLP)", True), ("isinstance(m, (nn.Linear, reference.MLP))", True),
+        ("issubclass(type(m), tuple(NAMESAKES))", True), ("type(m) is fastmlp.SineSum", True),
+        ("type(m) in NAMESAKES", True), ("NAMESAKES[type(m)]", True),
+        ("isinstance(m, nn.Linear)", False), ("is_ours(m)", False), ("MLP(3, [4], 1)", False),
+    ],
+)  # fmt: skip
+def test_what_counts_as_recognising_a_module(source, found):
+    assert bool(list(recognitions(ast.parse(source)))) == found
 
 
 def _makers():

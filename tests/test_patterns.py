@@ -252,10 +252,6 @@ FOREIGN = {
     "clamped_input": (before(lambda self, x: x.clamp(-50, 50)), "differs"),
     "rounded_input": (before(lambda self, x: x.bfloat16().to(x.dtype)), "differs"),
     "nan_to_num": (before(lambda self, x: x.nan_to_num()), "in the output where x is NaN"),
-    "functional_dropout": (
-        before(lambda self, x: F.dropout(x, 0.2, self.training)),
-        "in training mode",
-    ),
     "noise_in_training": (
         after(lambda self, y: y + 1e-3 * torch.randn_like(y) * self.training),
         "in training mode",
@@ -274,20 +270,10 @@ FOREIGN = {
         "the gradient of fc3.weight",
     ),
     "no_grad": (variant(forward=torch.no_grad()(Net.forward)), "probe of its forward raised Runt"),
-    "flattened_rows": (
-        variant(
-            forward=lambda self, x: self.fc3(
-                self.fc2(self.fc1(x.reshape(-1, 1)).relu()).reshape(-1, 5)
-            )
-        ),
-        r"for x of shape \[2, 3, 5\], in the output",
-    ),
     "tuple": (after(lambda self, y: (y, y)), "probe of its forward raised AttributeError"),
     "squeezed": (after(lambda self, y: y.squeeze(0)), "differs"),
     "two_arguments": (variant(forward=of_two), "does not take exactly one argument"),
     "buffer": (Counting, "parameters or buffers of its own: calls"),
-    "method": (variant(predict=lambda self, x: x), "Variant defines predict, which would be lost"),
-    "state_dict": (variant(_save_to_state_dict=lambda *_: None), "defines _save_to_state_dict"),
     "getattr": (variant(__getattr__=nn.Module.__getattr__), "defines __getattr__"),
     "not_copyable": (
         with_part(lambda self: vars(self).update(rows=(row for row in ()))),
@@ -297,11 +283,31 @@ FOREIGN = {
         with_part(lambda self: self.add_module("norm", nn.LayerNorm(5))),
         "layers besides fc1, fc2 and fc3: LayerNorm",
     ),
-    "dropout_layer": (
-        with_part(lambda self: self.add_module("drop", nn.Dropout(0.2))),
-        r"Dropout\(p=0.2\) has no kernel",
-    ),
 }
+
+
+KEPT = {
+    "functional_dropout": before(lambda self, x: F.dropout(x, 0.2, self.training)),
+    "flattened_rows": variant(
+        forward=lambda self, x: self.fc3(self.fc2(self.fc1(x.reshape(-1, 1)).relu()).reshape(-1, 5))
+    ),
+    "method": variant(predict=lambda self, x: x),
+    "state_dict": variant(_save_to_state_dict=lambda *_: None),
+    "dropout_layer_without_use": with_part(lambda self: self.add_module("drop", nn.Dropout(0.2))),
+}
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_classes_with_more_than_the_pattern_stay_what_they_are(case, draw):
+    module = KEPT[case]().eval()
+    plain, cls = copy.deepcopy(module), type(module)
+    assert convert.find(module) == [("", "AdditiveMLP", None)]
+    assert fastmlp.fuse(module) is module
+    assert isinstance(module, cls)
+    assert type(module) is not cls
+    assert_modules_agree(module, plain, draw(9, 5).float())
+    cube = draw(2, 3, 5).float()
+    assert torch.equal(module(cube), plain(cube))  # by its own forward
 
 
 @pytest.mark.parametrize("case", FOREIGN)

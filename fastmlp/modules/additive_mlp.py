@@ -6,9 +6,9 @@ import torch
 
 from fastmlp import functional, reference
 from fastmlp.arguments import check_choice, flag, integer, probabilities
-from fastmlp.modules.checks import weight_and_bias
 from fastmlp.op_arguments import MAX_HIDDEN
 from fastmlp.reference import ACTIVATIONS
+from fastmlp.reference.layers import plain_parameters
 
 
 class AdditiveMLP(reference.AdditiveMLP):
@@ -79,11 +79,8 @@ class AdditiveMLP(reference.AdditiveMLP):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         layers = self._modules
-        return functional.additive_mlp(
-            x,
-            *weight_and_bias(layers["fc1"]),
-            *weight_and_bias(layers["fc2"]),
-            *weight_and_bias(layers["fc3"]),
-            self.activation,
-            self.dropout if self.training else 0.0,
-        )
+        parameters = plain_parameters((layers["fc1"], layers["fc2"], layers["fc3"]))
+        if parameters is None:
+            return super().forward(x)
+        dropout = self.dropout if self.training else 0.0
+        return functional.additive_mlp(x, *parameters, self.activation, dropout)

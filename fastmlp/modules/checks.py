@@ -1,8 +1,4 @@
-"""What several modules share: checks of constructor arguments, and quick access to parameters."""
-
-from typing import Any
-
-import torch
+"""What several modules share: checks of constructor arguments."""
 
 from fastmlp.arguments import integer, sequence, told
 
@@ -21,16 +17,3 @@ def sizes_of(hidden_features, largest):
             "hidden_features must be an int or a list or tuple of ints, "
             f"got {told(hidden_features)}"
         ) from None
-
-
-def weight_and_bias(linear: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``linear.weight, linear.bias`` without the detour through ``nn.Module.__getattr__``.
-
-    It takes half a microsecond an attribute, which counts on small batches. A parametrized or
-    pruned layer keeps its weight elsewhere, and is asked the usual way.
-    """
-    parameters = linear._parameters
-    try:
-        return parameters["weight"], parameters["bias"]
-    except KeyError:
-        return linear.weight, linear.bias

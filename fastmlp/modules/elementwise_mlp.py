@@ -6,9 +6,10 @@ import torch
 
 from fastmlp import functional, reference
 from fastmlp.arguments import check_choice, flag, probabilities, sequence
-from fastmlp.modules.checks import sizes_of, weight_and_bias
+from fastmlp.modules.checks import sizes_of
 from fastmlp.op_arguments import MAX_HIDDEN, MAX_WIDTH
 from fastmlp.reference import ACTIVATIONS
+from fastmlp.reference.layers import plain_parameters
 
 
 class ElementwiseMLP(reference.ElementwiseMLP):
@@ -73,13 +74,11 @@ class ElementwiseMLP(reference.ElementwiseMLP):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        dropout = self.dropout if self.training else 0.0
         if not isinstance(self.hidden_features, int):
-            return self._deep(x, functional.mlp, self.dropout if self.training else 0.0)
+            return self._deep(x, functional.mlp, dropout)
         layers = self._modules
-        return functional.elementwise_mlp(
-            x,
-            *weight_and_bias(layers["fc1"]),
-            *weight_and_bias(layers["fc2"]),
-            self.activation,
-            self.dropout if self.training else 0.0,
-        )
+        parameters = plain_parameters((layers["fc1"], layers["fc2"]))
+        if parameters is None:
+            return super().forward(x)
+        return functional.elementwise_mlp(x, *parameters, self.activation, dropout)

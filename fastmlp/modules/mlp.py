@@ -6,9 +6,10 @@ import torch
 
 from fastmlp import functional, reference
 from fastmlp.arguments import check_choice, flag, integer, probability
-from fastmlp.modules.checks import sizes_of, weight_and_bias
+from fastmlp.modules.checks import sizes_of
 from fastmlp.op_arguments import MAX_WIDTH
 from fastmlp.reference import ACTIVATIONS
+from fastmlp.reference.layers import plain_parameters
 
 
 class MLP(reference.MLP):
@@ -76,11 +77,13 @@ class MLP(reference.MLP):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pairs = [weight_and_bias(layer) for layer in self._modules.values()]
+        parameters = plain_parameters(self._modules.values())
+        if parameters is None:
+            return super().forward(x)
         return functional.mlp(
             x,
-            [weight for weight, _ in pairs],
-            [bias for _, bias in pairs],
+            parameters[::2],
+            parameters[1::2],
             self.activation,
             self.output_activation or "identity",
             self.dropout if self.training else 0.0,

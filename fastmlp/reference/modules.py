@@ -1,7 +1,7 @@
 """The layers as modules in plain PyTorch: parameters, names and `state_dict` of ours."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,13 @@ from torch.nn import functional as F
 from fastmlp.dropout import dropout_places
 from fastmlp.featurewise import FeaturewiseLinear
 from fastmlp.reference.functions import (
+    ACTIVATIONS,
     additive_mlp,
     elementwise_mlp,
     mlp,
     sine_sum,
 )
+from fastmlp.reference.layers import call_chain, call_subnet, plain_parameters
 
 
 class ElementwiseMLP(nn.Module):
@@ -49,20 +51,22 @@ class ElementwiseMLP(nn.Module):
         dropout = self.dropout if self.training else 0.0
         if not isinstance(self.hidden_features, int):
             return self._deep(x, mlp, dropout)
-        fc1, fc2 = self.fc1, self.fc2
-        return elementwise_mlp(
-            x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.activation, dropout
-        )
+        layers = self.fc1, self.fc2
+        parameters = plain_parameters(layers)
+        if parameters is None:
+            return call_subnet(x, layers, ACTIVATIONS[self.activation], dropout)
+        return elementwise_mlp(x, *parameters, self.activation, dropout)
 
     def _deep(self, x, mlp, dropout):
         p_input, p_hidden, p_output = dropout_places(dropout)
-        y = mlp(
-            F.dropout(x.unsqueeze(-1), p_input),
-            [layer.weight for layer in self.children()],
-            [layer.bias for layer in self.children()],
-            self.activation,
-            dropout=p_hidden,
-        )
+        rows, layers = F.dropout(x.unsqueeze(-1), p_input), self._modules.values()
+        parameters = plain_parameters(layers)
+        if parameters is None:
+            identity = ACTIVATIONS["identity"]
+            y = call_chain(rows, layers, ACTIVATIONS[self.activation], identity, p_hidden)
+        else:
+            weights, biases = parameters[::2], parameters[1::2]
+            y = mlp(rows, weights, biases, self.activation, dropout=p_hidden)
         return F.dropout(y.squeeze(-1), p_output)
 
     def extra_repr(self):
@@ -108,18 +112,13 @@ class AdditiveMLP(nn.Module):
         self.fc3 = nn.Linear(in_features, out_features, bias=bias, **factory)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        fc1, fc2, fc3 = self.fc1, self.fc2, self.fc3
-        return additive_mlp(
-            x,
-            fc1.weight,
-            fc1.bias,
-            fc2.weight,
-            fc2.bias,
-            fc3.weight,
-            fc3.bias,
-            self.activation,
-            self.dropout if self.training else 0.0,
-        )
+        layers = self.fc1, self.fc2, self.fc3
+        dropout = self.dropout if self.training else 0.0
+        parameters = plain_parameters(layers)
+        if parameters is None:
+            f = call_subnet(x, layers[:2], ACTIVATIONS[self.activation], dropout)
+            return self.fc3(f)
+        return additive_mlp(x, *parameters, self.activation, dropout)
 
     def extra_repr(self):
         return (
@@ -161,15 +160,13 @@ class MLP(nn.Module):
             self.add_module(str(2 * i), layer)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        layers: Iterable[Any] = self._modules.values()
-        return mlp(
-            x,
-            [layer.weight for layer in layers],
-            [layer.bias for layer in layers],
-            self.activation,
-            self.output_activation or "identity",
-            self.dropout if self.training else 0.0,
-        )
+        layers: Collection[Any] = self._modules.values()
+        names = self.activation, self.output_activation or "identity"
+        dropout = self.dropout if self.training else 0.0
+        parameters = plain_parameters(layers)
+        if parameters is None:
+            return call_chain(x, layers, *(ACTIVATIONS[name] for name in names), dropout)
+        return mlp(x, parameters[::2], parameters[1::2], *names, dropout)
 
     def extra_repr(self):
         return (

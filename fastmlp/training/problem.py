@@ -26,7 +26,7 @@ class Problem:
     """All that the loops need, as tensors and arrays that keep their place in memory.
 
     ``theta``, ``moment1``, ``moment2`` and ``best`` are flat: the parameters of model i are at
-    ``offsets[i]`` … ``offsets[i + 1]``, in the order of ``named_parameters()``.
+    ``offsets[i]`` … ``offsets[i + 1]``, in the order of its structure.
     """
 
     models: list
@@ -91,7 +91,7 @@ class Problem:
         for i, model in enumerate(self.models):
             use_best = self.best is not None and self.states["best_epoch"][i] >= 0
             parts = self.parameters(self.best if use_best else self.theta, i)
-            for parameter, part in zip(model.parameters(), parts, strict=True):
+            for parameter, part in zip(self.structures[i].parameters(model), parts, strict=True):
                 # outside of inference mode, what was made inside cannot be written to
                 with torch.inference_mode(parameter.is_inference()), torch.no_grad():
                     parameter.copy_(part)
@@ -177,7 +177,8 @@ def make_problem(
     counts = [sum(math.prod(shape) for shape in s.shapes) for s in structures]
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     theta = torch.empty(int(offsets[-1]), dtype=dtype, device=device)
-    torch.cat([p.detach().reshape(-1) for m in models for p in m.parameters()], out=theta)
+    parameters = [p for m, s in zip(models, structures, strict=True) for p in s.parameters(m)]
+    torch.cat([p.detach().reshape(-1) for p in parameters], out=theta)
     batch_rows = len(x) if batch_size is None else min(batch_size, len(x))
     problem = Problem(
         models=models,

@@ -250,7 +250,8 @@ class FitResult:
             )
         at = 0
         with torch.no_grad():
-            for parameter in (p for model in models for p in model.parameters()):
+            pairs = zip(models, structures, strict=True)
+            for parameter in (p for model, s in pairs for p in s.parameters(model)):
                 part = weights[at : at + parameter.numel()]
                 parameter.copy_(part.view_as(parameter))
                 at += parameter.numel()

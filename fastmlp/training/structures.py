@@ -1,18 +1,16 @@
-"""What the training loops must know of a module: the table of the kinds they can train."""
+"""What the training loops must know of a module: the records that they can train, as integers."""
 
 import math
 from typing import NamedTuple
 
 import torch
 
-from fastmlp.modules.additive_mlp import AdditiveMLP
-from fastmlp.modules.elementwise_mlp import ElementwiseMLP
-from fastmlp.modules.mlp import MLP
-from fastmlp.modules.sine_sum import SineSum
-from fastmlp.reference import ACTIVATIONS, dropout_places
+from fastmlp.kernels.spec import KINK_SLOPES, Layers, Sines, Subnet
+from fastmlp.models import NAMESAKES, base_of, spec_of
+from fastmlp.reference import ACTIVATIONS
 
-KINK_SLOPES = {"relu": 0.0, "leaky_relu": 0.01}
-"""Activations of straight pieces, with their slopes below 0."""
+_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+_KNOWN = ", ".join(cls.__name__ for cls in NAMESAKES)
 
 
 class Structure(NamedTuple):
@@ -26,6 +24,7 @@ class Structure(NamedTuple):
         draws: Whether training draws random numbers.
         shapes: Shape of every parameter, in order.
         trained: Whether each parameter requires a gradient.
+        names: Of the parameters, in that order, in the modules.
     """
 
     kind: str
@@ -35,76 +34,57 @@ class Structure(NamedTuple):
     draws: bool
     shapes: tuple
     trained: tuple
+    names: tuple
+
+    def parameters(self, module):
+        """Those of a module of this structure, in order."""
+        return [module.get_parameter(name) for name in self.names]
 
 
-def _subnet_names(module):
-    layers = [name for name in ("fc1", "fc2", "fc3") if hasattr(module, name)]
-    parts = ("weight", "bias") if module.fc1.bias is not None else ("weight",)
-    return [f"{layer}.{part}" for layer in layers for part in parts]
+def _bias(record):
+    """Whether there are biases: the kernels know all or none."""
+    if len({*record.biases}) > 1:
+        raise ValueError("some of its layers have a bias and some have none")
+    return int(record.biases[0])
 
 
-def _subnet(module, plain_kind, n_in, n_out, has_readout):
+def _encode_subnet(record):
     """A scalar subnet: of the kind that has a quick form, or of the one that has all."""
-    bias, n_hidden = int(module.fc1.bias is not None), module.hidden_features
-    shared = getattr(module, "shared", True)
-    dropout = tuple(float(p) for p in dropout_places(module.dropout))
-    features = (n_in, n_out) if has_readout else None
-    if module.activation == "relu" and shared and not any(dropout):
-        sizes = (n_hidden, bias, n_in, n_out) if has_readout else (n_hidden, bias)
-        return plain_kind, sizes, (), features, False
-    code, stacked = list(ACTIVATIONS).index(module.activation), int(not shared)
-    sizes = n_hidden, bias, n_in, n_out, code, stacked, int(has_readout)
-    return "dense", sizes, dropout, features, any(dropout)
+    sizes = record.n_hidden, _bias(record), record.n_in, record.n_out
+    features = record.n_in, record.n_out
+    if record.activation == "relu" and record.shared and not any(record.dropout):
+        return "additive_mlp", sizes, (), features, False
+    sizes = *sizes, _CODES[record.activation], int(not record.shared), 1
+    return "dense", sizes, record.dropout, features, any(record.dropout)
 
 
-def _elementwise_mlp(module):
-    if not isinstance(module.hidden_features, int):
-        if any(dropout_places(module.dropout)):
-            raise ValueError("several hidden layers and dropout, which has no training kernel")
-        return _layers(module, module.activation, None, None)
-    return *_subnet(module, "elementwise_mlp", 1, 1, False), _subnet_names(module)
+def _encode_layers(record):
+    bias, activation = _bias(record), record.hidden_activation or "identity"
+    if record.hidden_activation is None and len(record.biases) > 1:
+        raise ValueError("its hidden layers have activations that differ, or slopes of their own")
+    first, *hidden, last = record.dropout
+    if record.elementwise and len(record.biases) == 2:
+        if activation == "relu" and not any(record.dropout):
+            return "elementwise_mlp", (record.widths[1], bias), (), None, False
+        sizes = record.widths[1], bias, 1, 1, _CODES[activation], 0, 0
+        return "dense", sizes, record.dropout, None, any(record.dropout)
+    if record.elementwise and any(record.dropout):
+        raise ValueError("several hidden layers and dropout, which has no training kernel")
+    if first > 0 or last > 0 or len({*hidden}) > 1:
+        raise ValueError("its dropout is not the same behind each hidden layer, and there alone")
+    p = hidden[0] if hidden else 0.0
+    codes = _CODES[activation], _CODES[record.activations[-1]]
+    features = None if record.elementwise else (record.widths[0], record.widths[-1])
+    sizes = len(record.biases), bias, *codes, *record.widths
+    return "mlp", sizes, (p,), features, p > 0
 
 
-def _additive_mlp(module):
-    n_in, n_out = module.in_features, module.out_features
-    return *_subnet(module, "additive_mlp", n_in, n_out, True), _subnet_names(module)
+def _encode_sines(record):
+    sizes = record.width, int(record.amplitude), int(record.phase)
+    return "sine_sum", sizes, (record.scale / (2 * math.pi), record.factor), None, False
 
 
-def _layers(module, activation, output_activation, features, dropout=0.0):
-    """Linear layers one after the other, for rows or, without ``features``, number by number."""
-    names, layers = list(module._modules), list(module._modules.values())
-    widths = layers[0].in_features, *(layer.out_features for layer in layers)
-    codes = [
-        list(ACTIVATIONS).index(name or "identity") for name in (activation, output_activation)
-    ]
-    bias = layers[0].bias is not None
-    parts = ("weight", "bias") if bias else ("weight",)
-    parameters = [f"{name}.{part}" for name in names for part in parts]
-    sizes = len(layers), int(bias), *codes, *widths
-    return "mlp", sizes, (float(dropout),), features, dropout > 0, parameters
-
-
-def _mlp(module):
-    features = module.in_features, module.out_features
-    options = module.activation, module.output_activation
-    return _layers(module, *options, features, module.dropout)
-
-
-def _sine_sum(module):
-    optional = [name for name in ("amplitude", "phase") if getattr(module, name) is not None]
-    sizes = module.width, int("amplitude" in optional), int("phase" in optional)
-    factor = 1.0 / module.width if module.reduction == "mean" else 1.0
-    constants = module.scale / (2 * math.pi), factor
-    return "sine_sum", sizes, constants, None, False, ["w", *optional]
-
-
-# module class to the function that gives (kind, sizes, constants, features, draws, names)
-KINDS = {
-    ElementwiseMLP: _elementwise_mlp,
-    AdditiveMLP: _additive_mlp,
-    SineSum: _sine_sum,
-    MLP: _mlp,
-}
+_ENCODERS = {Subnet: _encode_subnet, Layers: _encode_layers, Sines: _encode_sines}
 
 
 def structure_of(module, name):
@@ -116,36 +96,43 @@ def structure_of(module, name):
     """
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"{name} must be a Module, got {type(module).__name__}")
-    base = next((cls for cls in KINDS if isinstance(module, cls)), None)
-    known = ", ".join(cls.__name__ for cls in KINDS)
-    if base is None:
+    spec = spec_of(module)
+    if spec.layers == ("",) or (spec.is_foreign and base_of(module) is None):
         raise ValueError(
-            f"{name} is a {type(module).__name__}, which has no training kernel; "
-            f"fit trains {known} (fastmlp.fuse may turn a plain module into one)"
+            f"{name} is a {type(module).__name__}, which has no training kernel"
+            f"{f' ({spec.reason})' if spec.reason else ''}; "
+            f"fit trains {_KNOWN} (fastmlp.fuse may turn a plain module into one)"
         )
-    if type(module).forward is not base.forward or "forward" in vars(module):
-        raise ValueError(f"{name} has a forward of its own; fit trains {known} as they are")
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-        raise ValueError(f"{name} has hooks, which a training kernel cannot call")
-    try:
-        kind, sizes, constants, features, draws, wanted = KINDS[base](module)
-    except ValueError as error:
-        raise ValueError(f"{name} has {error}") from None
-    parameters = dict(module.named_parameters())
-    if list(parameters) != wanted:
-        raise ValueError(
-            f"{name} must have the parameters {', '.join(wanted)}, each its own, "
-            f"got {', '.join(parameters)}"
-        )
+    reason = spec.obstacle or spec.layout or spec.randomness or _hooked(module)
+    if reason is None and spec.record is None:
+        reason = "its activations follow each other"
+    if reason is None:
+        try:
+            encoded = _ENCODERS[type(spec.record)](spec.record)
+        except ValueError as error:
+            reason = str(error)
+    if reason is not None:
+        raise ValueError(f"{name} has no training kernel: {reason}; fit trains {_KNOWN}")
+    parameters = [module.get_parameter(name) for name in spec.names]
+    kind, sizes, constants, features, draws = encoded
     return Structure(
         kind,
         tuple(sizes),
         tuple(constants),
         features,
         draws,
-        tuple(tuple(p.shape) for p in parameters.values()),
-        tuple(p.requires_grad for p in parameters.values()),
+        tuple(tuple(p.shape) for p in parameters),
+        tuple(p.requires_grad for p in parameters),
+        spec.names,
     )
+
+
+def _hooked(module):
+    """Which parameter has hooks on its gradient, which no kernel calls; or ``None``."""
+    for name, p in module.named_parameters():
+        if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
+            return f"its parameter {name} has hooks on its gradient"
+    return None
 
 
 class Univariate(NamedTuple):

@@ -1,0 +1,112 @@
+"""The models as named records, and the one layout of their parameters.
+
+A record tells all of a model but its numbers. Its parameters follow each other in the order of
+``module.parameters()``: layer by layer, a weight row by row, then its bias; of sines, frequencies,
+amplitudes, phases.
+"""
+
+from typing import NamedTuple
+
+KINK_SLOPES = {"relu": 0.0, "leaky_relu": 0.01}
+"""Activations of straight pieces, with their slopes below 0."""
+
+
+class Subnet(NamedTuple):
+    """Σ_j V[m, j]·f(x_j) + c[m]: a subnet 1 → H → 1 for all features, or one a feature.
+
+    Args:
+        n_in: Features F.
+        n_hidden: Hidden units H.
+        n_out: Outputs M.
+        biases: Whether fc1, fc2 and fc3 have one.
+        activation: Name.
+        shared: Whether all features share one subnet.
+        dropout: Probabilities of dropping an input, a hidden unit, an output of the subnet.
+    """
+
+    n_in: int
+    n_hidden: int
+    n_out: int
+    biases: tuple
+    activation: str
+    shared: bool
+    dropout: tuple
+
+    @property
+    def shapes(self):
+        """Of the parameters, in order."""
+        h = self.n_hidden
+        stacked = () if self.shared else (self.n_in,)
+        layers = (*stacked, h, 1), (*stacked, 1, h), (self.n_out, self.n_in)
+        return _with_biases(layers, self.biases)
+
+
+class Layers(NamedTuple):
+    """Linear layers with an activation behind each, for rows or for every number alone.
+
+    Args:
+        widths: Inputs, then outputs of each layer.
+        biases: Whether each layer has one.
+        activations: Name of each layer's.
+        slopes: Of each layer's leaky ReLU below 0.
+        dropout: Probabilities of dropping a number before the first layer and behind each.
+        elementwise: Whether it maps numbers, whatever the shape, and not rows.
+    """
+
+    widths: tuple
+    biases: tuple
+    activations: tuple
+    slopes: tuple
+    dropout: tuple
+    elementwise: bool
+
+    @property
+    def shapes(self):
+        """Of the parameters, in order."""
+        return _with_biases(zip(self.widths[1:], self.widths, strict=False), self.biases)
+
+    @property
+    def hidden_activation(self):
+        """The name of the activation of all layers but the last; ``None`` where they differ."""
+        names = {*zip(self.activations[:-1], self.slopes, strict=False)}
+        if len(names) != 1:
+            return None
+        ((name, slope),) = names
+        return name if name != "leaky_relu" or slope == KINK_SLOPES[name] else None
+
+
+class Sines(NamedTuple):
+    """Σ_i a_i·sin(scale·w_i·x + φ_i) of every number, or their mean.
+
+    Args:
+        width: Number of sines.
+        amplitude: Whether the a_i are parameters.
+        phase: Whether the φ_i are.
+        scale: Radians per unit of w·x.
+        reduction: ``"mean"`` or ``"sum"``.
+    """
+
+    width: int
+    amplitude: bool
+    phase: bool
+    scale: float
+    reduction: str
+
+    @property
+    def shapes(self):
+        """Of the parameters, in order."""
+        return ((self.width,),) * (1 + self.amplitude + self.phase)
+
+    @property
+    def factor(self):
+        """What the sum of the sines is multiplied by."""
+        return 1.0 / self.width if self.reduction == "mean" else 1.0
+
+
+def _with_biases(weights, biases):
+    shapes = []
+    for shape, has_bias in zip(weights, biases, strict=True):
+        shapes.append(tuple(shape))
+        if has_bias:
+            shapes.append(tuple(shape)[:-1])
+    return tuple(shapes)
