@@ -7,6 +7,16 @@ amplitudes, phases.
 
 from typing import NamedTuple
 
+ACTIVATIONS = "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin", "identity"
+"""Names of the activations; a kernel knows one by its place here."""
+
+CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
+"""Their places."""
+
+MLP, ADDITIVE, SINE = MODELS = range(3)
+"""What the words of a Jacobian's model begin with: :class:`Layers`, :class:`Subnet`,
+:class:`Sines`."""
+
 KINK_SLOPES = {"relu": 0.0, "leaky_relu": 0.01}
 """Activations of straight pieces, with their slopes below 0."""
 
@@ -101,6 +111,22 @@ class Sines(NamedTuple):
     def factor(self):
         """What the sum of the sines is multiplied by."""
         return 1.0 / self.width if self.reduction == "mean" else 1.0
+
+
+def for_each(choices, branches, what="activation"):
+    """Return what there is for each choice, in their order: a mapping's values, or the names.
+
+    Whoever chooses among an enumeration asks it where the choice is written down, so that one more
+    member is an error there and not another member's branch.
+
+    Raises:
+        NotImplementedError: A choice without a branch, or a branch for what is no choice.
+    """
+    missing, unknown = {*choices} - {*branches}, {*branches} - {*choices}
+    if missing or unknown:
+        words = ", ".join(map(str, sorted(missing or unknown)))
+        raise NotImplementedError(f"{what} {words}: {'no branch' if missing else 'not known'} here")
+    return [branches[c] if isinstance(branches, dict) else c for c in choices]
 
 
 def _with_biases(weights, biases):

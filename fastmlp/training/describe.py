@@ -3,8 +3,16 @@
 import math
 from typing import NamedTuple
 
-from fastmlp import reference
-from fastmlp.kernels.spec import KINK_SLOPES, Layers, Sines, Subnet
+from fastmlp.kernels.spec import (
+    ADDITIVE,
+    CODES,
+    KINK_SLOPES,
+    MLP,
+    SINE,
+    Layers,
+    Sines,
+    Subnet,
+)
 from fastmlp.models import spec_of
 
 
@@ -20,11 +28,6 @@ class Description(NamedTuple):
     n_out: int
     n_parameters: int
     elementwise: bool
-
-
-# positions in fastmlp.kernels.cpu.jacobian, which must not be imported before it is needed
-_MLP, _ADDITIVE, _SINE = 0, 1, 2
-_CODES = {name: code for code, name in enumerate(reference.ACTIVATIONS)}
 
 
 def describe(module):
@@ -46,8 +49,8 @@ def describe(module):
 def is_hinge_net(description):
     """Whether this is a net 1 → H → 1 with ReLU or leaky ReLU: linear between breakpoints."""
     net = description.net
-    hinges, linear = (_CODES["relu"], _CODES["leaky_relu"]), _CODES["identity"]
-    return net[:3] == (_MLP, 2, 1) and net[4] == 1 and net[7] in hinges and net[8] == linear
+    hinges, linear = (CODES["relu"], CODES["leaky_relu"]), CODES["identity"]
+    return net[:3] == (MLP, 2, 1) and net[4] == 1 and net[7] in hinges and net[8] == linear
 
 
 def has_biases(description):
@@ -58,9 +61,9 @@ def has_biases(description):
 def n_readout(description):
     """Parameters of the last layer, the last ones, if the outputs are linear in them; else 0."""
     net = description.net
-    if net[0] == _ADDITIVE:
+    if net[0] == ADDITIVE:
         return net[3] * (net[1] + net[4])
-    if net[0] == _MLP and net[-1] == _CODES["identity"]:
+    if net[0] == MLP and net[-1] == CODES["identity"]:
         n_layers = net[1]
         return net[2 + n_layers] * (net[1 + n_layers] + net[2 + 2 * n_layers])
     return 0
@@ -69,18 +72,18 @@ def n_readout(description):
 def widest_layer(description):
     """Numbers in the widest layer of an MLP, its input among them; 0 for the other models."""
     net = description.net
-    return max(net[2 : 3 + net[1]]) if net[0] == _MLP else 0
+    return max(net[2 : 3 + net[1]]) if net[0] == MLP else 0
 
 
 def below_zero(description):
     """The slope of a hinge net's activation below 0."""
-    return description.reals[0] if description.net[7] == _CODES["leaky_relu"] else 0.0
+    return description.reals[0] if description.net[7] == CODES["leaky_relu"] else 0.0
 
 
 def _layers(record):
-    codes = [_CODES[name] for name in record.activations]
+    codes = [CODES[name] for name in record.activations]
     return Description(
-        (_MLP, len(codes), *record.widths, *map(int, record.biases), *codes),
+        (MLP, len(codes), *record.widths, *map(int, record.biases), *codes),
         record.slopes,
         record.widths[0],
         record.widths[-1],
@@ -94,7 +97,7 @@ def _subnet(record):
         return None  # PyTorch differentiates a subnet for every feature
     sizes = record.n_in, record.n_hidden, record.n_out
     return Description(
-        (_ADDITIVE, *sizes, int(record.biases[0]), _CODES[record.activation]),
+        (ADDITIVE, *sizes, int(record.biases[0]), CODES[record.activation]),
         (KINK_SLOPES["leaky_relu"],),
         record.n_in,
         record.n_out,
@@ -105,7 +108,7 @@ def _subnet(record):
 
 def _sines(record):
     return Description(
-        (_SINE, 1, record.width, 1, int(record.amplitude), int(record.phase)),
+        (SINE, 1, record.width, 1, int(record.amplitude), int(record.phase)),
         (record.scale, record.factor),
         1,
         1,

@@ -5,11 +5,9 @@ from typing import NamedTuple
 
 import torch
 
-from fastmlp.kernels.spec import KINK_SLOPES, Layers, Sines, Subnet
+from fastmlp.kernels.spec import CODES, KINK_SLOPES, Layers, Sines, Subnet
 from fastmlp.models import NAMESAKES, base_of, spec_of
-from fastmlp.reference import ACTIVATIONS
 
-_CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
 _KNOWN = ", ".join(cls.__name__ for cls in NAMESAKES)
 
 
@@ -54,7 +52,7 @@ def _encode_subnet(record):
     features = record.n_in, record.n_out
     if record.activation == "relu" and record.shared and not any(record.dropout):
         return "additive_mlp", sizes, (), features, False
-    sizes = *sizes, _CODES[record.activation], int(not record.shared), 1
+    sizes = *sizes, CODES[record.activation], int(not record.shared), 1
     return "dense", sizes, record.dropout, features, any(record.dropout)
 
 
@@ -66,14 +64,14 @@ def _encode_layers(record):
     if record.elementwise and len(record.biases) == 2:
         if activation == "relu" and not any(record.dropout):
             return "elementwise_mlp", (record.widths[1], bias), (), None, False
-        sizes = record.widths[1], bias, 1, 1, _CODES[activation], 0, 0
+        sizes = record.widths[1], bias, 1, 1, CODES[activation], 0, 0
         return "dense", sizes, record.dropout, None, any(record.dropout)
     if record.elementwise and any(record.dropout):
         raise ValueError("several hidden layers and dropout, which has no training kernel")
     if first > 0 or last > 0 or len({*hidden}) > 1:
         raise ValueError("its dropout is not the same behind each hidden layer, and there alone")
     p = hidden[0] if hidden else 0.0
-    codes = _CODES[activation], _CODES[record.activations[-1]]
+    codes = CODES[activation], CODES[record.activations[-1]]
     features = None if record.elementwise else (record.widths[0], record.widths[-1])
     sizes = len(record.biases), bias, *codes, *record.widths
     return "mlp", sizes, (p,), features, p > 0
@@ -149,8 +147,8 @@ class Univariate(NamedTuple):
     negative_slope: float
 
 
-_KINKS = {list(ACTIVATIONS).index(name): slope for name, slope in KINK_SLOPES.items()}
-_IDENTITY = list(ACTIVATIONS).index("identity")
+_KINKS = {CODES[name]: slope for name, slope in KINK_SLOPES.items()}
+_IDENTITY = CODES["identity"]
 
 
 def univariate_of(structure):

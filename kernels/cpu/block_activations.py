@@ -1,10 +1,11 @@
 """Activations of a whole block, chosen by a number at run time: a net's kernel is compiled once."""
 
+from .. import spec
+from ..spec import CODES
 from .activations import ACTIVATIONS
 from .jit import inner
 
-CODES = {name: code for code, name in enumerate(ACTIVATIONS)}
-"""Numbers of the activations, for entry points."""
+spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
 
 RELU, LEAKY_RELU, IDENTITY = CODES["relu"], CODES["leaky_relu"], CODES["identity"]
 
@@ -35,13 +36,16 @@ def _maps(activation):
 def passes(real):
     """Functions of a whole block: σ in place, σ with σ' beside it, and the chain rule."""
     maps = {name: _maps(ACTIVATIONS[name][real]) for name in CODES}
+    branches = "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin", "identity"
+    spec.for_each(spec.ACTIVATIONS, branches)
     relu, leaky_relu = maps["relu"][0], maps["leaky_relu"][0]
     sigmoid, sigmoid_pair = maps["sigmoid"]
     tanh, tanh_pair = maps["tanh"]
     silu, silu_pair = maps["silu"]
     gelu, gelu_pair = maps["gelu"]
     sin, sin_pair = maps["sin"]
-    _, _, code_sigmoid, code_tanh, code_silu, code_gelu, code_sin, _ = CODES.values()
+    code_sigmoid, code_tanh, code_silu = (CODES[name] for name in ("sigmoid", "tanh", "silu"))
+    code_gelu, code_sin = CODES["gelu"], CODES["sin"]
 
     @inner
     def activate(code, z):

@@ -22,17 +22,24 @@ import math
 
 import numpy as np
 
+from .. import spec
+from ..spec import ADDITIVE, CODES, MLP, SINE
 from .activations import ACTIVATIONS
-from .block_activations import CODES, IDENTITY, LEAKY_RELU, RELU
+from .block_activations import IDENTITY, LEAKY_RELU, RELU
 from .jit import inner, inner_vectorized, wide_vectors
 from .sine import COS, SIN, frequencies, reduced
 
 TILE = 128
 """Rows of a tile: the Jacobian of 108 parameters is 110 KB, in a level-2 cache."""
 
-MLP, ADDITIVE, SINE = 0, 1, 2
+# what the choices below have branches for
+spec.for_each(spec.MODELS, (MLP, ADDITIVE, SINE), "model")
+spec.for_each(
+    spec.ACTIVATIONS, ("identity", "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin")
+)
 
 _SIGMOID, _TANH, _SILU, _GELU = (CODES[name] for name in ("sigmoid", "tanh", "silu", "gelu"))
+_SIN = CODES["sin"]
 
 _TURNS_PER_RADIAN = 1 / (2 * math.pi)
 _sin_turns, _cos_turns = SIN[np.float64], COS[np.float64]
@@ -67,9 +74,12 @@ def _activate(code, slope, z, s):
     elif code == _GELU:
         for e in range(z.size):
             z[e], s[e] = _gelu(z[e])
-    else:
+    elif code == _SIN:
         for e in range(z.size):
             z[e], s[e] = _sin(z[e])
+    else:  # no activation: whatever is made of it is seen not to be finite
+        z[:] = np.nan
+        s[:] = np.nan
 
 
 @inner

@@ -16,7 +16,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .. import spec
 from ..lm import MAX_WIDTH
+from ..spec import ADDITIVE, MLP, SINE
 from .activations import (
     ACTIVATIONS,
     cos_turns,
@@ -29,9 +31,6 @@ from .launch import block_of
 from .mlp import offset_of, padded, times_weight
 from .subnet import append, load_scalar
 from .tiles import load_tile
-
-MLP, ADDITIVE, SINE = 0, 1, 2
-"""Codes of the models, the first integer of a description, as in `kernels/cpu/jacobian.py`."""
 
 
 @triton.jit
@@ -278,9 +277,9 @@ def verb_of(net, reals):
     Sizes are those with which nothing is spilled, by the counts of bench/static_cost.py.
 
     Raises:
-        ValueError: A layer wider than the kernels take.
+        ValueError: A layer wider than the kernels take, or no model.
     """
-    functions = list(ACTIVATIONS.values())
+    functions = spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
     if net[0] == MLP:
         n_layers = net[1]
         widths, biases = net[2 : 3 + n_layers], net[3 + n_layers : 3 + 2 * n_layers]
@@ -295,6 +294,8 @@ def verb_of(net, reals):
         block = block_of(n_in, 16)
         constants = (n_in, n_hidden, n_out, bias, block), (functions[code],), tuple(reals)
         return Verb(additive, constants, n_out, 64, 4, 32)
+    if net[0] != SINE:
+        raise ValueError(f"{net[0]} is no model")
     _, _, width, _, has_amplitude, has_phase = net
     block = block_of(width, 64)
     constants = (width, has_amplitude, has_phase, block), (), tuple(reals)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from .. import spec
 from .activations import (
     ACTIVATIONS,
     cos_turns,
@@ -342,7 +343,10 @@ def _subnet(sizes, dropout, activation, stacked, has_readout, n_in, batch_rows, 
     elements = blocks[1] * max(blocks[0], blocks[2])
     items, warps = _items(elements, per_row * batch_rows, compute, SUBNET_ELEMENTS)
     sizes = *sizes, stacked, has_readout, per_row, *blocks, items
-    constants = list(ACTIVATIONS.values())[activation], dropout_constants(*dropout)
+    constants = (
+        spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)[activation],
+        dropout_constants(*dropout),
+    )
     return Verb(subnet, sizes, constants, warps)
 
 
@@ -366,7 +370,7 @@ def _mlp(sizes, constants, n_in, batch_rows, compute):
     rows = config.rows if n_layers <= 4 else config.rows // 2
     items = max(16, min(rows, triton.next_power_of_2(per_row * batch_rows)))
     warps = min(config.warps, items * config.cols // 128)
-    functions = list(ACTIVATIONS.values())
+    functions = spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
     sizes = tuple(widths), n_layers, bias, per_row, items
     constants = functions[hidden], functions[output], dropout_constants(*constants)
     return Verb(mlp, sizes, constants, warps)

@@ -11,11 +11,13 @@ pytest.importorskip("numba")
 
 from fastmlp.kernels.cpu import jacobian
 from fastmlp.kernels.cpu import levenberg_marquardt as kernels
+from fastmlp.kernels.cpu.activations import ACTIVATIONS
+from fastmlp.kernels.spec import CODES
 from jacobian_cases import MODELS, linearised, mlp
 
 import fastmlp
 from fastmlp.training import tiles
-from fastmlp.training.describe import _CODES, describe
+from fastmlp.training.describe import describe
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, train
 
 
@@ -49,7 +51,8 @@ def case(request, draw):
 
 
 def test_codes_of_activations_are_those_of_the_kernels():
-    assert _CODES == jacobian.CODES
+    assert CODES == jacobian.CODES
+    assert list(CODES) == list(ACTIVATIONS)
 
 
 def test_every_row_is_that_of_torch_func(case):

@@ -6,6 +6,7 @@ from closeness import assert_same_number
 
 pytest.importorskip("triton")
 
+from fastmlp.kernels import spec
 from fastmlp.kernels.gpu import jacobian, levenberg_marquardt
 from fastmlp.kernels.gpu.activations import ACTIVATIONS
 from fastmlp.kernels.gpu.levenberg_marquardt import Problem
@@ -48,8 +49,8 @@ def assert_sums_are_of(rows, gram, sse):
 
 def test_codes_of_models_and_activations_are_those_of_descriptions():
     codes = jacobian.MLP, jacobian.ADDITIVE, jacobian.SINE
-    assert codes == (describe._MLP, describe._ADDITIVE, describe._SINE)
-    assert list(ACTIVATIONS) == list(describe._CODES)
+    assert codes == (describe.MLP, describe.ADDITIVE, describe.SINE) == tuple(spec.MODELS)
+    assert tuple(ACTIVATIONS) == spec.ACTIVATIONS
 
 
 @pytest.mark.parametrize("name", MODELS)
