@@ -229,39 +229,34 @@ def _placements(sources):
 
 
 def _with_marks(plain, module, x):
-    """A copy whose dropout layers have a p each of their own; where each p that is seen is from."""
-    marked = copy.deepcopy(plain)
-    layers = [(path, m) for path, m in marked.named_modules() if type(m) is nn.Dropout]
-    fingerprints = {0.5 + 0.4 * (i + 1) / (len(layers) + 1): path for i, (path, _) in
-                    enumerate(layers)}  # fmt: skip
-    for p, (_, layer) in zip(fingerprints, layers, strict=True):
-        layer.p = p
+    """A copy in which each p of a dropout is its owner's alone, and the owner of each p seen.
+
+    The owners are layers, and numbers of the module's that turn out to be a p, 0 among them, which
+    may be set later.
+    """
+    marked, x = copy.deepcopy(plain), x.to(next(plain.parameters()).dtype)
+    marks = (0.5 + 0.4 / n for n in itertools.count(2))
+    owners = {}
+    for path, layer in marked.named_modules():
+        if type(layer) is nn.Dropout:
+            layer.p = next(marks)
+            owners[layer.p] = "layer", tuple(path.split("."))
     with _Substitute() as evaluation:
-        marked.eval().forward(x.to(next(marked.parameters()).dtype))
+        marked.eval().forward(x)
     if evaluation.seen:
         raise Unknown("it drops numbers in evaluation mode")
-    with _Substitute() as training:
-        marked.train().forward(x.to(next(marked.parameters()).dtype))
-    sources = {}
-    for p in training.seen:
-        if p in fingerprints:
-            sources[p] = "layer", tuple(fingerprints[p].split("."))
+    numbers = {n: v for n, v in vars(marked).items() if type(v) in (int, float) and 0 <= v <= 1}
+    for name, value in numbers.items():
+        vars(marked)[name] = mark = next(marks)
+        with _Substitute() as tried:
+            _attempt(marked.train().forward, x)
+        if mark in tried.seen:
+            owners[mark] = "attribute", name
         else:
-            sources[p] = _attribute(marked, x, p) or ("number", float(p))
-    return marked, sources
-
-
-def _attribute(marked, x, p):
-    """The number of the module's that a dropout's p is, if it is one."""
-    for name, value in vars(marked).items():
-        if type(value) is float and value == p:
-            vars(marked)[name] = 0.45
-            with _Substitute() as changed:
-                marked.forward(x.to(next(marked.parameters()).dtype))
             vars(marked)[name] = value
-            if p not in changed.seen and 0.45 in changed.seen:
-                return "attribute", name
-    return None
+    with _Substitute() as training:
+        marked.train().forward(x)
+    return marked, {p: owners.get(p, ("number", float(p))) for p in training.seen}
 
 
 def _formula(parameters, places, x):

@@ -136,9 +136,10 @@ def test_dropout_is_read_at_every_call():
     assert torch.equal(model(x), still)
     model.eval().dropout.train()  # masks in evaluation, as for Monte Carlo
     assert not torch.equal(model(x), model(x))
-    loop = fastmlp.fuse(Loop())
-    loop.p = 0.4
-    assert spec_of(loop).record.dropout == (0.4, 0.4, 0.4)
+    for p in (0.2, 0.0, 0):
+        loop = fastmlp.fuse(Loop(p))
+        loop.p = 0.4
+        assert spec_of(loop).record.dropout == (0.4, 0.4, 0.4)
 
 
 def test_whatever_else_comes_runs_the_authors_forward(calls):

@@ -51,9 +51,10 @@ def fit(
     costs the same for any number of rows.
 
     Args:
-        models: One module or a list: ElementwiseMLP, AdditiveMLP, SineSum and MLP, mixed as you
-            like, of one dtype (float32 or float64) on one device. Frozen parameters stay as they
-            are.
+        models: One module or a list: ElementwiseMLP, AdditiveMLP, SineSum and MLP, their namesakes
+            in :mod:`fastmlp.reference`, modules of your class that :func:`fastmlp.fuse` has given
+            a kernel, and ``nn.Sequential`` of linear layers with one activation; mixed as you like,
+            of one dtype (float32 or float64) on one device. Frozen parameters stay as they are.
         x: Inputs, shared by all models. Shape ``[N, …]``, cast to the models' dtype. This and the
             other data may be NumPy arrays of floating point too.
         y: Targets, of the shape of ``model(x)``.
