@@ -5,6 +5,7 @@ computes. A module that is known exactly has a record, a kernel's words for it. 
 answer says why, and it is run as the module itself computes, or refused with that reason.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -136,7 +137,12 @@ def base_of(module: nn.Module) -> type | None:
 
     Raises nothing for subclasses with a forward of their own: those compute something else.
     """
-    return next((base for base in _READERS if _inherits(type(module), base)), None)
+    return _base_of(type(module))
+
+
+@functools.lru_cache(256)
+def _base_of(cls):
+    return next((base for base in _READERS if _inherits(cls, base)), None)
 
 
 def _inherits(cls, base):
@@ -169,8 +175,8 @@ def _names(layers, biases):
 
 def _layout(module, names):
     """Why the parameters of a module are not those, each its own, or ``None``."""
-    found = list(dict(module.named_parameters()))
-    if sorted(found) == sorted(names):
+    found = [name for name, _ in module.named_parameters()]
+    if found == [*names] or sorted(found) == sorted(names):
         return None
     return f"its parameters must be {', '.join(names)}, each its own, got {', '.join(found)}"
 

@@ -101,7 +101,8 @@ def structure_of(module, name):
             f"{f' ({spec.reason})' if spec.reason else ''}; "
             f"fit trains {_KNOWN} (fastmlp.fuse may turn a plain module into one)"
         )
-    reason = spec.obstacle or spec.layout or spec.randomness or _hooked(module)
+    named = dict(module.named_parameters())
+    reason = spec.obstacle or spec.layout or spec.randomness or _hooked(named)
     if reason is None and spec.record is None:
         reason = "its activations follow each other"
     if reason is None:
@@ -111,7 +112,7 @@ def structure_of(module, name):
             reason = str(error)
     if reason is not None:
         raise ValueError(f"{name} has no training kernel: {reason}; fit trains {_KNOWN}")
-    parameters = [module.get_parameter(name) for name in spec.names]
+    parameters = [named[name] for name in spec.names]
     kind, sizes, constants, features, draws = encoded
     return Structure(
         kind,
@@ -125,9 +126,9 @@ def structure_of(module, name):
     )
 
 
-def _hooked(module):
+def _hooked(named):
     """Which parameter has hooks on its gradient, which no kernel calls; or ``None``."""
-    for name, p in module.named_parameters():
+    for name, p in named.items():
         if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
             return f"its parameter {name} has hooks on its gradient"
     return None
