@@ -4,6 +4,7 @@ Each module of the table is compared with what its layers compute when they are 
 the other. What is not known exactly computes as it is, or is refused with the reason.
 """
 
+import contextlib
 import copy
 import re
 
@@ -115,6 +116,18 @@ def test_fit(case, module):
     assert_same_number(result.train_loss[0], torch.tensor(losses, dtype=torch.float64))
     for ours, theirs in zip(module.parameters(), twin.parameters(), strict=True):
         assert_same_number(ours, theirs, terms=max(theirs.detach().abs().max(), 1.0))
+
+
+def test_fit_in_pytorch_takes_parameters_by_name():
+    case, models = CASES["pruned_for_good"], []
+    x, y = data(case)
+    for backend in ("torch", None):
+        torch.manual_seed(0)
+        models.append(case.build())
+        with fastmlp.backend(backend) if backend else contextlib.nullcontext():
+            fastmlp.fit(models[-1], x, y, epochs=2, progress=False)
+    for ours, theirs in zip(*(m.parameters() for m in models), strict=True):
+        assert_same_number(ours, theirs)
 
 
 def test_levenberg_marquardt(case, module):

@@ -49,8 +49,7 @@ class _Run:
     def __init__(self, problem, i):
         self.problem, self.i, self.model = problem, i, problem.models[i]
         self.state = problem.states[i]
-        self.names = [name for name, _ in self.model.named_parameters()]
-        trained = problem.structures[i].trained
+        self.names, trained = problem.structures[i].names, problem.structures[i].trained
         self.weights = problem.parameters(problem.theta, i)
         self.moments = [problem.parameters(m, i) for m in (problem.moment1, problem.moment2)]
         self.leaves = [
