@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -114,6 +115,24 @@ def test_byte_code_without_sources_runs_its_own_kernels(tmp_path):
 
 
 @linux
+def test_an_install_path_that_is_no_text(tmp_path, warm_cache):
+    site = tmp_path / os.fsdecode(b"caf\xc3\xa9 \xff")
+    shutil.copytree(Path(fastmlp.__file__).parent, site / "fastmlp")
+    shutil.copytree(Path(fastmlp.kernels.__file__).parent, site / "fastmlp" / "kernels")
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    # the path may not be told in the environment: it is an entry of sys.path here
+    code = (
+        f"import sys; sys.path.insert(0, {os.fsencode(site)!r}.decode('ascii', 'surrogateescape'))"
+    )
+    code += COUNTED + "print(ascii(fastmlp.__file__), sys.getfilesystemencoding())\n"
+    value, n_compiled, *where = run(
+        code, environment={"XDG_CACHE_HOME": warm_cache, **plain}, cwd=tmp_path
+    )[0].split()
+    assert (float(value), int(n_compiled)) == (1.0, 0)
+    assert "udcff" in "".join(where)
+
+
+@linux
 def test_a_cache_that_may_not_be_written_is_read(warm_cache):
     def mount(*options):
         command = ["mount", "-o", *options, warm_cache, warm_cache]
@@ -195,6 +214,27 @@ class TestForks:
         )
         _, err = run(code + self.WAIT, environment={"XDG_CACHE_HOME": str(tmp_path)})
         assert "Exception ignored" not in err
+
+    def test_intels_openmp_preloaded(self, warm_cache):
+        # PyTorch's own launcher for CPUs preloads it
+        library = Path(sysconfig.get_path("data"), "lib", "libiomp5.so")
+        if not library.exists():
+            pytest.skip("libiomp5.so is not installed: the package intel-openmp brings it")
+        code = COUNTED + (
+            "import os, threading\n"
+            "w, x = torch.ones(1), torch.full((4_000_000,), 0.5)\n"
+            "def large(): return fastmlp.functional.sine_sum(x, w, scale=torch.pi).mean().item()\n"
+            "def fork():\n"
+            "    if (child := os.fork()) == 0: os._exit(7 if abs(large() - 1) < 1e-6 else 1)\n"
+            "    ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+            "ended = []\n"
+            "for _ in range(9):\n"
+            "    large()\n"
+            "    thread = threading.Thread(target=fork); thread.start(); thread.join()\n"
+            "assert ended == [7] * 9, ended\n"
+        )
+        environment = {"XDG_CACHE_HOME": warm_cache, "LD_PRELOAD": str(library)}
+        run(code, environment=environment)
 
     def test_one_of_many_processes_compiles(self, tmp_path):
         code = TINY + (
