@@ -73,7 +73,8 @@ ALLOWED = {
         "graphs",
         "ahead",
     },
-    "__main__": {"", "functional", "reference", "backends"},
+    "__main__": {"", "functional", "reference", "backends", "warm"},
+    "warm": {"", "training", "kernels"},
 }
 
 
