@@ -41,13 +41,13 @@ def backward_compiled(net, function, x):
     return y, leaf.grad, *(p.grad for p in net.parameters())
 
 
-@kind("garbage", plain=both)
+@kind("passed", plain=both)
 def compiled_autograd(net, x):
     torch._dynamo.reset()
     return backward_compiled(net, net, x)
 
 
-@kind("garbage", plain=both)
+@kind("passed", plain=both)
 def compiled_forward_and_autograd(net, x):
     return backward_compiled(net, compiled(net), x)
 
