@@ -33,7 +33,7 @@ MORE_OPS = {
         fastmlp.ElementwiseMLP(14, **kw)
     ),
 }
-TRAINED = {*OPS, "AdditiveMLP, dropout"}
+TRAINED = {*OPS, "AdditiveMLP, dropout", "AdditiveMLP, not shared"}
 """Models of which each has a loop of `fit` of its own."""
 
 

@@ -1,5 +1,7 @@
 """The verbs of dense subnets and of MLPs, by the kernels of their ops: see :mod:`.verbs`."""
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -40,8 +42,8 @@ def _dense_place(x, n_rows, n_in, place, constants):
     return (place * (x.size // n_in // n_rows) if drops else 0), drops
 
 
-def dense_forward(real):
-    shared_op, stacked_op = dense._fwd[DTYPES[real]], stacked._fwd[DTYPES[real]]
+def _dense_forward(ops, real):
+    op = ops._fwd[DTYPES[real]]
 
     @inner
     def dense_verb_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
@@ -60,17 +62,14 @@ def dense_forward(real):
             n_hidden, n_in, n_out, address(y) - first * n_out * x.itemsize,
             first, first + x.size // n_in,
         )  # fmt: skip
-        if sizes[5] != 0:
-            stacked_op(*arguments)
-        else:
-            shared_op(*arguments)
+        op(*arguments)
         key[0] = 0  # keeps it until here
 
     return dense_verb_forward
 
 
-def dense_backward(real):
-    shared_op, stacked_op = dense._bwd[DTYPES[real]], stacked._bwd[DTYPES[real]]
+def _dense_backward(ops, real):
+    op = ops._bwd[DTYPES[real]]
 
     @inner
     def dense_verb_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
@@ -91,10 +90,7 @@ def dense_backward(real):
             on * constants[0], on * constants[1], on * constants[2], n_hidden, n_in, n_out,
             0, address(sums), 0, 0, 0, 0, 0, 0, first, first + x.size // n_in,
         )  # fmt: skip
-        if sizes[5] != 0:
-            stacked_op(*arguments)
-        else:
-            shared_op(*arguments)
+        op(*arguments)
         key[0] = 0  # keeps it until here
         if bias:
             add(sums, grad, real)
@@ -105,6 +101,12 @@ def dense_backward(real):
             add(sums[at_readout:], grad[2 * n :], real)
 
     return dense_verb_backward
+
+
+dense_forward, dense_backward = partial(_dense_forward, dense), partial(_dense_backward, dense)
+stacked_forward = partial(_dense_forward, stacked)
+stacked_backward = partial(_dense_backward, stacked)
+# apart, for their ops take 20 s to compile into a trainer, each
 
 
 @inner

@@ -5,7 +5,7 @@ import numpy as np
 from ..runs import LOSSES, OPTIMIZERS
 from . import least_squares, pool
 from .training import RUN
-from .verbs import VERBS, trainer_of
+from .verbs import VERBS, kind_of, trainer_of
 
 TASKS = 64
 """Tasks of a launch, about: enough to balance a few threads, few enough to deal in no time."""
@@ -22,10 +22,10 @@ class Runs:
     def __init__(self, problem):
         self._problem = problem
         sizes = np.diff(problem.offsets)
-        kinds = sorted({s.kind for s in problem.structures})
+        kinds = sorted({kind_of(s) for s in problem.structures})
         # longest first, so that the threads end together
         self._models = sorted(
-            problem.own, key=lambda i: (kinds.index(problem.structures[i].kind), -sizes[i])
+            problem.own, key=lambda i: (kinds.index(kind_of(problem.structures[i])), -sizes[i])
         )
         self._alive = []  # what only the records point to
         self._sums = None  # of the data, made when a model wants them
@@ -77,7 +77,7 @@ class Runs:
 
     def _of_structure(self, structure, place):
         """The fields that the structure of the model in that place decides."""
-        p, record, verbs = self._problem, self._records[place], VERBS[structure.kind]
+        p, record, verbs = self._problem, self._records[place], VERBS[kind_of(structure)]
         fields = {}
         for name, values, dtype in (
             ("segments", p.segments[self._models[place]], np.int64),
@@ -124,15 +124,13 @@ class Runs:
         costs = 64 + self._records["n_parameters"] * np.minimum(n_in * batch, 1 << 20)
         share = costs.sum() / TASKS
         compute = self._problem.x.dtype
+        kinds = [kind_of(self._problem.structures[i]) for i in self._models]
         tasks, first = [], 0
         for last in range(1, len(self._models) + 1):
-            kind = self._problem.structures[self._models[first]].kind
             full = costs[first:last].sum() >= share
-            ends = last == len(self._models)
-            if not ends:
-                ends = self._problem.structures[self._models[last]].kind != kind
-            if full or ends:
-                tasks.append((costs[first:last].sum(), trainer_of(kind)[compute], first, last))
+            if full or last == len(kinds) or kinds[last] != kinds[first]:
+                kernel = trainer_of(kinds[first])[compute]
+                tasks.append((costs[first:last].sum(), kernel, first, last))
                 first = last
         tasks.sort(key=lambda task: -task[0])
         return [task[1:] for task in tasks]

@@ -21,6 +21,8 @@ from .layer_verbs import (
     mlp_block_rows,
     mlp_forward,
     mlp_n_kept,
+    stacked_backward,
+    stacked_forward,
 )
 from .sine import COS, SIN
 from .sine_sum import TURNS_PER_RADIAN
@@ -271,6 +273,7 @@ VERBS = {
     "elementwise_mlp": Verbs(_subnet_forward, _subnet_backward, _many_rows, _none_kept, True),
     "additive_mlp": Verbs(_additive_forward, _additive_backward, _many_rows, _none_kept),
     "dense": Verbs(dense_forward, dense_backward, _many_rows, _none_kept, True),
+    "stacked": Verbs(stacked_forward, stacked_backward, _many_rows, _none_kept),
     "mlp": Verbs(mlp_forward, mlp_backward, mlp_block_rows, mlp_n_kept, True),
 }
 """Every model by the name of its op. ``sizes`` and ``constants``, in the order of the verbs:
@@ -281,9 +284,17 @@ VERBS = {
 - ``dense``, what the two above do not cover: hidden units, whether there are biases, features,
   outputs, number of the activation, whether there is a subnet for each feature, whether there is a
   read-out; the three dropout probabilities
+- ``stacked``: those of them that have a subnet for each feature, a trainer of their own, for each
+  takes long to compile
 - ``mlp``: layers, whether there are biases, numbers of the two activations, the widths; the
   dropout probability
 """
+
+
+def kind_of(structure):
+    """The key of the model's verbs."""
+    has_many = structure.kind == "dense" and structure.sizes[5]
+    return "stacked" if has_many else structure.kind
 
 
 @cache
