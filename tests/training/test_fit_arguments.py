@@ -24,7 +24,7 @@ class TestOrder:
 
     @pytest.mark.parametrize("n", [3, 4, 5])
     def test_all_permutations_are_as_likely(self, n):
-        each = 20
+        each = 10
         draws = each * math.factorial(n)
         counts = {}
         for epoch in range(draws):
