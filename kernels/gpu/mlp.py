@@ -189,6 +189,17 @@ def mlp_fwd_kernel(
 
 
 @triton.jit
+def product_over_rows(a, b, COMPUTE: tl.constexpr):
+    """a^T b, up to MAX_TERMS rows at a time; with 64 rows Triton 3.6 spills on sm_80."""
+    a_blocks, b_blocks = column_blocks(tl.trans(a)), column_blocks(tl.trans(b))
+    BLOCKS: tl.constexpr = (a.shape[0] + MAX_TERMS - 1) // MAX_TERMS
+    total = product(a_blocks[0], tl.trans(b_blocks[0]), COMPUTE)
+    for i in tl.static_range(1, BLOCKS):
+        total += product(a_blocks[i], tl.trans(b_blocks[i]), COMPUTE)
+    return total
+
+
+@triton.jit
 def add_layer_gradient(
     grad_ptr, g, h, first, WIDTHS: tl.constexpr, LAYER: tl.constexpr, BIAS: tl.constexpr,
     COMPUTE: tl.constexpr,
@@ -204,7 +215,7 @@ def add_layer_gradient(
         ptrs = grad_ptr + offset_of(WIDTHS, LAYER, BIAS) + o[:, None] * N_IN + i[None, :]
         inside = (o < N_OUT)[:, None] & (i < N_IN)[None, :]
         old = tl.load(ptrs, mask=inside & (first == 0), other=0.0)
-        tl.store(ptrs, old + product(tl.trans(blocks[k]), h, COMPUTE), mask=inside)
+        tl.store(ptrs, old + product_over_rows(blocks[k], h, COMPUTE), mask=inside)
     if BIAS:
         o = tl.arange(0, padded(N_OUT))
         bias_ptrs = grad_ptr + offset_of(WIDTHS, LAYER, BIAS) + N_IN * N_OUT + o

@@ -369,7 +369,8 @@ def _mlp(sizes, constants, n_in, batch_rows, compute):
     # all layers' values and slopes are kept
     rows = config.rows if n_layers <= 4 else config.rows // 2
     items = max(16, min(rows, triton.next_power_of_2(per_row * batch_rows)))
-    warps = min(config.warps, items * config.cols // 128)
+    # four values a thread, or two in float64, which take two registers each
+    warps = min(config.warps, items * config.cols // (64 if compute == tl.float64 else 128))
     functions = spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
     sizes = tuple(widths), n_layers, bias, per_row, items
     constants = functions[hidden], functions[output], dropout_constants(*constants)
