@@ -120,7 +120,10 @@ CALLS = {
     "LevenbergMarquardt": (
         fastmlp.LevenbergMarquardt,
         fastmlp.LevenbergMarquardt,
-        {**LEVENBERG_MARQUARDT, "restarts": 3, "max_time": 0.5, "variable_projection": True},
+        {
+            **LEVENBERG_MARQUARDT, "step": 0.5, "restarts": 3, "max_time": 0.5,
+            "variable_projection": True,
+        },
     ),
     "optim.LevenbergMarquardt": (fastmlp.optim.LevenbergMarquardt, step, LEVENBERG_MARQUARDT),
     "fit": (
