@@ -47,12 +47,12 @@ def warm_up(
 
     if not isinstance(module, torch.nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    progress, shapes = flag("progress", progress), _checked(shapes)
+    progress, checked = flag("progress", progress), _checked(shapes)
     own = copy.deepcopy(module)
-    with tqdm(total=2 * len(shapes), unit=" shapes", disable=not progress) as bar:
-        for _ in _side_by_side(own, shapes):
+    with tqdm(total=2 * len(checked), unit=" shapes", disable=not progress) as bar:
+        for _ in _side_by_side(own, checked):
             bar.update()
-        for shape in shapes:
+        for shape in checked:
             _run(own, shape)
             bar.update()
 

@@ -236,7 +236,7 @@ def _copies(tensors):
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graphs, x, *parameters):
+    def forward(ctx, graphs, x, *parameters):
         y, ctx.turn = graphs.forward(x)
         ctx.graphs = graphs
         # parameters too, so that changing one before backward is found out as without a graph
@@ -244,7 +244,7 @@ class _Replay(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy):
+    def backward(ctx, dy):
         graphs, (x, *parameters) = ctx.graphs, ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             wanted = [t for t in (x, *parameters) if t.requires_grad]
