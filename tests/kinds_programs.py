@@ -165,6 +165,11 @@ PROGRAMS = {
 }
 BEFORE = {
     "adam": {
+        "negated": "RuntimeError",
+        "negated_parameters": "RuntimeError",
+        "zero": "RuntimeError",
+        "expanded": "garbage",
+        "strided": "garbage",
         "wrapped": "segfault",
         "wrapped_parameters": "segfault",
         "distributed": "segfault",
