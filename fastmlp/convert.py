@@ -4,7 +4,7 @@ A swap builds a new module around the very layers of the old one, so every Param
 object: optimizers, ``DistributedDataParallel``, tied weights and frozen parameters do not notice.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -223,10 +223,10 @@ def to_sequential(module: nn.Module) -> nn.Sequential:
         raise ValueError(f"module must have no dropout, got {module.dropout}")
     classes = {name: cls for cls, name in ACTIVATION_NAMES.items()}
     # a layer that it has twice is there twice
-    linears = list(module._modules.values())
+    linears: list[Any] = list(module._modules.values())
     if isinstance(getattr(module, "hidden_features", None), int):
         linears = [module.fc1, module.fc2]
-    names = [module.activation] * (len(linears) - 1)
+    names: list[Any] = [module.activation] * (len(linears) - 1)
     if getattr(module, "output_activation", None) is not None:
         names.append(module.output_activation)
     layers = []

@@ -105,7 +105,7 @@ def fused(module: nn.Module, plan: Plan, x: Any) -> torch.Tensor | None:
         return None
     if x.shape[1] != parameters[4].shape[-1] or x.dtype is not parameters[0].dtype:
         return None
-    return functional.additive_mlp(x, *parameters, "relu", dropout)
+    return functional.additive_mlp(x, *parameters, "relu", dropout)  # type: ignore[call-arg]
 
 
 def _sines(module, plan, x):
@@ -127,7 +127,7 @@ def _kind(shape):
 
 
 @functools.cache
-def subclass(cls: type, plan: Plan) -> type:
+def subclass(cls: Any, plan: Plan) -> Any:
     """The class of modules of an author's class whose forward takes the kernel of a plan."""
 
     @functools.wraps(cls.forward)
@@ -163,11 +163,12 @@ def _new(cls, plan, *arguments):
 
 def take(module: nn.Module, plan: Plan) -> nn.Module:
     """Give a module the kernel for its forward, in place."""
-    module.__class__ = subclass(type(module), plan)
+    cls: Any = type(module)
+    module.__class__ = subclass(cls, plan)
     return module
 
 
 def give_back(module: nn.Module) -> nn.Module:
     """Make a module an instance of the author's class again, in place."""
-    module.__class__ = type(module)._fastmlp_class
+    module.__class__ = type(module)._fastmlp_class  # type: ignore[attr-defined]
     return module

@@ -137,7 +137,8 @@ def base_of(module: nn.Module) -> type | None:
 
     Raises nothing for subclasses with a forward of their own: those compute something else.
     """
-    return _base_of(type(module))
+    cls: Any = type(module)
+    return _base_of(cls)
 
 
 @functools.lru_cache(256)
@@ -258,7 +259,7 @@ def _additive_mlp(module):
     return subnet(module, ("fc1", "fc2", "fc3"), _activation(module), dropout)
 
 
-def subnet(module: nn.Module, layers: tuple, activation: str, dropout: tuple) -> Spec:
+def subnet(module: Any, layers: tuple, activation: str, dropout: tuple) -> Spec:
     """The :class:`Spec` of a subnet and a read-out of three layers of a module."""
     stacked = type(module._modules.get(layers[0])) is reference.FeaturewiseLinear
     kind = reference.FeaturewiseLinear if stacked else nn.Linear

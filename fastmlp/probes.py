@@ -14,7 +14,6 @@ import copy
 import inspect
 import itertools
 import math
-from typing import Any
 
 import torch
 from torch import nn
@@ -295,7 +294,7 @@ def _agree(plain, parameters, formula, x, mode, kind):
             )
 
 
-def _answer(function: Any, x, parameters):
+def _answer(function, x, parameters):
     """The output, where a NaN goes, and all gradients."""
     x = x.detach().clone().requires_grad_()
     holed = x.detach().clone()

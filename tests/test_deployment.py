@@ -116,7 +116,7 @@ def test_byte_code_without_sources_runs_its_own_kernels(tmp_path):
 
 @linux
 def test_an_install_path_that_is_no_text(tmp_path, warm_cache):
-    site = tmp_path / os.fsdecode(b"caf\xc3\xa9 \xff")
+    site = tmp_path / os.fsdecode(b"\xc3\xa9l\xc3\xa8ve \xff")
     shutil.copytree(Path(fastmlp.__file__).parent, site / "fastmlp")
     shutil.copytree(Path(fastmlp.kernels.__file__).parent, site / "fastmlp" / "kernels")
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

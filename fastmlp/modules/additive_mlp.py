@@ -83,4 +83,4 @@ class AdditiveMLP(reference.AdditiveMLP):
         if parameters is None:
             return super().forward(x)
         dropout = self.dropout if self.training else 0.0
-        return functional.additive_mlp(x, *parameters, self.activation, dropout)
+        return functional.additive_mlp(x, *parameters, self.activation, dropout)  # type: ignore[call-arg]

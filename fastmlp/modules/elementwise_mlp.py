@@ -81,4 +81,4 @@ class ElementwiseMLP(reference.ElementwiseMLP):
         parameters = plain_parameters((layers["fc1"], layers["fc2"]))
         if parameters is None:
             return super().forward(x)
-        return functional.elementwise_mlp(x, *parameters, self.activation, dropout)
+        return functional.elementwise_mlp(x, *parameters, self.activation, dropout)  # type: ignore[call-arg]

@@ -39,7 +39,7 @@ class ElementwiseMLP(nn.Module):
     ):
         super().__init__()
         several = isinstance(hidden_features, Sequence)
-        hidden = (*hidden_features,) if several else (hidden_features,)
+        hidden: Any = (*hidden_features,) if several else (hidden_features,)  # type: ignore[misc]
         self.hidden_features = hidden[0] if len(hidden) == 1 else hidden
         self.activation = activation
         self.dropout = dropout
@@ -55,7 +55,7 @@ class ElementwiseMLP(nn.Module):
         parameters = plain_parameters(layers)
         if parameters is None:
             return call_subnet(x, layers, ACTIVATIONS[self.activation], dropout)
-        return elementwise_mlp(x, *parameters, self.activation, dropout)
+        return elementwise_mlp(x, *parameters, self.activation, dropout)  # type: ignore[call-arg]
 
     def _deep(self, x, mlp, dropout):
         p_input, p_hidden, p_output = dropout_places(dropout)
@@ -118,7 +118,7 @@ class AdditiveMLP(nn.Module):
         if parameters is None:
             f = call_subnet(x, layers[:2], ACTIVATIONS[self.activation], dropout)
             return self.fc3(f)
-        return additive_mlp(x, *parameters, self.activation, dropout)
+        return additive_mlp(x, *parameters, self.activation, dropout)  # type: ignore[call-arg]
 
     def extra_repr(self):
         return (
@@ -146,7 +146,7 @@ class MLP(nn.Module):
     ):
         super().__init__()
         several = isinstance(hidden_features, Sequence)
-        hidden = hidden_features if several else (hidden_features,)
+        hidden: Any = hidden_features if several else (hidden_features,)
         self.in_features = in_features
         self.hidden_features = tuple(hidden)
         self.out_features = out_features
@@ -165,7 +165,8 @@ class MLP(nn.Module):
         dropout = self.dropout if self.training else 0.0
         parameters = plain_parameters(layers)
         if parameters is None:
-            return call_chain(x, layers, *(ACTIVATIONS[name] for name in names), dropout)
+            hidden, output = (ACTIVATIONS[name] for name in names)
+            return call_chain(x, layers, hidden, output, dropout)
         return mlp(x, parameters[::2], parameters[1::2], *names, dropout)
 
     def extra_repr(self):

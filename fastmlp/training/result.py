@@ -224,8 +224,8 @@ class FitResult:
         )
         tensors = result._tensors
         # earlier files have NaN after a stop
-        curves = (tensors[name] for name in _CURVES)
-        hold_losses(*curves, result._states, result._steps_per_epoch)
+        train_loss, val_loss, grad_norm = (tensors[name] for name in _CURVES)
+        hold_losses(train_loss, val_loss, grad_norm, result._states, result._steps_per_epoch)
         if models is not None:
             result._give_weights(models)
         return result

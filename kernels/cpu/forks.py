@@ -30,7 +30,7 @@ class _Signals:
             for number in signal.valid_signals():
                 if callable(handler := signal.getsignal(number)):
                     self._handlers[number] = handler
-                    signal.signal(number, lambda number, frame: self._came.append(number))
+                    signal.signal(number, lambda number, _: self._came.append(number))
 
     def give_back(self, *, again):
         if not _runs_handlers():
