@@ -280,7 +280,9 @@ def swapped_on_conversion(net, x):
 @kind("passed")
 def dynamically_quantized(net, x):
     with warnings.catch_warnings(action="ignore"):
-        return torch.ao.quantization.quantize_dynamic(net, {nn.Linear})(x)
+        # PyTorch's quantized layers take float32 alone
+        quantized = torch.ao.quantization.quantize_dynamic(net.float(), {nn.Linear})
+        return quantized(x.float()).to(x.dtype)
 
 
 # plain memory in unusual places
