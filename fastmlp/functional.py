@@ -61,7 +61,9 @@ def _is_off(dropout):
 
 def _with_seed(note, seed):
     """What is known of the tensors, if it holds with a seed of dropout masks beside them."""
-    return note if seed is None or is_plain((seed,)) else None
+    if seed is None or torch.compiler.is_dynamo_compiling():
+        return note
+    return note if is_plain((seed,)) else None
 
 
 def _as_autocast(y):

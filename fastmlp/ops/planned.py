@@ -97,8 +97,12 @@ class _Pattern:
     def addresses(self, tensors):
         """Those of the tensors that are there, or ``None`` where they are not of this pattern."""
         given = self._present(tensors)
+        try:
+            nested = any(map(boundary.is_nested, given))
+        except AttributeError:  # one that was there is None now
+            return None
         # nested tensors end the process in PyTorch's check
-        if self.check is None or any(map(boundary.is_nested, given)) or not self.check(*given):
+        if self.check is None or nested or not self.check(*given):
             return None
         for i in self._absent:
             if tensors[i] is not None:

@@ -308,6 +308,14 @@ def test_a_net_of_another_depth(draw, monkeypatch):
             same(run(module, x)[0], unplanned(monkeypatch, module, x))
 
 
+def test_a_bias_that_is_gone_after_a_call_with_it(draw, monkeypatch):
+    """Of one op and one shape of x, whatever of the parameters is there."""
+    x = draw(7, 5).float()
+    for name in ("additive", "additive_without_bias", "additive"):
+        module = MODULES[name]()
+        same(run(module, x)[0], unplanned(monkeypatch, module, x))
+
+
 def test_tensors_in_one_another(draw, monkeypatch):
     # x and the gradient of y are the same tensor, once
     module = MODULES["elementwise"]()
