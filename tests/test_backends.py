@@ -52,7 +52,7 @@ def test_other_devices_get_plain_torch():
 def test_context_manager_chooses(kernel_backend, ran):
     module = fastmlp.ElementwiseMLP(3, device=kernel_backend.device)
     module(torch.zeros(2, device=kernel_backend.device))
-    assert ran == [kernel_backend.name]
+    assert set(ran) == {kernel_backend.name}  # of the op, and on a GPU of its plan
 
 
 def test_torch_runs_no_kernel(ran):
