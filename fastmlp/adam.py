@@ -33,7 +33,7 @@ class _Group:
     def __init__(self):
         self._settings = (None,) * 5
         self._numbers = array("d", bytes(8 * 6))
-        self._places = ()
+        self._places = (None,)  # as many as no step has: the first is looked at closely
 
     def read(self, group, state):
         """Note where the tensors are; whether the step is one for :meth:`step`."""

@@ -100,6 +100,22 @@ def test_groups_and_parameters_without_a_gradient(pair, kernel_steps):
     assert len(kernel_steps) == 2 * 49
 
 
+def test_a_group_added_before_its_parameters_have_gradients(pair):
+    def run(cls, dtype):
+        model = net(dtype)
+        first, _, last = model
+        optimizer = cls(first.parameters(), lr=1e-2)
+        last.requires_grad_(False)
+        train(model, optimizer, 3)
+        optimizer.add_param_group({"params": last.parameters(), "weight_decay": 0.2})
+        train(model, optimizer, 3)
+        last.requires_grad_(True)
+        train(model, optimizer, 3)
+        return model.parameters()
+
+    assert_follows(pair, run)
+
+
 def test_state_goes_both_ways(pair):
     ours, theirs = pair
     plain = []
