@@ -15,6 +15,7 @@ import numpy as np
 
 from ..lm import ACCEPT, FASTEST_DECREASE, MIN_DAMPING, MIN_GAIN, REASONS, SOLVERS  # noqa: F401
 from .jit import copy, inner
+from .least_norm import solve_least_norm
 from .linalg import (
     all_zero,
     cholesky,
@@ -22,7 +23,6 @@ from .linalg import (
     column_scales,
     dot,
     solve_damped,
-    solve_least_norm,
     solve_lower,
     solve_lower_transposed,
 )
@@ -95,7 +95,7 @@ def _solve(solver, p, damping, fraction, scale, factor, rotated, damped, step):
             inside = solve_damped(factor, p, ld, scale, math.sqrt(damping), damped, step)
     norm = dot(step[:p], step[:p])
     for i in range(p):
-        step[i] *= fraction / scale[i]
+        step[i] = fraction * step[i] / scale[i]
     return fraction * (2.0 - fraction) * inside + fraction * fraction * damping * norm
 
 
