@@ -78,12 +78,9 @@ def _side_by_side(module, shapes):
     Where the processes cannot start, or cannot be sent the module, nothing is compiled ahead: this
     process then compiles when it runs. What a shape does wrong it does again there, and is raised.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    n = min(cores or 1, len(shapes), MAX_WORKERS)
-    done = 0
+    n, done = min(n_cores(), len(shapes), MAX_WORKERS), 0
     if n > 1 and _can_be_sent(module):
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(n, context) as workers:
+        with workers_of(n) as workers:
             for future in as_completed([workers.submit(_run, module, s) for s in shapes]):
                 if isinstance(future.exception(), BrokenProcessPool):
                     break
@@ -91,6 +88,17 @@ def _side_by_side(module, shapes):
                 yield
     for _ in range(len(shapes) - done):
         yield
+
+
+def n_cores():
+    """Cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores or 1
+
+
+def workers_of(n):
+    """A pool of fresh processes: compilers do not survive a fork."""
+    return ProcessPoolExecutor(n, multiprocessing.get_context("spawn"))
 
 
 def _can_be_sent(module):

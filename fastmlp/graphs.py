@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.nn.modules.dropout import _DropoutNd
 
 from fastmlp import boundary
+from fastmlp.parts import CALL_HOOKS, draws_masks, hooks_of
 
 # where streams and graphs come from, and the devices that have them: tests put others in place
 _cuda: Any = torch.cuda
@@ -111,17 +111,11 @@ def _obstacle(module, sample):
     if sample.device.type != _DEVICE:
         return f"there are graphs on CUDA devices alone, and the sample is on {sample.device}"
     for name, part in module.named_modules():
-        drops = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0.0)
-        rates = drops if isinstance(drops, (list, tuple)) else [drops]
-        if part.training and any(isinstance(p, (int, float)) and p > 0 for p in rates):
+        if draws_masks(part):
             return f"{name or 'it'} draws new dropout masks at every call; eval() switches them off"
-        if any(hooks for hooks in _hooks(part)):
+        if hooks_of(part, CALL_HOOKS):
             return f"{name or 'it'} has hooks, which a replay would not call"
     return (why := boundary.reason([sample])) and f"the sample is not plain memory: {why}"
-
-
-def _hooks(module):
-    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks
 
 
 def _captured(function, pool=None):

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 ACTIVATION_NAMES = {
     nn.ReLU: "relu",
@@ -51,6 +53,14 @@ def hooks_of(module: nn.Module, names: Any = None) -> list[str]:
     own = vars(module)
     names = [name for name in own if name.endswith("_hooks")] if names is None else names
     return [name for name in names if own.get(name)]
+
+
+def draws_masks(part: nn.Module) -> bool:
+    """Tell whether dropout is at work in this very module, PyTorch's or ours, in its mode."""
+    chances = part.p if isinstance(part, _DropoutNd) else getattr(part, "dropout", 0.0)
+    chances = chances if isinstance(chances, (tuple, list)) else [chances]
+    numbers = (int, float, np.number)
+    return part.training and any(isinstance(p, numbers) and p > 0 for p in chances)
 
 
 def is_linear(layer: Any, n_in: int | None = None, n_out: int | None = None) -> bool:

@@ -25,7 +25,7 @@ from fastmlp.parts import (
     is_linear,
     oddity_of,
 )
-from fastmlp.probes import is_candidate, plan_for
+from fastmlp.probes import is_candidate, plan_for, undisturbed
 
 # leading shapes and sizes of a probe's inputs; only matrices must be accepted
 _PROBES = (((5,), 1.0), ((1,), 1.0), ((5,), 1e3), ((5,), 1e-3), ((2, 3), 1.0), ((), 1.0))
@@ -249,12 +249,7 @@ def _difference(module, pattern):
     cls = type(module)
     if len(inspect.signature(cls.forward).parameters) != 2:
         return f"the forward of {cls.__name__} does not take exactly one argument"
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with (
-        torch.random.fork_rng(devices),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
+    with undisturbed():
         try:
             return _probe(module, pattern)
         except Exception as error:

@@ -10,6 +10,7 @@ training is compared as exactly as evaluation; the agreement tells its places, a
 layer's own tells whose it is. What remains random, or keeps a state, does not agree with itself.
 """
 
+import contextlib
 import copy
 import inspect
 import itertools
@@ -57,6 +58,14 @@ def _mark(x, p):
     return x * (1 + 0.5 * p * torch.sin(x))
 
 
+@contextlib.contextmanager
+def undisturbed():
+    """Gradients whatever the mode of the caller, whose random numbers stay as they are."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def plan_for(module: nn.Module) -> Plan:
     """Find out which kernel computes the forward of a module of an unknown class.
 
@@ -65,12 +74,7 @@ def plan_for(module: nn.Module) -> Plan:
     """
     cls = type(module)
     _check(module)
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with (
-        torch.random.fork_rng(devices),
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):
+    with undisturbed():
         try:
             return _found(module)
         except Unknown:

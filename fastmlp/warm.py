@@ -4,14 +4,13 @@ Numba compiles a kernel for the arguments of its first call. So each job here is
 the kind that users write; several processes share them.
 """
 
-import multiprocessing
-import os
 import warnings
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 
 import torch
 
 import fastmlp
+from fastmlp.ahead import n_cores, workers_of
 from fastmlp.training.progress import can_be_seen
 
 FEW, MANY = 3, 40_000
@@ -113,9 +112,7 @@ def warm(everything=False, progress=True):
 
     with fastmlp.backend("numba"):
         names = [*jobs(everything)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(cores or 1, len(names)), context) as workers:
+    with workers_of(min(n_cores(), len(names))) as workers:
         done = as_completed([workers.submit(run, name, everything) for name in names])
         with tqdm(total=len(names), unit=" jobs", disable=not (progress and can_be_seen())) as bar:
             for future in done:

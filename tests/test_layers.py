@@ -31,7 +31,7 @@ ALLOWED = {
     "backends": set(),
     "boundary": set(),
     "explanation": {"backends", "boundary", "functional"},
-    "graphs": {"boundary"},
+    "graphs": {"boundary", "parts"},
     "ahead": {"arguments"},
     "parts": set(),
     "drop_in": {"functional", "reference.layers"},
@@ -41,6 +41,7 @@ ALLOWED = {
     "convert": {"arguments", "patterns", "drop_in", "models", "parts", "modules", "reference"},
     # whole runs drive kernels themselves: an op for each step would cost more than the step
     "training": {
+        "parts",
         "training",
         "models",
         "reference",
@@ -74,7 +75,7 @@ ALLOWED = {
         "ahead",
     },
     "__main__": {"", "functional", "reference", "backends", "warm"},
-    "warm": {"", "training", "kernels"},
+    "warm": {"", "ahead", "training", "kernels"},
 }
 
 

@@ -3,11 +3,11 @@
 import math
 import time
 
-import numpy as np
 import torch
 from torch.func import functional_call, jacfwd, jacrev, vmap
 
 from fastmlp.arguments import dense
+from fastmlp.parts import draws_masks
 from fastmlp.training.tiles import Runs
 
 JACOBIAN_BYTES = 1 << 26
@@ -19,12 +19,7 @@ def check_rows_alone(module):
     for part in module.modules():
         if not part.training:
             continue
-        if isinstance(part, torch.nn.modules.dropout._DropoutNd):
-            chances = part.p
-        else:
-            chances = getattr(part, "dropout", 0.0)  # of our modules, one or three
-        chances = chances if isinstance(chances, tuple | list) else [chances]
-        if any(isinstance(p, int | float | np.number) and p > 0 for p in chances):
+        if draws_masks(part):
             raise ValueError(
                 "module has an active dropout, and Levenberg–Marquardt needs the same "
                 "residuals twice: call module.eval() or set the probability to 0"

@@ -1,21 +1,8 @@
 """`bench/device/section.py`: the tables of a run on a device, from made-up files of one."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-BENCH = Path(__file__).parents[2] / "bench"
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """Function that imports a module of bench/."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    return importlib.import_module
 
 
 def op(case, provider, graph_us, eager_us, mode="inference", name="additive_mlp"):
@@ -68,8 +55,8 @@ def files_of_a_run(folder, dry=False):
     (folder / "tests.txt").write_text("# head\nENDED\t7 passed, 2 failed\n", "utf-8")
 
 
-def test_every_peer_is_beside_what_took_turns_with_it(bench, tmp_path):
-    section = bench("device.section")
+def test_every_peer_is_beside_what_took_turns_with_it(of_bench, tmp_path):
+    section = of_bench("device.section")
     files_of_a_run(tmp_path / "card")
     text = section.section(tmp_path / "card", "card", every=True)
     assert "**A card**" in text
@@ -89,8 +76,8 @@ def test_every_peer_is_beside_what_took_turns_with_it(bench, tmp_path):
     assert "| M | 5 µs | 9 µs | 50 µs | – | – |" in text
 
 
-def test_the_readme_has_the_main_cases_and_all_in_which_a_peer_is_faster(bench, tmp_path):
-    section = bench("device.section")
+def test_the_readme_has_the_main_cases_and_all_in_which_a_peer_is_faster(of_bench, tmp_path):
+    section = of_bench("device.section")
     files_of_a_run(tmp_path / "card")
     text = section.section(tmp_path / "card", "card")
     assert "| AdditiveMLP [90k, 64]" in text
@@ -101,14 +88,14 @@ def test_the_readme_has_the_main_cases_and_all_in_which_a_peer_is_faster(bench, 
     assert "| M |" not in text
 
 
-def test_a_dry_run_is_refused(bench, tmp_path):
+def test_a_dry_run_is_refused(of_bench, tmp_path):
     files_of_a_run(tmp_path / "dry", dry=True)
     with pytest.raises(ValueError, match="dry is of a dry run"):
-        bench("device.section").section(tmp_path / "dry", "dry")
+        of_bench("device.section").section(tmp_path / "dry", "dry")
 
 
-def test_a_folder_of_results_is_in_both_documents(bench, tmp_path):
-    report = bench("report")
+def test_a_folder_of_results_is_in_both_documents(of_bench, tmp_path):
+    report = of_bench("report")
     assert [part[report.DEVICE] for part in report.sections(tmp_path)] == [
         "No CUDA device has been measured yet."
     ] * 2

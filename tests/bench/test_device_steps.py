@@ -1,20 +1,6 @@
 """What the steps of `bench/on_device.py` report, a device's clocks replaced; goals; selections."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
-
-BENCH = Path(__file__).parents[2] / "bench"
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """Function that imports a module of bench/."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    return importlib.import_module
 
 
 class Report:
@@ -39,9 +25,9 @@ class Report:
 
 
 @pytest.fixture
-def timing(bench, monkeypatch):
+def timing(of_bench, monkeypatch):
     """The clocks of a device without one: a graph of two calls, and whatever runs takes 10 µs."""
-    module = bench("device.timing")
+    module = of_bench("device.timing")
 
     def take(steps, **options):
         for step in steps.values():
@@ -58,8 +44,8 @@ def timing(bench, monkeypatch):
 class TestOnADevice:
     """What a run on a device reports, its clocks replaced."""
 
-    def test_each_provider_has_both_clocks_or_its_message(self, bench, timing, monkeypatch):
-        ops, cases = bench("device.ops"), bench("device.cases")
+    def test_each_provider_has_both_clocks_or_its_message(self, of_bench, timing, monkeypatch):
+        ops, cases = of_bench("device.ops"), of_bench("device.cases")
 
         def absent(suite, case, plain):
             raise RuntimeError("planted")
@@ -67,7 +53,7 @@ class TestOnADevice:
         monkeypatch.setitem(ops.PROVIDERS, "absent", absent)
         case = cases._case("elementwise_mlp", "tiny", (40,), (), x_grad=True)
         report = Report()
-        with bench("fastmlp").backend("torch"):
+        with of_bench("fastmlp").backend("torch"):
             ops.measure(report, case, ["fastmlp", "torch", "gelu", "absent"])
         by = {(f["provider"], f.get("mode")): f for f in report.figures}
         assert by["absent", None]["error"] == "RuntimeError: planted"
@@ -77,8 +63,8 @@ class TestOnADevice:
                 names = ("graph_us", "graph_low_us", "graph_high_us", "eager_us")
                 assert [figure[name] for name in names] == [5.0, 4.0, 6.0, 10.0]
 
-    def test_a_wrong_op_is_not_timed(self, bench, timing, monkeypatch):
-        ops, cases = bench("device.ops"), bench("device.cases")
+    def test_a_wrong_op_is_not_timed(self, of_bench, timing, monkeypatch):
+        ops, cases = of_bench("device.ops"), of_bench("device.cases")
 
         def off_by_a_little(suite, case, plain):
             wrong = suite.fused(case)
@@ -87,7 +73,7 @@ class TestOnADevice:
 
         monkeypatch.setitem(ops.PROVIDERS, "fastmlp", off_by_a_little)
         report = Report()
-        with bench("fastmlp").backend("torch"):
+        with of_bench("fastmlp").backend("torch"):
             case = cases._case("elementwise_mlp", "tiny", (40,), (), x_grad=True)
             ops.measure(report, case, ["fastmlp"])
         (figure,) = report.figures
@@ -103,9 +89,9 @@ class TestOnADevice:
         assert figure["eager_us"] > 0
         assert "graph_us" not in figure
 
-    def test_a_sweep_times_each_neighbour_beside_the_present_one(self, bench, timing):
-        tuning, cases = bench("device.tuning"), bench("device.cases")
-        config = bench("fastmlp.kernels.gpu.launch").Config(rows=1, cols=2048, warps=4)
+    def test_a_sweep_times_each_neighbour_beside_the_present_one(self, of_bench, timing):
+        tuning, cases = of_bench("device.tuning"), of_bench("device.cases")
+        config = of_bench("fastmlp.kernels.gpu.launch").Config(rows=1, cols=2048, warps=4)
         table = tuning.Watched({"kernel": config})
         seen = []
 
@@ -131,9 +117,13 @@ class TestOnADevice:
         assert "did not ask" in report.figures[0]["error"]
 
 
-def test_every_goal_is_measured_by_a_case(bench):
-    goals, cases, training = bench("device.goals"), bench("device.cases"), bench("device.training")
-    host, bench_fit = bench("device.host"), bench("bench_fit")
+def test_every_goal_is_measured_by_a_case(of_bench):
+    goals, cases, training = (
+        of_bench("device.goals"),
+        of_bench("device.cases"),
+        of_bench("device.training"),
+    )
+    host, bench_fit = of_bench("device.host"), of_bench("bench_fit")
     ops = {
         (case.op, case.name, mode, provider)
         for case in cases.CASES
@@ -157,10 +147,10 @@ def test_every_goal_is_measured_by_a_case(bench):
                 assert where["module"] in host.MODULES, goal
 
 
-def test_goals_are_judged_by_a_devices_figures_alone(bench):
-    goals, summary = bench("device.goals"), bench("device.summary")
+def test_goals_are_judged_by_a_devices_figures_alone(of_bench):
+    goals, summary = of_bench("device.goals"), of_bench("device.summary")
     where = {"op": "additive_mlp", "case": "[4M, 64], H = 14", "provider": "fastmlp"}
-    figures = {name: [] for name in bench("device.files").FIGURES}
+    figures = {name: [] for name in of_bench("device.files").FIGURES}
     figures["ops.json"] = [
         {**where, "mode": mode, "graph_us": us, "dry": False}
         for mode, us in (("inference", 200.0), ("forward_backward", 900.0))
@@ -175,9 +165,9 @@ def test_goals_are_judged_by_a_devices_figures_alone(bench):
     assert goals.value(figures, both) is None
 
 
-def test_a_rate_and_a_ratio_are_in_the_goals_unit(bench):
-    goals = bench("device.goals")
-    figures = {name: [] for name in bench("device.files").FIGURES}
+def test_a_rate_and_a_ratio_are_in_the_goals_unit(of_bench):
+    goals = of_bench("device.goals")
+    figures = {name: [] for name in of_bench("device.files").FIGURES}
     by_name = {goal.work: goal for goal in goals.GOALS}
     sines = by_name["SineSum(64) 1M forward"]
     ratio = by_name["MLP 64-64-64-16 [1M] bf16, forward, plain's time"]
@@ -188,19 +178,19 @@ def test_a_rate_and_a_ratio_are_in_the_goals_unit(bench):
     assert goals.value(figures, ratio) == pytest.approx(3.0)
 
 
-def test_a_sweep_names_the_kernels_that_a_case_asks_for(bench):
-    tuning = bench("device.tuning")
+def test_a_sweep_names_the_kernels_that_a_case_asks_for(of_bench):
+    tuning = of_bench("device.tuning")
     table = tuning.Watched({"a": 1, "b": 2})
     assert table["b"] == 2
     assert table.asked == {"b"}
-    config = bench("fastmlp.kernels.gpu.launch").Config(rows=1, cols=2048, warps=4)
+    config = of_bench("fastmlp.kernels.gpu.launch").Config(rows=1, cols=2048, warps=4)
     found = tuning.candidates("sine_sum_fwd", config)
     assert config not in found
     assert len(set(found)) == len(found)
     assert {other.rows for other in found} == {1}
 
 
-def test_one_case_of_each_test_is_run_alone_first(bench):
-    in_order = bench("device.alone").in_order
+def test_one_case_of_each_test_is_run_alone_first(of_bench):
+    in_order = of_bench("device.alone").in_order
     tests = ["a.py::x[1]", "a.py::x[2]", "a.py::x[1]", "a.py::y", "b.py::x[1]"]
     assert in_order(tests) == ["a.py::x[1]", "a.py::y", "b.py::x[1]", "a.py::x[2]"]

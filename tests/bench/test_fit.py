@@ -1,25 +1,17 @@
 """`bench/bench_fit.py` on a tiny case: its providers, its gate, the JSON and the tables."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import fastmlp
 
-BENCH = Path(__file__).parents[2] / "bench"
-
 
 @pytest.fixture
-def bench(monkeypatch):
+def bench(monkeypatch, of_bench):
     """The module bench/bench_fit.py, with one tiny case and without JAX."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    # append to a copy: bench/common.py adds tests/ to the path
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    module = importlib.import_module("bench_fit")
+    module = of_bench("bench_fit")
     options = {"batch_size": 30, "epochs": 3, "lr": 1e-3, "weight_decay": 0.01}
     case = (lambda: [module.sine_models(width, 2) for width in (1, 2)], module.sweep_data, options)
     monkeypatch.setattr(module, "CASES", {"tiny": case})

@@ -1,21 +1,14 @@
 """`bench/merge.py`: pieces of a bench that were measured one after the other are one report."""
 
-import importlib
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[2] / "bench"
-
 
 @pytest.fixture
-def merge(monkeypatch):
+def merge(of_bench):
     """The module bench/merge.py."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    return importlib.import_module("merge")
+    return of_bench("merge")
 
 
 def piece(cases, load=0.0, **about):

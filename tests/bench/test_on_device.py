@@ -1,7 +1,6 @@
 """`bench/on_device.py`: a dry run, steps that go wrong, and the page that it writes."""
 
 import errno
-import importlib
 import json
 import os
 import re
@@ -16,14 +15,6 @@ import pytest
 BENCH = Path(__file__).parents[2] / "bench"
 JSON = {"machine.json", "ops.json", "host.json", "fit.json", "tuning.json"}
 NAMES = JSON | {"tests.txt", "summary.md"}
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """Function that imports a module of bench/."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    return importlib.import_module
 
 
 def read(folder):
@@ -57,7 +48,7 @@ def as_if_measured(folder):
         path.write_text(json.dumps(content), "utf-8")
 
 
-def test_a_dry_run_fills_every_file_within_its_seconds(bench, tmp_path):
+def test_a_dry_run_fills_every_file_within_its_seconds(of_bench, tmp_path):
     # most of these seconds are for a machine that does something else beside
     out, began, seconds = tmp_path / "new" / "results", time.monotonic(), 240
     script = [sys.executable, str(BENCH / "on_device.py")]
@@ -85,7 +76,7 @@ def test_a_dry_run_fills_every_file_within_its_seconds(bench, tmp_path):
     assert "2 passed, 0 failed" in (out / "tests.txt").read_text("utf-8")
     assert summary in done.stdout
 
-    section = bench("device.section").section
+    section = of_bench("device.section").section
     with pytest.raises(ValueError, match="is of a dry run"):
         section(out, "out")
     as_if_measured(out)
@@ -201,9 +192,9 @@ class TestFiles:
         yield tmp_path
         subprocess.run(["umount", str(tmp_path)], check=True)
 
-    def test_a_full_disk_leaves_whole_files_and_is_told_once(self, bench, disk):
+    def test_a_full_disk_leaves_whole_files_and_is_told_once(self, of_bench, disk):
         told = []
-        files = bench("device.files").Files(disk, {"dry": False}, told.append)
+        files = of_bench("device.files").Files(disk, {"dry": False}, told.append)
         ballast = disk / "ballast"
         with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             ballast.write_bytes(bytes(1 << 20))
@@ -221,8 +212,8 @@ class TestFiles:
         assert len(json.loads((disk / "ops.json").read_text())["figures"]) == 300
         assert (disk / "summary.md").read_text() == "# Summary\n"
 
-    def test_a_file_stops_to_grow_below_the_limit(self, bench, tmp_path, monkeypatch):
-        module, told = bench("device.files"), []
+    def test_a_file_stops_to_grow_below_the_limit(self, of_bench, tmp_path, monkeypatch):
+        module, told = of_bench("device.files"), []
         monkeypatch.setattr(module, "MAX_BYTES", 1000)
         files = module.Files(tmp_path, {"dry": False}, told.append)
         for i in range(100):
@@ -231,8 +222,8 @@ class TestFiles:
         assert len(told) == 1
 
 
-def test_steps_are_listed_and_unknown_ones_refused(bench, capsys, tmp_path):
-    on_device = bench("on_device")
+def test_steps_are_listed_and_unknown_ones_refused(of_bench, capsys, tmp_path):
+    on_device = of_bench("on_device")
     assert on_device.main(["--list", "--only", "ops,host"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["machine", "ops", "host"]
@@ -246,8 +237,8 @@ def test_steps_are_listed_and_unknown_ones_refused(bench, capsys, tmp_path):
         assert message in capsys.readouterr().err
 
 
-def test_a_checkout_that_cannot_be_installed_is_imported_from_where_it_is(bench, monkeypatch):
-    on_device = bench("on_device")
+def test_a_checkout_that_cannot_be_installed_is_imported_from_where_it_is(of_bench, monkeypatch):
+    on_device = of_bench("on_device")
     monkeypatch.setattr(on_device, "install", lambda seconds: None)
     monkeypatch.setenv("PYTHONPATH", "other")
     assert on_device.prepare(1) is None

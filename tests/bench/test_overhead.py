@@ -1,17 +1,10 @@
 """`bench/bench_overhead.py` on a few calls."""
 
-import importlib
 import re
-import sys
-from pathlib import Path
-
-BENCH = Path(__file__).parents[2] / "bench"
 
 
-def test_every_name_is_timed(monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(BENCH))
-    monkeypatch.setattr(sys, "path", sys.path.copy())  # bench/common.py adds tests/ to the path
-    module = importlib.import_module("bench_overhead")
+def test_every_name_is_timed(monkeypatch, capsys, of_bench):
+    module = of_bench("bench_overhead")
     monkeypatch.setattr(module.torch, "set_num_threads", lambda n: None)
     samples = module.main(["--rounds", "2", "--rows", "2"])
     assert list(samples) == ["nothing", "fastmlp", "torch"]

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,9 @@ FIT = RESULTS.with_name("intel-xeon-2.8ghz-2-cores-fit.json")
 
 
 @pytest.fixture
-def report(monkeypatch):
+def report(of_bench):
     """The module bench/report.py."""
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    return importlib.import_module("report")
+    return of_bench("report")
 
 
 @pytest.mark.parametrize("part", [0, 1], ids=["README.md", "docs/performance.md"])

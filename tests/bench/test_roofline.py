@@ -1,20 +1,12 @@
 """Predictions from counted instructions and bytes."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import pytest
-
-BENCH = Path(__file__).parents[2] / "bench"
 
 
 @pytest.fixture
-def roofline(monkeypatch):
+def roofline(of_bench):
     """The module bench/roofline.py."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    return importlib.import_module("roofline")
+    return of_bench("roofline")
 
 
 def test_the_larger_bound_decides(roofline):

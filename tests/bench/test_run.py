@@ -5,13 +5,10 @@ import importlib
 import itertools
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCH = Path(__file__).parents[2] / "bench"
 METADATA = {"date", "commit", "device", "cpu", "threads", "python", "torch", "triton", "numba"}
 FIXED = {"op", "case", "mode", "provider", "graph", "error", "floor_us", "bytes_moved", "flops"}
 MEASURED = {"median_us", "low_us", "high_us", "n_samples", "peak_extra_bytes", "gb_per_s"} | {
@@ -20,12 +17,9 @@ MEASURED = {"median_us", "low_us", "high_us", "n_samples", "peak_extra_bytes", "
 
 
 @pytest.fixture
-def bench(monkeypatch):
+def bench(monkeypatch, of_bench):
     """The module bench/run.py, with one tiny case a suite."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    # append to a copy: bench/common.py adds tests/ to the path
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    module = importlib.import_module("run")
+    module = of_bench("run")
     tiny = {"additive_mlp": (6, 64), "elementwise_mlp": (50,), "sine_sum": (50,), "mlp": (20, 1),
             "piecewise_linear": (50,)}  # fmt: skip
     common = module.common
