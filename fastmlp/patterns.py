@@ -40,7 +40,6 @@ class Pattern(NamedTuple):
         options: Arguments of its constructor.
         layers: Names of its layers, and the names of the same layers in the module.
         reason: Why the module cannot be swapped, or ``None``.
-        foreign: Whether the class is unknown, so that its forward must be probed.
         plan: How the module takes the kernel and stays what it is, or ``None``.
     """
 
@@ -48,7 +47,6 @@ class Pattern(NamedTuple):
     options: dict
     layers: dict
     reason: str | None = None
-    foreign: bool = False
     plan: Plan | None = None
 
 
@@ -177,7 +175,7 @@ def _additive_pattern(module):
     reason = _silent_reason(module)
     if unknown:
         reason = f"it has layers besides fc1, fc2 and fc3: {', '.join(unknown)}"
-    return Pattern(AdditiveMLP, options, {name: name for name in names}, reason, foreign=True)
+    return Pattern(AdditiveMLP, options, {name: name for name in names}, reason)
 
 
 def _dropout_of_a_subnet(module):

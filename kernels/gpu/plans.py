@@ -7,8 +7,8 @@ allocations, the compiled kernels, and where each pointer came from. Later ones 
 allocate, put the new addresses in place and launch the compiled kernels.
 
 Triton compiles another kernel where a pointer is not a multiple of 16, and where a number is 1 or a
-multiple of 16. Numbers follow from the pattern; whether inputs are aligned must be compared by who
-replays (:attr:`Plan.aligned`), whether allocations are is compared here.
+multiple of 16. Numbers follow from the pattern; whether inputs are aligned as they were must be
+compared by who replays, whether allocations are is compared here.
 """
 
 import threading
@@ -117,14 +117,9 @@ class Part(NamedTuple):
 
 
 class Plan:
-    """Allocations and launches for one pattern of tensors.
+    """Allocations and launches for one pattern of tensors."""
 
-    Attributes:
-        aligned: Whether each input's address was a multiple of ``ALIGNMENT``; it must be again.
-    """
-
-    def __init__(self, aligned, allocations, derived, nested, constants, launches, results):
-        self.aligned = aligned
+    def __init__(self, allocations, derived, nested, constants, launches, results):
         self._allocations, self._derived, self._nested = allocations, derived, nested
         self._constants, self._launches, self._results = constants, launches, results
         driver = triton.runtime.driver.active
@@ -262,7 +257,6 @@ class _Recorder:
             grid = (*grid, 1, 1)[:3]
             launches.append(Launch(kernel, grid, compiled, itemgetter(*map(place, found))))
         return Plan(
-            aligned=[start % ALIGNMENT == 0 for start, _ in self._extents],
             allocations=[Allocation.of(t) for t in self.allocated],
             derived=self._derived,
             nested=[_tuple_getter([place(i) for i in found]) for found in self._nested],
