@@ -198,6 +198,19 @@ def test_freed_parameters_are_refused_on_the_cpu(module, dtype):
                 call()
 
 
+def test_shapes_changed_between_forward_and_backward_are_no_kernels(module, kernel_backend):
+    # a kernel would read beyond the smaller ones
+    module.float().to(kernel_backend.device)
+    x = torch.zeros(2, 3, device=kernel_backend.device, requires_grad=True)
+    for name in ("x", *dict(module.named_parameters())):
+        copied, own = copy.deepcopy(module), x.detach().clone().requires_grad_()
+        changed = own if name == "x" else copied.get_parameter(name)
+        y = copied(own)
+        changed.data = changed.new_zeros([3 * size for size in changed.shape])
+        with pytest.raises(RuntimeError, match=r"shape|size"):
+            y.sum().backward()
+
+
 def test_explain_says_which_path_and_why(module):
     if backends.choose("cpu") == "torch":
         pytest.skip("without numba: every call takes plain PyTorch")

@@ -23,7 +23,7 @@ ALLOWED = {
     "modules": {"modules.checks", "arguments", "op_arguments", "functional", "reference"},
     "functional": {"boundary", "ops", "reference", "functional", "arguments", "op_arguments"},
     "op_arguments": {"arguments"},
-    "ops": {"ops", "backends", "boundary", "reference"},
+    "ops": {"ops", "backends", "boundary", "op_arguments", "reference"},
     "reference": {"reference", "dropout", "featurewise"},
     "dropout": set(),
     "featurewise": set(),

@@ -1,6 +1,7 @@
 """The op `additive_mlp`: a scalar subnet per feature and a linear read-out, fused."""
 
 from fastmlp import reference
+from fastmlp.op_arguments import check_additive
 from fastmlp.ops.elementwise_mlp import SUBNET_OPTIONS
 from fastmlp.ops.fused import FusedOp
 
@@ -21,6 +22,7 @@ additive_mlp = FusedOp(
     constants=("seed?",),
     options=SUBNET_OPTIONS,
     reference=_reference,
+    check=lambda x, *tensors: check_additive(x, *tensors[:-1]),
     output_shape=_output_shape,
     pointwise=False,
 )

@@ -1,6 +1,7 @@
 """The op `elementwise_mlp`: a scalar subnet 1 → H → 1 on every element."""
 
 from fastmlp import reference
+from fastmlp.op_arguments import check_elementwise
 from fastmlp.ops.fused import FusedOp
 
 SUBNET_OPTIONS = {
@@ -23,6 +24,7 @@ elementwise_mlp = FusedOp(
     constants=("seed?",),
     options=SUBNET_OPTIONS,
     reference=_reference,
+    check=lambda x, *tensors: check_elementwise(x, *tensors[:-1]),
     output_shape=lambda x, *parameters: x.shape,
     pointwise=True,
 )

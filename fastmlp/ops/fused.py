@@ -28,22 +28,25 @@ class FusedOp:
         options: Names and schema types of the plain arguments, which come last.
         reference: The same op in plain PyTorch, with the arguments ``(x, *parameters, *constants,
             *options)``.
+        check: Function of ``(x, *parameters, *constants)`` that raises where their shapes or
+            dtypes do not fit one another.
         output_shape: Function of ``(x, *parameters)`` that gives the output's shape.
         pointwise: Whether every element of x is on its own, whatever the shape of x. If not, every
             row of a matrix is.
     """
 
     def __init__(
-        self, name, *, parameters, constants=(), options, reference, output_shape, pointwise
+        self, name, *, parameters, constants=(), options, reference, check, output_shape, pointwise
     ):
         self.name = name
         self.takes_list = parameters[0].endswith("[]")
         self.n_constants = len(constants)
         self.n_options = len(options)
         self.reference = reference
+        self.check = check
         self.output_shape = output_shape
         self.pointwise = pointwise
-        self._known = boundary.Known()
+        self._known, self._known_backward = boundary.Known(), boundary.Known()
         # Function.apply in Python only guards against torch.func, which __call__ has done (5 µs)
         self._apply = super(torch.autograd.Function, _autograd_function(self)).apply
         self._fwd_name, self._bwd_name = name + "_fwd", name + "_bwd"
@@ -160,7 +163,7 @@ class FusedOp:
         if torch.compiler.is_dynamo_compiling():
             return self._library_gradients(dy, tensors, options, needs)
         present = [t for t in (dy, *tensors) if t is not None]
-        if boundary.is_plain(present):
+        if self.fits(dy, tensors, present):
             if bwd is None:
                 _, bwd = self._launchers(backends.choose_compiled(dy.device.type))
             # PyTorch casts them where a parameter has another dtype than the output
@@ -169,6 +172,24 @@ class FusedOp:
             return self._library_gradients(dy, tensors, options, needs)
         boundary.refuse_freed(present)
         return _reference_gradients(self, dy, tensors, options, needs)
+
+    def fits(self, dy, tensors, present):
+        """Whether a kernel may read what backward finds: plain, of shapes that fit one another.
+
+        ``p.data = other`` gives another shape to what forward has saved.
+        """
+        x = tensors[0]
+        n_free = x.dim() if self.pointwise else x.dim() - 1
+        if not self._known_backward.find(present):
+            if not boundary.is_plain(present):
+                return False
+            try:
+                self.check(*tensors)
+            except (TypeError, ValueError):
+                return False
+            sizes = [None] * dy.dim(), [None] * n_free + [*x.shape[n_free:]]
+            self._known_backward.keep(present, True, [*sizes, *([*t.shape] for t in present[2:])])
+        return dy.shape[:n_free] == x.shape[:n_free]
 
     def _library_gradients(self, dy, tensors, options, needs):
         x, arguments = tensors[0], (*tensors[1:], *options)

@@ -1,6 +1,7 @@
 """The op `mlp`: a whole dense network, any depth, fused."""
 
 from fastmlp import reference
+from fastmlp.op_arguments import check_mlp
 from fastmlp.ops.fused import FusedOp
 
 
@@ -21,6 +22,7 @@ mlp = FusedOp(
     constants=("seed?",),
     options={"activation": "str", "output_activation": "str", "dropout": "float"},
     reference=_reference,
+    check=lambda x, *tensors: check_mlp(x, tensors[:-1:2], tensors[1:-1:2]),
     output_shape=_output_shape,
     pointwise=False,
 )

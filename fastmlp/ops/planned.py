@@ -162,7 +162,7 @@ class _Call(_Pattern):
             if (addresses := pattern.addresses(given)) is not None:
                 break
         else:
-            if not boundary.is_plain([t for t in given if t is not None]):
+            if not op.fits(dy, tensors, [t for t in given if t is not None]):
                 return op._gradients(bwd, dy, tensors, options, needs)
             pattern, addresses = _Pattern(given), None
             # a new list: another thread may be reading the old one

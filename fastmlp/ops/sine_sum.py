@@ -1,6 +1,7 @@
 """The op `sine_sum`: a sum or mean of sines with learned frequencies, on every element."""
 
 from fastmlp import reference
+from fastmlp.op_arguments import check_sines
 from fastmlp.ops.fused import FusedOp
 
 
@@ -13,6 +14,7 @@ sine_sum = FusedOp(
     parameters=("w", "amplitude?", "phase?"),
     options={"scale": "float", "mean": "bool"},
     reference=_reference,
+    check=check_sines,
     output_shape=lambda x, *parameters: x.shape,
     pointwise=True,
 )
