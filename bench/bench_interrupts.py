@@ -30,7 +30,7 @@ def op(*, backward=False, pool=False):
         return run
 
     def on_our_threads():
-        from fastmlp.kernels.cpu import team
+        from fastmlp.kernels.cpu.machine import team
 
         runtime, team._runtime = team._runtime, lambda: None
         try:

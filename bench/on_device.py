@@ -16,7 +16,7 @@ files included: a file is written beside itself, then put in its place.
   ops.json      the self-test; floors of this machine; kernel time (CUDA graph) and eager time
   host.json     what a call costs besides its kernels
   fit.json      whole training runs beside JAX; Levenberg–Marquardt
-  tuning.json   sweeps of CONFIGS of kernels/gpu/launch.py
+  tuning.json   sweeps of CONFIGS of kernels/gpu/machine/launch.py
   summary.md    all of it to read, beside the goals; what was cut
 
 The exit status is 0 when every file is written, whatever the figures; 1 without a device, without

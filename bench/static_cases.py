@@ -43,7 +43,7 @@ def cases():
     h = 14
     elementwise, additive, backward, sine = (
         partial(Case, module)
-        for module in ("elementwise_mlp", "additive_mlp", "additive_mlp_bwd", "sine_sum")
+        for module in ("elementwise_mlp", "additive_mlp", "subnet.backward", "sine_sum")
     )
     hidden = {"N_HIDDEN": h}
     one_out = {"n_out": 1, "dy_row_stride": 1, "ONE_OUT": True, "BLOCK_IN": 64, "BLOCK_OUT": 1}
@@ -67,7 +67,7 @@ def cases():
         "piecewise_linear_fwd": search,
         "piecewise_linear_bwd_x": search,
         "piecewise_linear_bwd_tables": search,
-        "sum_pieces": Case("pieces", {}),
+        "sum_pieces": Case("machine.pieces", {}),
     }
     # other branches of the same kernels
     variants = {
@@ -103,7 +103,8 @@ def cases():
 def _dense_cases(hidden, one_out, many_out):
     """The dense subnets, as they differ by activation, dropout and one subnet a feature."""
     h = hidden["N_HIDDEN"]
-    fwd, bwd = (partial(Case, module) for module in ("dense_fwd", "dense_bwd"))
+    forward, backward = "subnet.dense_fwd", "subnet.dense_bwd"
+    fwd, bwd = partial(Case, forward), partial(Case, backward)
     off = {"STACKED": False, "DROPOUT": (-1, 1.0) * 3, "seed_ptr": None, "FIRST_MASK": 0}
     tanh = {**off, "ACT": "tanh"}
     stacked = {**off, "ACT": "relu", "STACKED": True}
@@ -116,23 +117,25 @@ def _dense_cases(hidden, one_out, many_out):
         "dense_fwd": fwd({**narrow, **tanh}, Hot(18, iterations=h)),
         "dense_fwd, relu, stacked": fwd({**narrow, **stacked}, Hot(3, iterations=h)),
         "dense_fwd, relu, dropout": fwd({**narrow, **dropout}, Hot(4 * h)),
-        "dense_fwd, elementwise": Case("dense_fwd", {**elementwise, "BLOCK_ROWS": 1024}),
+        "dense_fwd, elementwise": Case(forward, {**elementwise, "BLOCK_ROWS": 1024}),
         "dense_bwd_x": bwd({**one_out, **tanh}, Hot(18, iterations=h)),
         "dense_bwd_x, relu, stacked": bwd({**one_out, **stacked}, Hot(3, iterations=h)),
         "dense_bwd_x, relu, dropout": bwd({**one_out, **dropout}, Hot(4 * h, whole=True)),
         "dense_bwd_params": bwd({**one_out, **tanh}, Hot(20 * h)),
         "dense_bwd_params, relu, stacked": bwd({**one_out, **stacked}, Hot(6 * h)),
         "dense_bwd_params, relu, dropout": bwd({**one_out, **dropout}, Hot(6 * h)),
-        "dense_bwd_params, elementwise": Case("dense_bwd", {**elementwise, "BLOCK_ROWS": 256}),
-        "dense_bwd_params, fp64": Case("dense_bwd", {**one_out, **tanh}, dtype="fp64"),
-        "dense_bwd_readout": Case("dense_bwd", {**many_out, **dropout}),
+        "dense_bwd_params, elementwise": Case(
+            "subnet.dense_bwd", {**elementwise, "BLOCK_ROWS": 256}
+        ),
+        "dense_bwd_params, fp64": Case(backward, {**one_out, **tanh}, dtype="fp64"),
+        "dense_bwd_readout": Case(backward, {**many_out, **dropout}),
     }
 
 
 def _mlp_cases():
     """Whole nets: that of experiment 2, and wide ones."""
     import triton.language as tl
-    from fastmlp.kernels.gpu.launch import mlp_config
+    from fastmlp.kernels.gpu.machine.launch import mlp_config
 
     nets = {
         "": (1, 10, 10, 10, 1),
@@ -163,21 +166,21 @@ _TRAINING_TYPES = {
 def _training_cases():
     """Whole training runs, in the shapes of the experiments."""
     import triton.language as tl
-    from fastmlp.kernels.gpu import training, verbs
-    from fastmlp.kernels.gpu.activations import ACTIVATIONS
-    from fastmlp.kernels.gpu.launch import Config
+    from fastmlp.kernels.gpu.machine.launch import Config
+    from fastmlp.kernels.gpu.numbers.activations import ACTIVATIONS
+    from fastmlp.kernels.gpu.training import loop, models
 
     codes = {name: code for code, name in enumerate(ACTIVATIONS)}
 
     def case(kind, sizes, constants, n_in, batch_rows, optimizer, shuffled, **options):
         dtype, loss = options.get("dtype", "fp32"), options.get("loss", "mse")
         compute = tl.float64 if dtype == "fp64" else tl.float32
-        verb = verbs.VERBS[kind](sizes, constants, n_in, batch_rows, compute)
+        verb = models.VERBS[kind](sizes, constants, n_in, batch_rows, compute)
         n_parameters = options.get("n_parameters", 64)
         return Case(
-            "training",
+            "training.loop",
             {
-                "MODEL": verb.function, "UPDATE": training.OPTIMIZERS[optimizer], "LOSS": loss,
+                "MODEL": verb.function, "UPDATE": loop.OPTIMIZERS[optimizer], "LOSS": loss,
                 "SHUFFLE": shuffled, "DRAWS": kind == "dense" and any(constants),
                 "SIZES": verb.sizes, "CONSTANTS": verb.constants, "BLOCK": n_parameters,
                 "weight_ptr": None, **({} if options.get("tracked") else {"grad_norm_ptr": None}),
@@ -227,9 +230,9 @@ def _training_cases():
 def _least_squares_cases():
     """Levenberg–Marquardt in the shapes of the experiments, all in float64."""
     import torch
-    from fastmlp.kernels.gpu.activations import ACTIVATIONS
-    from fastmlp.kernels.gpu.launch import Config
-    from fastmlp.kernels.gpu.levenberg_marquardt import Problem
+    from fastmlp.kernels.gpu.levenberg_marquardt.solver import Problem
+    from fastmlp.kernels.gpu.machine.launch import Config
+    from fastmlp.kernels.gpu.numbers.activations import ACTIVATIONS
 
     relu, linear, sigmoid = (list(ACTIVATIONS).index(n) for n in ("relu", "identity", "sigmoid"))
     deep = 0, 3, 8, 64, 64, 1, 1, 1, 1, relu, relu, linear
@@ -248,7 +251,7 @@ def _least_squares_cases():
         for kernel, launch in Problem(net, reals, n_parameters, x, None, None).launches().items():
             warps = launch.pop("num_warps")
             table[f"{kernel}, {name}, fp64"] = Case(
-                "levenberg_marquardt",
+                "levenberg_marquardt.solver",
                 {**launch, "weight_ptr": None},
                 dtype="fp64",
                 everywhere=kernel != "lm_loss" and n_parameters < 1000,

@@ -94,7 +94,8 @@ def job(label, case, target):
     """The job of a case. Pointers, sizes and strides are as they are for aligned tensors."""
     import triton
     import triton.language as tl
-    from fastmlp.kernels.gpu import activations, launch
+    from fastmlp.kernels.gpu.machine import launch
+    from fastmlp.kernels.gpu.numbers import activations
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

@@ -118,7 +118,7 @@ def warm(everything=False, progress=True):
             for future in done:
                 bar.set_postfix_str(future.result(), refresh=False)
                 bar.update()
-    from fastmlp.kernels.cpu.cache import user_cache_directory
+    from fastmlp.kernels.cpu.machine.cache import user_cache_directory
 
     directory = user_cache_directory()
     return directory if directory is not None and any(directory.glob("*.kernel")) else None

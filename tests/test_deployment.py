@@ -31,7 +31,7 @@ TINY = """
 import os, sys, threading, time
 import numpy as np, torch
 from numba.core import event
-from fastmlp.kernels.cpu.jit import entry
+from fastmlp.kernels.cpu.machine.jit import entry
 
 class Slow(event.Listener):
     "Compiling takes a while, and is counted."

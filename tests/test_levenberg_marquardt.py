@@ -282,7 +282,7 @@ def test_more_parameters_than_different_rows_reach_rounding(data, solver):
 
 @pytest.mark.parametrize("size", [1e-300, 1e-200, 1e-155, 1.0, 1e155, 1e200, 1e300])
 def test_reflections_do_not_leave_the_range_of_numbers(draw, size):
-    from fastmlp.kernels.cpu import linalg
+    from fastmlp.kernels.cpu.numbers import linalg
 
     matrix, target = draw(3, 30), draw(30)
     wanted = torch.linalg.lstsq(matrix.T, target.unsqueeze(1)).solution[:, 0]

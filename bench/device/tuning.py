@@ -1,4 +1,4 @@
-"""Sweeps of CONFIGS of kernels/gpu/launch.py: each kernel of the main cases, one at a time.
+"""Sweeps of CONFIGS of kernels/gpu/machine/launch.py: each kernel of the main cases, one at a time.
 
 Which kernels a case launches is seen, not listed: the table tells which of its entries were asked
 for. A tile decides the order of a sum, so a new one changes results in their last bits.
@@ -6,7 +6,7 @@ for. A tile decides the order of a sum, so a new one changes results in their la
 
 import functools
 
-from fastmlp.kernels.gpu import launch
+from fastmlp.kernels.gpu.machine import launch
 
 from device import cases, ops, timing, warm
 from device.report import first_line

@@ -3,7 +3,7 @@
 A pattern is the tensors' types, dtypes, devices, shapes, strides, alignments and needs of
 gradients, whether gradients are recorded, and the options. One check of PyTorch's own compares all
 tensors with it; then nothing is left to check but their addresses, and nothing to choose:
-:mod:`fastmlp.kernels.gpu.plans` launches the kernels.
+:mod:`fastmlp.kernels.gpu.machine.plans` launches the kernels.
 """
 
 from functools import reduce

@@ -1,10 +1,10 @@
 """Levenberg–Marquardt on the Triton kernels: all runs at once, their state on the device.
 
 Every round each run that is not over makes one trial, as the state machine of
-`kernels/cpu/lm_steps.py` makes them one after the other: the same steps and reasons to stop. A run
-that has no need of a kernel's sums takes none of its time. The host looks at the runs once in
-:data:`ROUNDS`; where rows are folded into R it also asks whose, for a factorisation is dearer than
-the wait.
+`kernels/cpu/levenberg_marquardt/steps.py` makes them one after the other: the same steps and
+reasons to stop. A run that has no need of a kernel's sums takes none of its time. The host looks at
+the runs once in :data:`ROUNDS`; where rows are folded into R it also asks whose, for a
+factorisation is dearer than the wait.
 """
 
 import math
@@ -36,7 +36,7 @@ _CODE = {reason: code for code, reason in enumerate(REASONS)}
 
 def run(models, description, starts, x, y, settings, max_steps, sample_weight, deadline, progress):
     """Train all runs; returns their :class:`Outcome`."""
-    from fastmlp.kernels.gpu.levenberg_marquardt import Problem
+    from fastmlp.kernels.gpu.levenberg_marquardt.solver import Problem
 
     device = next(models[0].parameters()).device
     data = prepare(description, x, y, sample_weight, device)

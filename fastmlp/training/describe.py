@@ -17,7 +17,7 @@ from fastmlp.models import spec_of
 
 
 class Description(NamedTuple):
-    """A model in the words of `kernels/cpu/jacobian.py`.
+    """A model in the words of `kernels/cpu/levenberg_marquardt/models.py`.
 
     Equal descriptions mean the same function of (θ, x). ``elementwise`` models take any shape.
     """

@@ -10,8 +10,8 @@ from fastmlp.kernels.runs import FINISHED, RUNNING
 
 _RUNS = {
     "torch": "fastmlp.training.loop",
-    "numba": "fastmlp.kernels.cpu.runs",
-    "triton": "fastmlp.kernels.gpu.runs",
+    "numba": "fastmlp.kernels.cpu.training.runs",
+    "triton": "fastmlp.kernels.gpu.training.runs",
 }
 
 LAUNCH_SECONDS = 0.1

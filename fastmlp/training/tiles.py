@@ -28,7 +28,7 @@ MAX_KEPT_FACTORS = 1 << 23
 
 
 class Runs:
-    """The state of many runs, as `kernels/cpu/levenberg_marquardt.py` wants it in memory."""
+    """The state of many runs, as `kernels/cpu/levenberg_marquardt/solver.py` wants it in memory."""
 
     def __init__(self, starts, settings, max_steps, n_readout=0):
         self.kernels = kernels = backends.launchers("numba", "levenberg_marquardt")
@@ -178,7 +178,7 @@ def run(models, description, starts, x, y, settings, max_steps, sample_weight, d
 
 
 def _run_many(runs, model_at, n_rows, rows, budget, deadline, progress):
-    from fastmlp.kernels.cpu import pool
+    from fastmlp.kernels.cpu.machine import pool
 
     n_runs = len(runs.state)
     keep = n_runs * runs.ld**2 <= MAX_KEPT_FACTORS
@@ -209,7 +209,7 @@ def _run_many(runs, model_at, n_rows, rows, budget, deadline, progress):
 
 
 def _run_alone(runs, index, model_at, n_rows, rows, deadline):
-    from fastmlp.kernels.cpu import pool
+    from fastmlp.kernels.cpu.machine import pool
 
     k, p, ld = runs.kernels, runs.p, runs.ld
     n_pieces = -(-n_rows // rows)

@@ -1,1 +1,1 @@
-"""The Numba wing: one file per op; `jit.py` compiles, `cache.py` keeps, `pool.py` deals out."""
+"""The Numba wing: one file per op; `machine/` compiles, keeps and deals out."""

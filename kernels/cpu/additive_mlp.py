@@ -1,4 +1,4 @@
-"""The op `additive_mlp` with Numba: y_im = Σ_j V_mj·f(x_ij) + c_m, f as in `subnet.py`.
+"""The op `additive_mlp` with Numba: y_im = Σ_j V_mj·f(x_ij) + c_m, f as in `subnet/canonical.py`.
 
 Forward reads each input once and writes one number a row and output. With one output, backward
 sums dy_i·[active] and dy_i·x_ij·[active] per feature: those give the subnet's gradients *and* the
@@ -13,9 +13,8 @@ g = 0.
 import numpy as np
 import torch
 
-from .dense import dense_bwd, dense_fwd, is_canonical
-from .jit import array_at, copy, entry, inner, narrow_vectors, vector_at
-from .launch import (
+from .machine.jit import array_at, copy, entry, inner, narrow_vectors, vector_at
+from .machine.launch import (
     any_needed,
     cut,
     prepare,
@@ -24,10 +23,8 @@ from .launch import (
     run,
     run_summed,
     store,
-    wide_subnet,
 )
-from .readout import add_readout_gradient, gradient_at_f, read_out
-from .subnet import (
+from .subnet.canonical import (
     BLOCK,
     LANES,
     TILE_ROWS,
@@ -45,6 +42,9 @@ from .subnet import (
     values,
     whole_rows,
 )
+from .subnet.dense import dense_bwd, dense_fwd, is_canonical
+from .subnet.readout import add_readout_gradient, gradient_at_f, read_out
+from .subnet.segments import wide_subnet
 
 
 @entry

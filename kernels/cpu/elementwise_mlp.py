@@ -1,4 +1,4 @@
-"""The op `elementwise_mlp` with Numba: y = f(x) for every number, f the ReLU subnet of `subnet.py`.
+"""The op `elementwise_mlp` with Numba: y = f(x), f as in `subnet/canonical.py`.
 
 Forward reads and writes one number an element. Backward reads x and dy, and writes dx, once.
 """
@@ -6,9 +6,8 @@ Forward reads and writes one number an element. Backward reads x and dy, and wri
 import numpy as np
 import torch
 
-from .dense import dense_bwd, dense_fwd, is_canonical
-from .jit import array_at, copy, entry, vector_at
-from .launch import (
+from .machine.jit import array_at, copy, entry, vector_at
+from .machine.launch import (
     any_needed,
     cut,
     prepare,
@@ -17,9 +16,8 @@ from .launch import (
     run,
     run_summed,
     store,
-    wide_subnet,
 )
-from .subnet import (
+from .subnet.canonical import (
     BLOCK,
     LANES,
     add_columns,
@@ -34,6 +32,8 @@ from .subnet import (
     values,
     whole_rows,
 )
+from .subnet.dense import dense_bwd, dense_fwd, is_canonical
+from .subnet.segments import wide_subnet
 
 
 @entry

@@ -1,15 +1,15 @@
 """The op `mlp` with Numba: h_0 = x, h_l = σ_l(W_l·h_{l−1} + b_l), y = h_L, for any depth.
 
 Rows go through the whole net a block at a time. A block of a layer lies as [width, rows] in a
-cache, so that every width is its own number of vector operations; `gemm.py` multiplies. Forward
-reads x and writes y. Backward reads x and dy, computes the block's activations again, and keeps
-them and the slopes σ'(z) until the chain rule has come back to them: with g_L = dy·σ'(z_L),
+cache, so that every width is its own number of vector operations; `machine/gemm.py` multiplies.
+Forward reads x and writes y. Backward reads x and dy, computes the block's activations again, and
+keeps them and the slopes σ'(z) until the chain rule has come back to them: with g_L = dy·σ'(z_L),
 
     dW_l = Σ_rows g_l·h_{l−1}^T,   db_l = Σ_rows g_l,   g_{l−1} = (W_l^T·g_l)·σ'(z_{l−1}),
 
 and dx = W_1^T·g_1. With dropout the outputs of hidden layers are h_l = m_l·σ_l(…), m_l the factors
-of `philox.py`, which backward makes again, once for h_l and once for g_l. Sums over rows are in the
-compute dtype for :data:`FLUSH_ROWS` rows, then in float64.
+of `numbers/philox.py`, which backward makes again, once for h_l and once for g_l. Sums over rows
+are in the compute dtype for :data:`FLUSH_ROWS` rows, then in float64.
 
 The net is one integer vector: the number of layers L, L + 1 widths, L addresses of weights
 [out, in], L addresses of biases, 0 for none. Gradients are one flat vector: W_1, b_1, W_2, b_2, ….
@@ -21,11 +21,7 @@ from operator import mul
 
 import numpy as np
 
-from .block_activations import CODES, passes
-from .gemm import VECTOR, size_of, transpose
-from .jit import address_of, array_at, entry, wide_vectors
-from .launch import PIECE, any_needed, prepare, prepare_as, result_at, run, run_summed, store
-from .mlp_blocks import (
+from .layers.blocks import (
     apply_layer,
     block_layout,
     block_rows,
@@ -37,7 +33,20 @@ from .mlp_blocks import (
     padded,
     widest_of,
 )
-from .philox import seed_at_address
+from .machine.gemm import VECTOR, size_of, transpose
+from .machine.jit import address_of, array_at, entry, wide_vectors
+from .machine.launch import (
+    PIECE,
+    any_needed,
+    prepare,
+    prepare_as,
+    result_at,
+    run,
+    run_summed,
+    store,
+)
+from .numbers.block_activations import CODES, passes
+from .numbers.philox import seed_at_address
 
 FLUSH_ROWS = 1024
 

@@ -7,10 +7,10 @@ sums dy and dy·(x − a) of each segment in float64.
 import numpy as np
 import torch
 
-from .jit import array_at, copy, entry
-from .launch import any_needed, cut, prepare, prepare_as, result_at, run, run_summed, store
-from .search import build_cells, find, lines_at, new_block, new_index, tables
-from .subnet import BLOCK
+from .machine.jit import array_at, copy, entry
+from .machine.launch import any_needed, cut, prepare, prepare_as, result_at, run, run_summed, store
+from .numbers.search import build_cells, find, lines_at, new_block, new_index, tables
+from .subnet.canonical import BLOCK
 
 # of an element: about that of so many ReLU units
 _SEARCH_WORK = 32

@@ -10,9 +10,18 @@ import math
 import numpy as np
 import torch
 
-from .jit import array_at, entry, vector_at, wide_vectors
-from .launch import any_needed, cut, prepare, prepare_as, result_at, run, run_summed, store
-from .sine import COS, REDUCED_SMALL, SIN, SMALL, frequencies, largest, reduced, turns_per_unit
+from .machine.jit import array_at, entry, vector_at, wide_vectors
+from .machine.launch import any_needed, cut, prepare, prepare_as, result_at, run, run_summed, store
+from .numbers.sine import (
+    COS,
+    REDUCED_SMALL,
+    SIN,
+    SMALL,
+    frequencies,
+    largest,
+    reduced,
+    turns_per_unit,
+)
 
 TURNS_PER_RADIAN = 1 / (2 * math.pi)
 

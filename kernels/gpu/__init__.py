@@ -1,1 +1,1 @@
-"""The Triton wing: one file per op; block sizes and warps live in `launch.py`."""
+"""The Triton wing: one file per op; block sizes and warps live in `machine/launch.py`."""

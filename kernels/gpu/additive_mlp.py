@@ -8,13 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .additive_mlp_bwd import (
-    additive_mlp_bwd_params_kernel,
-    additive_mlp_bwd_readout_kernel,
-    additive_mlp_bwd_x_kernel,
-)
-from .dense import dense_bwd, dense_fwd, is_canonical
-from .launch import (
+from .machine.launch import (
     MAX_CANONICAL_UNITS,
     MAX_UNITS_PER_PROGRAM,
     OUT_PER_PROGRAM,
@@ -28,10 +22,16 @@ from .launch import (
     unit_column_stride,
     walking_programs,
 )
-from .pieces import cut, split, sum_pieces
-from .plans import empty, launch
-from .subnet import canonical_units, canonical_value, dense_value, tile_size
-from .tiles import load_tile, products, sum_features, zero_products
+from .machine.pieces import cut, split, sum_pieces
+from .machine.plans import empty, launch
+from .machine.tiles import load_tile, products, sum_features, zero_products
+from .subnet.backward import (
+    additive_mlp_bwd_params_kernel,
+    additive_mlp_bwd_readout_kernel,
+    additive_mlp_bwd_x_kernel,
+)
+from .subnet.canonical import canonical_units, canonical_value, dense_value, tile_size
+from .subnet.dense import dense_bwd, dense_fwd, is_canonical
 
 
 @triton.jit

@@ -6,9 +6,7 @@ Forward reads x and writes y; backward reads x and dy. Hidden activations are ne
 import triton
 import triton.language as tl
 
-from .activations import is_tiny, order_of_size
-from .dense import dense_bwd, dense_fwd, is_canonical
-from .launch import (
+from .machine.launch import (
     MAX_CANONICAL_UNITS,
     MAX_UNITS_PER_PROGRAM,
     compute_dtype,
@@ -18,9 +16,10 @@ from .launch import (
     result_dtype,
     walking_programs,
 )
-from .pieces import cut, split, sum_pieces
-from .plans import empty, launch
-from .subnet import (
+from .machine.pieces import cut, split, sum_pieces
+from .machine.plans import empty, launch
+from .numbers.activations import is_tiny, order_of_size
+from .subnet.canonical import (
     add_active,
     canonical_units,
     canonical_value,
@@ -33,6 +32,7 @@ from .subnet import (
     unit_terms,
     zero_tiles,
 )
+from .subnet.dense import dense_bwd, dense_fwd, is_canonical
 
 
 @triton.jit

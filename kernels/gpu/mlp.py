@@ -5,7 +5,7 @@ of two of at least 16, stay in registers and shared memory. Forward reads x and 
 reads x and dy, computes the activations again, and follows the chain rule back: with
 g_L = dy σ'(z_L), dW_l = g_l^T h_{l-1}, db_l = Σ g_l, g_{l-1} = (g_l W_l) σ'(z_{l-1}), dx = g_1 W_1.
 Products are float32 that is float32, never tf32. With dropout the outputs of hidden layers are
-h_l = m_l σ_l(…), m_l the factors of `philox.py`, which backward makes again, for h_l and for g_l.
+h_l = m_l σ_l(…), m_l the factors of `numbers/philox.py`, made again in backward for h_l and g_l.
 
 The parameters come as one vector, W_1, b_1, W_2, b_2, …, a missing bias as zeros; so does their
 gradient.
@@ -14,19 +14,19 @@ gradient.
 import triton
 import triton.language as tl
 
-from .activations import ACTIVATIONS, times_slope
-from .launch import (
+from .machine.launch import (
     compute_dtype,
     device_of,
     mlp_config,
     result_dtype,
     unit_column_stride,
 )
-from .pack import pack
-from .philox import dropout_constants, layer_mask, load_key
-from .pieces import cut, split, sum_pieces
-from .plans import empty, launch
-from .subnet import append, tile_size
+from .machine.pack import pack
+from .machine.pieces import cut, split, sum_pieces
+from .machine.plans import empty, launch
+from .numbers.activations import ACTIVATIONS, times_slope
+from .numbers.philox import dropout_constants, layer_mask, load_key
+from .subnet.canonical import append, tile_size
 
 # terms of a product at a time: a thread holds all terms of the values that it computes
 MAX_TERMS = tl.constexpr(32)

@@ -8,9 +8,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import compute_dtype, config_for, contiguous, device_of, result_dtype
-from .pieces import MAX_PARTIALS, MAX_PIECES, MIN_PIECE_ELEMENTS, sum_pieces
-from .plans import empty, launch
+from .machine.launch import compute_dtype, config_for, contiguous, device_of, result_dtype
+from .machine.pieces import MAX_PARTIALS, MAX_PIECES, MIN_PIECE_ELEMENTS, sum_pieces
+from .machine.plans import empty, launch
 
 
 @triton.jit

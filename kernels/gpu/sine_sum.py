@@ -9,8 +9,7 @@ import math
 import triton
 import triton.language as tl
 
-from .activations import cos_turns, reduce_turns, reduce_turns_any, sin_turns, turns_limit
-from .launch import (
+from .machine.launch import (
     BLOCK_WAVES,
     FULL_TILE_ELEMENTS,
     MAX_WAVES_PER_PROGRAM,
@@ -20,9 +19,10 @@ from .launch import (
     device_of,
     result_dtype,
 )
-from .pieces import cut, split, sum_pieces
-from .plans import empty, launch
-from .subnet import append, zero_tiles
+from .machine.pieces import cut, split, sum_pieces
+from .machine.plans import empty, launch
+from .numbers.activations import cos_turns, reduce_turns, reduce_turns_any, sin_turns, turns_limit
+from .subnet.canonical import append, zero_tiles
 
 
 @triton.jit

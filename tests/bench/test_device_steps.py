@@ -91,7 +91,7 @@ class TestOnADevice:
 
     def test_a_sweep_times_each_neighbour_beside_the_present_one(self, of_bench, timing):
         tuning, cases = of_bench("device.tuning"), of_bench("device.cases")
-        config = of_bench("fastmlp.kernels.gpu.launch").Config(rows=1, cols=2048, warps=4)
+        config = of_bench("fastmlp.kernels.gpu.machine.launch").Config(rows=1, cols=2048, warps=4)
         table = tuning.Watched({"kernel": config})
         seen = []
 
@@ -183,7 +183,7 @@ def test_a_sweep_names_the_kernels_that_a_case_asks_for(of_bench):
     table = tuning.Watched({"a": 1, "b": 2})
     assert table["b"] == 2
     assert table.asked == {"b"}
-    config = of_bench("fastmlp.kernels.gpu.launch").Config(rows=1, cols=2048, warps=4)
+    config = of_bench("fastmlp.kernels.gpu.machine.launch").Config(rows=1, cols=2048, warps=4)
     found = tuning.candidates("sine_sum_fwd", config)
     assert config not in found
     assert len(set(found)) == len(found)

@@ -24,7 +24,7 @@ def test_one_more_choice_is_an_error_where_it_has_no_branch():
 
 def test_a_ninth_activation_is_an_error_on_the_cpu(monkeypatch):
     pytest.importorskip("numba")
-    from fastmlp.kernels.cpu import block_activations
+    from fastmlp.kernels.cpu.numbers import block_activations
 
     monkeypatch.setattr(spec, "ACTIVATIONS", NINE)
     with pytest.raises(NotImplementedError, match="ninth"):
@@ -33,11 +33,11 @@ def test_a_ninth_activation_is_an_error_on_the_cpu(monkeypatch):
 
 def test_a_ninth_activation_is_an_error_on_the_gpu(monkeypatch):
     pytest.importorskip("triton")
-    from fastmlp.kernels.gpu import jacobian
+    from fastmlp.kernels.gpu.levenberg_marquardt import models
 
     monkeypatch.setattr(spec, "ACTIVATIONS", NINE)
     with pytest.raises(NotImplementedError, match="ninth"):
-        jacobian.verb_of((spec.MLP, 1, 2, 2, 1, 0), (0.0,))
+        models.verb_of((spec.MLP, 1, 2, 2, 1, 0), (0.0,))
 
 
 def test_layers_know_what_is_alike_in_them():

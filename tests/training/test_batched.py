@@ -12,7 +12,7 @@ from torch import nn
 pytest.importorskip("triton")
 pytest.importorskip("numba")
 
-from fastmlp.kernels.gpu import levenberg_marquardt as kernels
+from fastmlp.kernels.gpu.levenberg_marquardt import solver as kernels
 
 import fastmlp
 from fastmlp import LevenbergMarquardt

@@ -9,7 +9,7 @@ from fit_cases import quiet_fit
 
 pytest.importorskip("numba")
 
-from fastmlp.kernels.cpu import least_squares, runs
+from fastmlp.kernels.cpu.training import full_batch, runs
 
 import fastmlp
 
@@ -41,13 +41,13 @@ def _numba():
 def chosen(monkeypatch):
     """Data sets that were summed up."""
     made = []
-    full_batch = least_squares.FullBatch
+    build = full_batch.FullBatch
 
     def spy(x, y):
         made.append(len(x))
-        return full_batch(x, y)
+        return build(x, y)
 
-    monkeypatch.setattr(runs.least_squares, "FullBatch", spy)
+    monkeypatch.setattr(runs.full_batch, "FullBatch", spy)
     return made
 
 
@@ -59,7 +59,7 @@ def data(model, n=2000):
 
 def by_points(monkeypatch, *arguments, **options):
     with monkeypatch.context() as patch:
-        patch.setattr(least_squares, "applies", lambda *_: False)
+        patch.setattr(full_batch, "applies", lambda *_: False)
         return quiet_fit(*arguments, **options)
 
 
@@ -195,7 +195,7 @@ class TestChoice:
         self.points(chosen, MODELS["elementwise"](), sample_weight=torch.ones(2000))
 
     def test_few_points(self, chosen):
-        assert least_squares.applies(930, (1, 10, 10, 10, 1))
+        assert full_batch.applies(930, (1, 10, 10, 10, 1))
         self.points(chosen, MODELS["deep"](), n=929)
 
     def test_curved_activations(self, chosen):

@@ -10,8 +10,8 @@ from closeness import assert_as_good_as_torch
 pytest.importorskip("numba")
 
 import numba
-from fastmlp.kernels.cpu.activations import ACTIVATIONS
-from fastmlp.kernels.cpu.jit import FASTMATH
+from fastmlp.kernels.cpu.machine.jit import FASTMATH
+from fastmlp.kernels.cpu.numbers.activations import ACTIVATIONS
 
 from fastmlp import reference
 

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from fastmlp.kernels.cpu import cache, jit
-from fastmlp.kernels.cpu.digest import forget
+from fastmlp.kernels.cpu.machine import cache, jit
+from fastmlp.kernels.cpu.machine.digest import forget
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems have other directories")
 

@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from fastmlp.kernels.cpu import jit
-from fastmlp.kernels.cpu.digest import digest, forget
+from fastmlp.kernels.cpu.machine import jit
+from fastmlp.kernels.cpu.machine.digest import digest, forget
 
 
 def of(source, name="f", **found):

@@ -11,7 +11,7 @@ import pytest
 numba = pytest.importorskip("numba")
 
 import fastmlp.kernels  # noqa: E402
-from fastmlp.kernels.cpu import cache  # noqa: E402
+from fastmlp.kernels.cpu.machine import cache  # noqa: E402
 
 SCRIPT = """
 from numba.core import event

@@ -8,7 +8,8 @@ import torch
 
 pytest.importorskip("numba")
 
-from fastmlp.kernels.cpu import launch, sine_sum, team
+from fastmlp.kernels.cpu import sine_sum
+from fastmlp.kernels.cpu.machine import launch, team
 
 import fastmlp
 

@@ -24,7 +24,7 @@ def flat(net):
 
 def judge(net, alpha, x, y):
     """Compare loss and gradient with autograd's, 1e-10 relative to the largest."""
-    from fastmlp.kernels.cpu.least_squares import FullBatch
+    from fastmlp.kernels.cpu.training.full_batch import FullBatch
 
     widths = [1, *(m.out_features for m in net if isinstance(m, nn.Linear))]
     loss = nn.functional.mse_loss(net(x.reshape(-1, 1)).reshape(-1), y)
@@ -93,7 +93,7 @@ def test_points_on_breakpoints_have_the_derivative_of_zero():
 
 
 def test_float32_parameters_and_no_biases(draw):
-    from fastmlp.kernels.cpu.least_squares import FullBatch
+    from fastmlp.kernels.cpu.training.full_batch import FullBatch
 
     x = draw(800)
     weights = [draw(5, 1), draw(4, 5), draw(1, 4)]
@@ -127,7 +127,7 @@ def test_a_perfect_fit_is_left_to_the_points():
     x = torch.linspace(-5, 5, 10_001, dtype=torch.float64)
     net = chain(1, 10, 10, 1)
     y = net(x[:, None])[:, 0].detach()
-    from fastmlp.kernels.cpu.least_squares import FullBatch
+    from fastmlp.kernels.cpu.training.full_batch import FullBatch
 
     loss, _ = FullBatch(x, y).value_and_gradient(flat(net), torch.tensor([1, 10, 10, 1]), 0.0)
     assert loss.item() < 0

@@ -9,9 +9,9 @@ from torch import nn
 
 pytest.importorskip("numba")
 
-from fastmlp.kernels.cpu import jacobian
-from fastmlp.kernels.cpu import levenberg_marquardt as kernels
-from fastmlp.kernels.cpu.activations import ACTIVATIONS
+from fastmlp.kernels.cpu.levenberg_marquardt import models
+from fastmlp.kernels.cpu.levenberg_marquardt import solver as kernels
+from fastmlp.kernels.cpu.numbers.activations import ACTIVATIONS
 from fastmlp.kernels.spec import CODES
 from jacobian_cases import MODELS, linearised, mlp
 
@@ -51,7 +51,7 @@ def case(request, draw):
 
 
 def test_codes_of_activations_are_those_of_the_kernels():
-    assert CODES == jacobian.CODES
+    assert CODES == models.CODES
     assert list(CODES) == list(ACTIVATIONS)
 
 

@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("numba")
 
-from fastmlp.kernels.cpu import pool
+from fastmlp.kernels.cpu.machine import pool
 
 import fastmlp
 

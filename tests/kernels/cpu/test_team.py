@@ -11,9 +11,9 @@ import torch
 
 pytest.importorskip("numba")
 
-from fastmlp.kernels.cpu import launch, team
-from fastmlp.kernels.cpu.jit import array_at, entry
-from fastmlp.kernels.cpu.team import Strided
+from fastmlp.kernels.cpu.machine import launch, team
+from fastmlp.kernels.cpu.machine.jit import array_at, entry
+from fastmlp.kernels.cpu.machine.team import Strided
 
 
 @entry

@@ -21,16 +21,16 @@ def _numba():
 @pytest.fixture
 def wide_calls(monkeypatch):
     """How often a subnet was cut into segments."""
-    from fastmlp.kernels.cpu import wide
+    from fastmlp.kernels.cpu.subnet import segments
 
     calls = []
-    build = wide.Subnet.__init__
+    build = segments.Subnet.__init__
 
     def counting(self, *arguments):
         build(self, *arguments)
         calls.append(self.fits)
 
-    monkeypatch.setattr(wide.Subnet, "__init__", counting)
+    monkeypatch.setattr(segments.Subnet, "__init__", counting)
     return calls
 
 

@@ -15,7 +15,7 @@ import machine_code
 import static_cost
 import triton.language as tl
 from fastmlp.kernels import gpu
-from fastmlp.kernels.gpu import launch
+from fastmlp.kernels.gpu.machine import launch
 from static_cases import cases
 from triton.runtime.jit import JITFunction
 

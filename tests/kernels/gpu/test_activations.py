@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
-from fastmlp.kernels.gpu.activations import ACTIVATIONS
+from fastmlp.kernels.gpu.numbers.activations import ACTIVATIONS
 
 from fastmlp import reference
 

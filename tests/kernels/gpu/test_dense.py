@@ -10,8 +10,8 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
-from fastmlp.kernels.gpu.dense import dense_bwd, dense_fwd
-from fastmlp.kernels.gpu.philox import load_key, philox
+from fastmlp.kernels.gpu.numbers.philox import load_key, philox
+from fastmlp.kernels.gpu.subnet.dense import dense_bwd, dense_fwd
 
 from fastmlp import dropout, reference
 

@@ -6,8 +6,8 @@ from closeness import assert_as_good_as_torch, elementwise_mlp_terms
 
 pytest.importorskip("triton")
 
-from fastmlp.kernels.gpu import launch
 from fastmlp.kernels.gpu.elementwise_mlp import elementwise_mlp_bwd, elementwise_mlp_fwd
+from fastmlp.kernels.gpu.machine import launch
 
 from fastmlp import reference
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 pytest.importorskip("triton")
 
 from fastmlp.kernels import gpu
-from fastmlp.kernels.gpu import launch
+from fastmlp.kernels.gpu.machine import launch
 from triton.runtime.autotuner import Autotuner, Heuristics
 
 from fastmlp import LevenbergMarquardt
@@ -24,8 +24,8 @@ from fastmlp.training import batched
 
 DEVICE = torch.device("meta")
 MODULES = [
-    importlib.import_module(f"fastmlp.kernels.gpu.{info.name}")
-    for info in pkgutil.iter_modules(gpu.__path__)
+    importlib.import_module(info.name)
+    for info in pkgutil.walk_packages(gpu.__path__, f"{gpu.__name__}.")
 ]
 
 SUBNET = [(14, 1), (14,), (1, 14), (1,)]
@@ -172,7 +172,7 @@ def test_no_kernel_is_tuned_when_it_is_called():
 
 
 def test_a_trial_of_levenberg_marquardt_waits_for_nothing(launched):
-    kernels = importlib.import_module("fastmlp.kernels.gpu.levenberg_marquardt")
+    kernels = importlib.import_module("fastmlp.kernels.gpu.levenberg_marquardt.solver")
     x, y = torch.empty(300, 1, device=DEVICE), torch.empty(300, 1, device=DEVICE)
     problem = kernels.Problem((2, 1, 8, 1, 0, 0), (0.5, 0.125), 8, x, y, None)
     starts = torch.empty(20, 8, dtype=torch.float64, device=DEVICE)

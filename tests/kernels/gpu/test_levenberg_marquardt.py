@@ -7,9 +7,9 @@ from closeness import assert_same_number
 pytest.importorskip("triton")
 
 from fastmlp.kernels import spec
-from fastmlp.kernels.gpu import jacobian, levenberg_marquardt
-from fastmlp.kernels.gpu.activations import ACTIVATIONS
-from fastmlp.kernels.gpu.levenberg_marquardt import Problem
+from fastmlp.kernels.gpu.levenberg_marquardt import models, solver
+from fastmlp.kernels.gpu.levenberg_marquardt.solver import Problem
+from fastmlp.kernels.gpu.numbers.activations import ACTIVATIONS
 from jacobian_cases import MODELS, linearised, mlp
 
 import fastmlp
@@ -48,7 +48,7 @@ def assert_sums_are_of(rows, gram, sse):
 
 
 def test_codes_of_models_and_activations_are_those_of_descriptions():
-    codes = jacobian.MLP, jacobian.ADDITIVE, jacobian.SINE
+    codes = models.MLP, models.ADDITIVE, models.SINE
     assert codes == (describe.MLP, describe.ADDITIVE, describe.SINE) == tuple(spec.MODELS)
     assert tuple(ACTIVATIONS) == spec.ACTIVATIONS
 
@@ -69,19 +69,19 @@ def test_rows_and_sums_are_those_of_torch_func(name, draw, device):
 def test_pieces_slabs_and_tiles_are_added_up(name, draw, device, monkeypatch):
     # two pieces of two slabs, and one with a part of a slab
     model = MODELS[name]()
-    tile = jacobian.verb_of(*tiles.kernel_words(describe.describe(model))).rows
-    monkeypatch.setattr(levenberg_marquardt, "SLAB_NUMBERS", 1)
-    monkeypatch.setattr(levenberg_marquardt, "cut", lambda *_: (2 * tile, 3))
+    tile = models.verb_of(*tiles.kernel_words(describe.describe(model))).rows
+    monkeypatch.setattr(solver, "SLAB_NUMBERS", 1)
+    monkeypatch.setattr(solver, "cut", lambda *_: (2 * tile, 3))
     model, x, f, exact = linearised(model, draw, 4 * tile + 17)
     problem, theta, asked = problem_of(model, x, f + 1.0, device)
     wanted = augmented(exact, torch.full_like(f, -1.0))
     grams = problem.grams(theta, asked)
     assert_sums_are_of(wanted, grams[0], problem.losses(theta, asked)[0])
-    monkeypatch.setattr(levenberg_marquardt, "TILE_BYTES", 1)
+    monkeypatch.setattr(solver, "TILE_BYTES", 1)
     rows, _ = rows_of(problem, theta, f.shape[1])
     assert_same_number(rows, wanted)
     # so are many columns
-    monkeypatch.setattr(levenberg_marquardt, "MAX_GRAM_COLUMNS", 1)
+    monkeypatch.setattr(solver, "MAX_GRAM_COLUMNS", 1)
     problem, _, _ = problem_of(model, x, f + 1.0, device)
     assert_same_number(problem.grams(theta, asked).tril(), grams.tril())
 
@@ -120,6 +120,6 @@ def test_short_input_is_read_as_it_is(draw, device):
 
 
 def test_layers_that_are_too_wide_are_refused():
-    net = (jacobian.MLP, 1, 129, 1, 1, 7)
+    net = (models.MLP, 1, 129, 1, 1, 7)
     with pytest.raises(ValueError, match="its widest layer has 129 numbers, at most 128"):
-        jacobian.verb_of(net, (0.01,))
+        models.verb_of(net, (0.01,))

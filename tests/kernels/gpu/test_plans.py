@@ -18,7 +18,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 from fastmlp.kernels import gpu  # noqa: E402
-from fastmlp.kernels.gpu import launch, plans  # noqa: E402
+from fastmlp.kernels.gpu.machine import launch, plans  # noqa: E402
 
 import fastmlp  # noqa: E402
 from fastmlp.ops import planned  # noqa: E402
@@ -135,8 +135,8 @@ def _compiled(monkeypatch):
         get_current_device=lambda: 0, get_current_stream=lambda device: "stream"
     )
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
-    for info in pkgutil.iter_modules(gpu.__path__):
-        module = importlib.import_module(f"fastmlp.kernels.gpu.{info.name}")
+    for info in pkgutil.walk_packages(gpu.__path__, f"{gpu.__name__}."):
+        module = importlib.import_module(info.name)
         for name, kernel in vars(module).items():
             if name.endswith("_kernel"):
                 monkeypatch.setattr(module, name, Compiler(kernel))

@@ -1,0 +1,278 @@
+"""Levenberg–Marquardt for the models of `models.py`, many at once; float64 throughout.
+
+A step solves min ‖J·p + r‖² + λ‖D·p‖², D the running maximum of the columns' norms (Marquardt's
+scaling), either by Cholesky of the scaled JᵀJ + λI or, without squaring the condition number, by
+Householder QR: rows are folded tile by tile into the triangular factor R of J, and a trial folds
+√λ·I into it. λ follows the gain ratio ϱ = actual/predicted reduction (Nielsen 1999, report
+IMM-REP-1999-05); scaling and stopping are those of Moré 1978, Lecture Notes in Mathematics 630.
+
+The solver is a state machine: :func:`advance` takes what it asked for (JᵀJ and Jᵀr, R and Qᵀr, or
+a sum of squares) and says what it needs next. So one code serves a whole run inside one compiled
+call (``lm_run``, one task a model), rows dealt to threads (``lm_piece`` and ``lm_advance``), and
+Jacobians that come from elsewhere. Sums are taken over pieces of rows and added in their order,
+alike in all three: the bits do not depend on threads.
+"""
+
+import numpy as np
+
+from ..machine.jit import array_at, copy, inner, kernel
+from ..numbers.linalg import add_gram, add_products, all_zero, dot, fold
+from .models import TILE, forward, jacobian, sizes, workspace_rows
+from .segment_sums import N_SUMS, evaluate_segments
+from .steps import (  # noqa: F401  callers read a state by these names
+    DAMPING,
+    DELIVERED,
+    DONE,
+    LOSS,
+    N_COUNTERS,
+    N_JACOBIANS,
+    N_NUMBERS,
+    NORMAL,
+    PHASE,
+    QR,
+    READOUT,
+    REASON,
+    REASONS,
+    SOLVER,
+    SOLVERS,
+    START,
+    STEPS,
+    advance,
+    padded,
+)
+
+
+@inner
+def _load(at, wide, n_columns, first, n, tile):
+    """Rows ``first … first + n`` of a matrix of float64 (``wide``) or float32, as a tile."""
+    if wide:
+        source = array_at(at + 8 * n_columns * first, n * n_columns, np.float64)
+        for j in range(n_columns):
+            column = tile[j * TILE :][:n]
+            for e in range(n):
+                column[e] = source[e * n_columns + j]
+    else:
+        short = array_at(at + 4 * n_columns * first, n * n_columns, np.float32)
+        for j in range(n_columns):
+            column = tile[j * TILE :][:n]
+            for e in range(n):
+                column[e] = short[e * n_columns + j]
+
+
+@inner
+def _evaluate(ask, net, reals, theta, p, data, first, last, at, factor, rotated):
+    """The sum of squares of some rows; adds their JᵀJ and Jᵀr, or folds them into R and Qᵀr.
+
+    Of R only the columns from ``at`` on. ``data``: address of x, whether it is float64, the same of
+    y, address of the roots of the rows' weights; or, for segments, x sorted in float64, 1, prefix
+    sums, 1, 0, the number of rows and the address of the centre.
+    """
+    ld = padded(p)
+    if data[5] != 0:
+        return evaluate_segments(
+            ask,
+            NORMAL,
+            LOSS,
+            net,
+            reals,
+            theta,
+            p,
+            ld,
+            at,
+            array_at(data[0], data[5], np.float64),
+            array_at(data[2], N_SUMS * (data[5] + 1), np.float64),
+            array_at(data[6], 2, np.float64),
+            factor,
+            rotated,
+        )
+    n_in, n_out = sizes(net)
+    x, f = np.empty(n_in * TILE), np.empty(n_out * TILE)
+    targets, work = np.empty(n_out * TILE), np.empty(workspace_rows(net) * TILE)
+    rows = np.empty(ld * TILE)
+    all_zero(rows[p * TILE :])
+    total = 0.0
+    for start in range(first, last, TILE):
+        n = min(TILE, last - start)
+        _load(data[0], data[1], n_in, start, n, x)
+        _load(data[2], data[3], n_out, start, n, targets)
+        weight = array_at(data[4] + 8 * start, n, np.float64)
+        forward(net, reals, theta, x, n, work, f)
+        for m in range(n_out):
+            residual, target = f[m * TILE :][:n], targets[m * TILE :][:n]
+            for e in range(n):
+                residual[e] -= target[e]
+            if data[4] != 0:
+                for e in range(n):
+                    residual[e] *= weight[e]
+            total += dot(residual, residual)
+            if ask == LOSS:
+                continue
+            jacobian(net, reals, theta, x, n, work, m, rows)
+            if data[4] != 0:
+                for i in range(p):
+                    column = rows[i * TILE :][:n]
+                    for e in range(n):
+                        column[e] *= weight[e]
+            if ask == NORMAL:
+                add_gram(rows, TILE, n, ld, factor)
+                add_products(rows, TILE, n, p, residual, rotated)
+            else:
+                fold(
+                    rows[at * TILE :],
+                    TILE,
+                    n,
+                    p - at,
+                    ld,
+                    residual,
+                    factor[at * ld + at :],
+                    rotated[at:],
+                    False,
+                )
+    return total
+
+
+@inner
+def _combine(ask, first, p, part, part_rotated, factor, rotated):
+    """Add a piece's JᵀJ and Jᵀr to those of the pieces before it, or fold its R into theirs."""
+    ld = padded(p)
+    if first:
+        copy(part, factor)
+        copy(part_rotated[:p], rotated[:p])
+    elif ask == NORMAL:
+        for e in range(ld * ld):
+            factor[e] += part[e]
+        for i in range(p):
+            rotated[i] += part_rotated[i]
+    else:
+        rows = np.zeros(ld * ld)
+        for i in range(p):
+            for j in range(i, p):
+                rows[j * ld + i] = part[i * ld + j]
+        fold(rows, ld, p, p, ld, part_rotated, factor, rotated, True)
+
+
+def _lm_run(
+    net_at,
+    n_net,
+    reals_at,
+    n_reals,
+    p,
+    data_at,
+    n_rows,
+    rows_per_piece,
+    limits_at,
+    choices_at,
+    state_at,
+    counters_at,
+    history_at,
+    factor_at,
+    budget,
+):
+    """Train one model: ``budget`` Jacobians at most, then return to be called again or done.
+
+    At the end R, or JᵀJ, is left at ``factor_at`` unless that is 0.
+    """
+    net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
+    data = array_at(data_at, 7, np.int64)
+    limits, choices = array_at(limits_at, 6, np.float64), array_at(choices_at, 5, np.int64)
+    state, counters = (
+        array_at(state_at, 3 * p + N_NUMBERS, np.float64),
+        array_at(counters_at, N_COUNTERS, np.int64),
+    )
+    history = array_at(history_at, 2 * (choices[1] + 1), np.float64)
+    ld = padded(p)
+    factor, rotated, damped = np.zeros(ld * ld), np.zeros(ld), np.zeros(ld * ld)
+    part, part_rotated = np.zeros(ld * ld), np.zeros(ld)
+    # a trial needs the factor at θ again if it is refused
+    readout, readout_rotated = np.zeros(ld * ld), np.zeros(ld)
+    ask = counters[PHASE]
+    if ask == START:
+        ask = advance(p, limits, choices, state, counters, history, factor, rotated, damped)
+    while ask != DONE:
+        if ask in (NORMAL, QR):
+            budget -= 1
+            if budget < 0:
+                return
+        theta = state[p : 2 * p] if ask in (LOSS, READOUT) else state[:p]
+        at = p - choices[3] if ask == READOUT else 0
+        whole, whole_rotated = (readout, readout_rotated) if ask == READOUT else (factor, rotated)
+        total = 0.0
+        for first in range(0, n_rows, rows_per_piece):
+            last = min(n_rows, first + rows_per_piece)
+            if ask != LOSS:
+                all_zero(part)
+                all_zero(part_rotated)
+            total += _evaluate(ask, net, reals, theta, p, data, first, last, at, part, part_rotated)
+            if ask != LOSS:
+                _combine(ask, first == 0, p, part, part_rotated, whole, whole_rotated)
+        state[3 * p + DELIVERED] = total
+        ask = advance(p, limits, choices, state, counters, history, whole, whole_rotated, damped)
+    if factor_at != 0:
+        copy(factor, array_at(factor_at, ld * ld, np.float64))
+
+
+def _lm_piece(
+    ask, net_at, n_net, reals_at, n_reals, p, data_at, theta_at, part_at, first, last, at
+):
+    """Evaluate some rows; writes JᵀJ or R [ld, ld], Jᵀr or Qᵀr [ld] and the sum of squares.
+
+    R has the columns from ``at`` on alone.
+    """
+    net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
+    data, theta = array_at(data_at, 7, np.int64), array_at(theta_at, p, np.float64)
+    ld = padded(p)
+    part = array_at(part_at, ld * ld + ld + 1, np.float64)
+    all_zero(part)
+    part[ld * ld + ld] = _evaluate(
+        ask,
+        net,
+        reals,
+        theta,
+        p,
+        data,
+        first,
+        last,
+        at,
+        part[: ld * ld],
+        part[ld * ld : ld * ld + ld],
+    )
+
+
+def _lm_advance(
+    p, limits_at, choices_at, state_at, counters_at, history_at, factor_at, parts_at, n_parts
+):
+    """Combine what the pieces wrote and advance; returns what is asked for next.
+
+    ``factor_at``: [ld, ld] and [ld], kept between calls. Each part is what ``lm_piece`` writes.
+    """
+    limits, choices = array_at(limits_at, 6, np.float64), array_at(choices_at, 5, np.int64)
+    state, counters = (
+        array_at(state_at, 3 * p + N_NUMBERS, np.float64),
+        array_at(counters_at, N_COUNTERS, np.int64),
+    )
+    history = array_at(history_at, 2 * (choices[1] + 1), np.float64)
+    ld = padded(p)
+    size = ld * ld + ld + 1
+    kept = array_at(factor_at, ld * ld + ld, np.float64)
+    if counters[PHASE] == READOUT:
+        kept = np.zeros(ld * ld + ld)
+    factor, rotated, damped = kept[: ld * ld], kept[ld * ld :], np.zeros(ld * ld)
+    total = 0.0
+    for i in range(n_parts):
+        part = array_at(parts_at + 8 * size * i, size, np.float64)
+        total += part[ld * ld + ld]
+        if counters[PHASE] != LOSS:
+            _combine(
+                counters[PHASE],
+                i == 0,
+                p,
+                part[: ld * ld],
+                part[ld * ld : ld * ld + ld],
+                factor,
+                rotated,
+            )
+    state[3 * p + DELIVERED] = total
+    return advance(p, limits, choices, state, counters, history, factor, rotated, damped)
+
+
+lm_run, lm_piece, lm_advance = kernel(_lm_run), kernel(_lm_piece), kernel(_lm_advance)

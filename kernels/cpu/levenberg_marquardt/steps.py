@@ -1,0 +1,295 @@
+"""The solver of Levenberg–Marquardt as a state machine, see `solver.py`.
+
+Variable projection (Golub and Pereyra 1973, with Kaufman's Jacobian of 1975): f = Φ(α)·β is linear
+in the last parameters β. A step of all parameters moves α as the step of the residual (I − ΦΦ⁺)·y
+with the Jacobian (I − ΦΦ⁺)·∂(Φβ)/∂α, for β takes up what is in the span of Φ (Ruhe and Wedin 1980,
+SIAM Review 22). Then β is solved for anew, with Φ at the new α, before the loss is taken. Both are
+damped alike: ΦΦ⁺ is that of ridge regression with √λ·D. Without that β grows without bound where
+Φ's columns are nearly dependent, as those of smooth activations are, and no α can be moved any
+more. A trial is never worse than that of the plain step, and λ → 0 is the method as published.
+"""
+
+import math
+
+import numpy as np
+
+from ...lm import ACCEPT, FASTEST_DECREASE, MIN_DAMPING, MIN_GAIN, REASONS, SOLVERS  # noqa: F401
+from ..machine.jit import copy, inner
+from ..numbers.least_norm import solve_least_norm
+from ..numbers.linalg import (
+    all_zero,
+    cholesky,
+    column_norms,
+    column_scales,
+    dot,
+    solve_damped,
+    solve_lower,
+    solve_lower_transposed,
+)
+
+NORMAL, QR, LOSS, DONE, START, READOUT = 0, 1, 2, 3, 4, 5
+"""What :func:`advance` asks for: JᵀJ, R, a loss, nothing more; where it begins; and R of the
+read-out's columns alone. A loss and a read-out are those of the trial, the others those of θ."""
+
+_ZERO, _FTOL, _XTOL, _GTOL, _MAX_STEPS, _NO_DESCENT, _NOT_FINITE = range(1, 8)
+
+ALWAYS = ACCEPT.index("always")
+
+# the state of a run: θ, trial, scale [P each], then these numbers; and the counters
+DELIVERED, SSE, DAMPING, GROWTH, PREDICTED, GRADIENT = range(6)
+N_NUMBERS = 8
+PHASE, STEPS, ATTEMPTS, SOLVER, REASON, N_JACOBIANS, N_LOSSES = range(7)
+N_COUNTERS = 8
+
+
+@inner
+def padded(p):
+    """P rounded up to a multiple of four."""
+    return (p + 3) // 4 * 4
+
+
+@inner
+def _column_norms_and_gradient(ask, p, factor, rotated, norms, gradient):
+    """‖J_j‖ and Jᵀr."""
+    ld = padded(p)
+    all_zero(gradient)
+    if ask == NORMAL:
+        for j in range(p):
+            norms[j] = math.sqrt(factor[j * ld + j])
+            gradient[j] = rotated[j]
+    else:
+        column_norms(factor, p, ld, norms)
+        for i in range(p):
+            row, z = factor[i * ld :][:p], rotated[i]
+            for j in range(i, p):
+                gradient[j] += row[j] * z
+
+
+@inner
+def _solve(solver, p, damping, fraction, scale, factor, rotated, damped, step):
+    """That fraction of the step at one damping; without damping, of the one of least norm.
+
+    Returns the reduction of the sum of squares that it promises; −1 where Cholesky fails.
+    """
+    ld = padded(p)
+    if solver == NORMAL:
+        for i in range(p):
+            row, out = factor[i * ld :][:p], damped[i * ld :][:p]
+            for j in range(i + 1):
+                out[j] = row[j] / (scale[i] * scale[j])
+            out[i] += damping
+            step[i] = -rotated[i] / scale[i]
+        if not cholesky(damped, p, ld):
+            return -1.0
+        solve_lower(damped, p, ld, step)
+        inside = dot(step[:p], step[:p])
+        solve_lower_transposed(damped, p, ld, step)
+    else:
+        for i in range(p):
+            step[i] = -rotated[i]
+        if damping == 0:
+            inside = solve_least_norm(factor, p, ld, step)
+            for i in range(p):
+                step[i] *= scale[i]
+        else:
+            inside = solve_damped(factor, p, ld, scale, math.sqrt(damping), damped, step)
+    norm = dot(step[:p], step[:p])
+    for i in range(p):
+        step[i] = fraction * step[i] / scale[i]
+    return fraction * (2.0 - fraction) * inside + fraction * fraction * damping * norm
+
+
+@inner
+def _stop(counters, reason):
+    counters[REASON] = reason
+    counters[PHASE] = DONE
+    return DONE
+
+
+@inner
+def _ask(counters, phase):
+    counters[PHASE] = phase
+    if phase == LOSS:
+        counters[N_LOSSES] += 1
+    elif phase != READOUT:
+        counters[N_JACOBIANS] += 1
+    return phase
+
+
+@inner
+def _damp_more(numbers):
+    numbers[DAMPING] *= numbers[GROWTH]
+    numbers[GROWTH] *= 2.0
+
+
+@inner
+def _propose(p, limits, choices, state, counters, factor, rotated, damped):
+    """Try the next step: ask for its loss, or first for its read-out, or for QR, or give up."""
+    numbers = state[3 * p :]
+    theta, trial, scale = state[:p], state[p : 2 * p], state[2 * p : 3 * p]
+    step = np.empty(p)
+    auto = choices[0] == 2 and counters[SOLVER] == NORMAL
+    while True:
+        predicted = _solve(
+            counters[SOLVER], p, numbers[DAMPING], limits[5], scale, factor, rotated, damped, step
+        )
+        if predicted >= 0:
+            break
+        if auto:
+            counters[SOLVER] = QR
+            return _ask(counters, QR)
+        _damp_more(numbers)
+        counters[ATTEMPTS] += 1
+        if counters[ATTEMPTS] >= choices[2] or choices[4] == ALWAYS:
+            return _stop(counters, _NO_DESCENT)
+    moved = False
+    for i in range(p):
+        trial[i] = theta[i] + step[i]
+        moved = moved or trial[i] != theta[i]
+    if not moved and choices[4] != ALWAYS:
+        if auto:
+            counters[SOLVER] = QR
+            return _ask(counters, QR)
+        return _stop(counters, _XTOL)
+    numbers[PREDICTED] = predicted
+    return _ask(counters, READOUT if choices[3] > 0 else LOSS)
+
+
+@inner
+def _take_readout(p, choices, state, counters, factor, rotated, damped):
+    """Variable projection: solve the read-out of the trial, the last ``choices[3]`` parameters."""
+    n, ld = choices[3], padded(p)
+    first = p - n
+    trial, scale = state[p + first :][:n], state[2 * p + first :][:n]
+    corner = factor[first * ld + first :]
+    if counters[N_JACOBIANS] == 0:
+        column_scales(corner, n, ld, scale)
+    correction, root = np.empty(n), math.sqrt(state[3 * p + DAMPING])
+    copy(rotated[first:p], correction)
+    solve_damped(corner, n, ld, scale, root, damped, correction)
+    for i in range(n):
+        trial[i] -= correction[i] / scale[i]
+    if counters[N_JACOBIANS] > 0:
+        return _ask(counters, LOSS)
+    copy(state[p : 2 * p], state[:p])
+    return _ask(counters, counters[SOLVER])
+
+
+@inner
+def _take_jacobian(p, limits, choices, state, counters, history, factor, rotated, damped):
+    numbers, scale = state[3 * p :], state[2 * p : 3 * p]
+    sse = numbers[DELIVERED]
+    numbers[SSE] = sse
+    norms, gradient = np.empty(p), np.empty(p)
+    _column_norms_and_gradient(counters[PHASE], p, factor, rotated, norms, gradient)
+    slope = size = largest = 0.0
+    n_alpha = p - choices[3]
+    for j in range(n_alpha):
+        largest = max(largest, scale[j], norms[j])
+    for j in range(p):
+        if j < n_alpha:
+            # the floor holds where they are those θ_j that have next to no influence
+            scale[j] = max(scale[j], norms[j], limits[4] * largest)
+        else:
+            # outputs are linear in β: it needs no memory of where it was
+            scale[j] = norms[j]
+        if scale[j] == 0:
+            scale[j] = 1.0
+        if norms[j] > 0:
+            slope = max(slope, abs(gradient[j]) / norms[j])
+        size += gradient[j] * gradient[j]
+    numbers[GRADIENT] = 2.0 * math.sqrt(size)
+    history[2 * counters[STEPS]] = sse
+    history[2 * counters[STEPS] + 1] = numbers[GRADIENT]
+    if not (sse + size < math.inf):
+        return _stop(counters, _NOT_FINITE)
+    if sse == 0:
+        return _stop(counters, _ZERO)
+    if slope <= limits[2] * math.sqrt(sse):
+        return _stop(counters, _GTOL)
+    if counters[STEPS] >= choices[1]:
+        return _stop(counters, _MAX_STEPS)
+    counters[ATTEMPTS] = 0
+    return _propose(p, limits, choices, state, counters, factor, rotated, damped)
+
+
+@inner
+def _take_trial(p, state, counters, history):
+    numbers = state[3 * p :]
+    copy(state[p : 2 * p], state[:p])
+    counters[STEPS] += 1
+    numbers[SSE] = numbers[DELIVERED]
+    history[2 * counters[STEPS]] = numbers[DELIVERED]
+    history[2 * counters[STEPS] + 1] = math.nan
+
+
+@inner
+def _take_loss(p, limits, choices, state, counters, history, factor, rotated, damped):
+    numbers = state[3 * p :]
+    theta, trial, scale = state[:p], state[p : 2 * p], state[2 * p : 3 * p]
+    sse, new = numbers[SSE], numbers[DELIVERED]
+    if choices[4] == ALWAYS:
+        _take_trial(p, state, counters, history)
+        return _ask(counters, counters[SOLVER])
+    predicted = numbers[PREDICTED]
+    gain = (sse - new) / predicted if predicted > 0 else 0.0
+    accepted = gain > MIN_GAIN  # false for NaN
+    size = moved = 0.0
+    for i in range(p):
+        size += (scale[i] * theta[i]) ** 2
+        moved += (scale[i] * (trial[i] - theta[i])) ** 2
+    reason = 0
+    if abs(sse - new) <= limits[0] * sse and predicted <= limits[0] * sse and gain <= 2:
+        reason = _FTOL
+    elif math.sqrt(moved) <= limits[1] * math.sqrt(size):
+        reason = _XTOL
+    if accepted:
+        _take_trial(p, state, counters, history)
+        decrease = 1.0 - (2.0 * min(gain, 1.0) - 1.0) ** 3
+        numbers[DAMPING] *= max(FASTEST_DECREASE, decrease)
+        numbers[DAMPING] = max(numbers[DAMPING], MIN_DAMPING[counters[SOLVER]])
+        numbers[GROWTH] = 2.0
+    else:
+        _damp_more(numbers)
+        counters[ATTEMPTS] += 1
+        if reason == 0 and counters[ATTEMPTS] >= choices[2]:
+            reason = _NO_DESCENT
+    if reason != 0:
+        if choices[0] == 2 and counters[SOLVER] == NORMAL:
+            # what JᵀJ says of the end, QR has to confirm
+            counters[SOLVER] = QR
+            if not accepted:
+                numbers[DAMPING] *= 0.5 ** (counters[ATTEMPTS] * (counters[ATTEMPTS] + 1) // 2)
+                numbers[GROWTH] = 2.0
+        else:
+            return _stop(counters, reason)
+    elif not accepted:
+        return _propose(p, limits, choices, state, counters, factor, rotated, damped)
+    return _ask(counters, counters[SOLVER])
+
+
+@inner
+def advance(p, limits, choices, state, counters, history, factor, rotated, damped):
+    """Take what was asked for and say what is needed next: NORMAL, QR, LOSS, READOUT or DONE.
+
+    ``limits``: ftol, xtol, gtol, first damping, floor of the scale, fraction of a step that is
+    made. ``choices``: solver, max_steps, max_attempts, parameters of the read-out to project out
+    or 0, place in ``ACCEPT``. ``factor`` and ``rotated`` are those of the last Jacobian, and those
+    asked for where that was a read-out. ``history`` [max_steps + 1, 2]: sum of squares and
+    ‖∇‖ before every step.
+    """
+    if counters[PHASE] == START:
+        numbers = state[3 * p :]
+        numbers[DAMPING], numbers[GROWTH] = limits[3], 2.0
+        counters[SOLVER] = QR if choices[0] == 1 else NORMAL
+        if choices[3] > 0:
+            copy(state[:p], state[p : 2 * p])
+            return _ask(counters, READOUT)
+        return _ask(counters, counters[SOLVER])
+    if counters[PHASE] == DONE:
+        return DONE
+    if counters[PHASE] == READOUT:
+        return _take_readout(p, choices, state, counters, factor, rotated, damped)
+    if counters[PHASE] == LOSS:
+        return _take_loss(p, limits, choices, state, counters, history, factor, rotated, damped)
+    return _take_jacobian(p, limits, choices, state, counters, history, factor, rotated, damped)

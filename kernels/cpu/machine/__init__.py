@@ -1,0 +1,1 @@
+"""How kernels are compiled, kept, cut into pieces and run: no mathematics."""

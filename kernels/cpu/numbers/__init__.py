@@ -1,0 +1,1 @@
+"""The mathematics of single numbers: activations, sines, random words, orders, searches."""

@@ -1,0 +1,1 @@
+"""The subnet 1 → H → 1 of every number."""

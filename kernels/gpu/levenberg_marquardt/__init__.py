@@ -1,0 +1,1 @@
+"""Least squares by Levenberg and Marquardt."""

@@ -1,0 +1,391 @@
+"""Mathematics of one value: activations and their slopes, where ReLU switches, sines of turns."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def relu(z):
+    """max(z, 0) that keeps NaN, as PyTorch's does."""
+    return tl.where(z <= 0.0, 0.0, z)
+
+
+@triton.jit
+def steep_line(w, b):
+    """w and b times the power of two that brings the larger into [2^120, 2^121), 2^1000 in float64.
+
+    The line through the same zero, so steep that it leaves [0, 1] within a rounding of it.
+    """
+    largest = tl.maximum(tl.abs(w), tl.abs(b))
+    if w.dtype == tl.float64:
+        exponent = largest.to(tl.int64, bitcast=True) & 0x7FF0000000000000
+        power = exponent.to(tl.float64, bitcast=True)
+        power = tl.where(power == 0.0, 2.0**-1022, power)
+        return w / power * 2.0**1000, b / power * 2.0**1000
+    else:
+        exponent = largest.to(tl.int32, bitcast=True) & 0x7F800000
+        power = exponent.to(tl.float32, bitcast=True)
+        power = tl.where(power == 0.0, 2.0**-126, power)
+        return tl.div_rn(w, power) * 2.0**120, tl.div_rn(b, power) * 2.0**120
+
+
+@triton.jit
+def order_of_size(x):
+    """Unsigned integer in the order of |x| ≠ 0, with 0 at the very end: two instructions to watch
+    for the smallest."""
+    if x.dtype == tl.float64:
+        bits = x.to(tl.uint64, bitcast=True)
+    else:
+        bits = x.to(tl.uint32, bitcast=True)
+    # doubling drops the sign; 0 - 1 wraps around
+    return bits + bits - 1
+
+
+@triton.jit
+def is_tiny(smallest, COMPUTE: tl.constexpr):
+    """Whether an order_of_size is that of 0 < |x| < 2^-73, 2^-890 in float64."""
+    if tl.float64 == COMPUTE:
+        return smallest < 0x10A0000000000000 - 1
+    else:
+        return smallest < 0x36000000 - 1
+
+
+@triton.jit
+def step_above_zero(w, b, x):
+    """1 where w x + b > 0, else 0, for a steep_line: one fused operation that saturates.
+
+    The fused operation has the exact sign, so ties are exact: the step is 0 at w x + b = 0. Off the
+    zero |w x + b| is at least 2^-47 of |w x|, hence the line beyond 1, unless x is_tiny. NaN gives
+    0. The interpreter rounds the product first: right wherever a tie is between representable
+    numbers.
+    """
+    z = tl.fma(tl.zeros_like(x) + w, x, tl.zeros_like(x) + b)
+    return tl.minimum(tl.maximum(z, 0.0), 1.0)
+
+
+# sin(2πr) = r u S(u) with u = r² - 1/4, cos(2πr) = v C(v) with v = r² - 1/16, for |r| ≤ 1/2. With
+# the zeros factored out S and C are smooth and never vanish, so nothing cancels and the zeros come
+# out exact. Minimax fits (Remez) of the relative error, highest power first: 4.0e-9, 1.9e-10,
+# 8.0e-18 and 2.5e-19.
+SIN32 = tl.constexpr(
+    (
+        3.148785899327462, -10.105551952899171, 26.420523159671937, -42.97948920361874,
+        37.699128061349455, -12.566370563479234,
+    )
+)  # fmt: skip
+COS32 = tl.constexpr(
+    (
+        -1.4600891911080518, 7.166887265199968, -23.598965178551627, 52.435266565326145,
+        -71.39024499918517, 50.26548236368139, -12.566370612372456,
+    )
+)  # fmt: skip
+SIN64 = tl.constexpr(
+    (
+        0.0010040338432552238, -0.00943917429485421, 0.08013647110318188, -0.5347214550868115,
+        2.730737579192737, -10.221701847251042, 26.405949099217292, -42.98030166278018,
+        37.6991118430776, -12.566370614359172,
+    )
+)  # fmt: skip
+COS64 = tl.constexpr(
+    (
+        -0.0002906604947862778, 0.003559539430000583, -0.034088170039051104, 0.262192205198235,
+        -1.578394939072554, 7.1836006765501565, -23.599277757147206, 52.435181516557876,
+        -71.39024173629545, 50.26548245743669, -12.566370614359172,
+    )
+)  # fmt: skip
+
+
+@triton.jit
+def polynomial(u, COEFFICIENTS: tl.constexpr, DEGREE: tl.constexpr):
+    """Horner's rule, highest power first."""
+    y = tl.full((), COEFFICIENTS[0], u.dtype)
+    for i in tl.static_range(1, DEGREE + 1):
+        y = y * u + tl.full((), COEFFICIENTS[i], u.dtype)
+    return y
+
+
+@triton.jit
+def sin_turns(r):
+    """sin(2πr) for |r| ≤ 1/2, absolute error below 2e-7 in float32, 4e-16 in float64."""
+    u = tl.fma(r, r, tl.full(r.shape, -0.25, r.dtype))
+    if r.dtype == tl.float64:
+        return polynomial(u, SIN64, 9) * (r * u)
+    else:
+        return polynomial(u, SIN32, 5) * (r * u)
+
+
+@triton.jit
+def cos_turns(r):
+    """cos(2πr) for |r| ≤ 1/2, absolute error below 2e-7 in float32, 4e-16 in float64."""
+    v = tl.fma(r, r, tl.full(r.shape, -0.0625, r.dtype))
+    if r.dtype == tl.float64:
+        return polynomial(v, COS64, 10) * v
+    else:
+        return polynomial(v, COS32, 6) * v
+
+
+@triton.jit
+def reduce_turns(frequency, x, phase):
+    """frequency x + phase less its nearest integer, if |frequency x| < turns_limit, |phase| ≤ 1/2.
+
+    Adding 1.5 2^23 rounds to an integer; the second fused operation then subtracts that from the
+    exact product. Three instructions without a phase, and no rounding but the last.
+    """
+    MAGIC: tl.constexpr = 1.5 * 2.0**52 if x.dtype == tl.float64 else 1.5 * 2.0**23
+    magic = tl.full(x.shape, MAGIC, x.dtype)
+    f = tl.zeros_like(x) + frequency
+    if phase is None:
+        minus_nearest = magic - tl.fma(f, x, magic)
+        return tl.fma(f, x, minus_nearest)
+    else:
+        minus_nearest = magic - (tl.fma(f, x, tl.zeros_like(x) + phase) + magic)
+        return tl.fma(f, x, minus_nearest) + phase
+
+
+@triton.jit
+def reduce_turns_any(frequency, x, phase):
+    """As reduce_turns for any size, the product as a sum of two floats; NaN where infinite."""
+    f = tl.zeros_like(x) + frequency
+    high = f * x
+    low = tl.fma(f, x, -high)
+    r = (high - tl.floor(high + 0.5)) + (low - tl.floor(low + 0.5))
+    if phase is not None:
+        r += phase
+    return r - tl.floor(r + 0.5)
+
+
+@triton.jit
+def turns_limit(COMPUTE: tl.constexpr):
+    """Bound on |frequency x| in reduce_turns: beyond, 1.5 2^23 + turns leaves its binade."""
+    return 2.0**51 if COMPUTE.is_fp64() else 2.0**22
+
+
+# The activations, as in kernels/cpu/numbers/activations.py, where their formulas and sources are:
+# highest power first (expm1(r) − r)/r², (sin(r) − r)/r³ and (cos(r) − 1)/r² in r², and the normal
+# distribution's tail.
+EXPM1_32 = tl.constexpr(
+    (
+        0.001388252388344553, 0.008366527261742127, 0.04166720000320687, 0.1666654357140137,
+        0.4999999815325453,
+    )
+)  # fmt: skip
+EXPM1_64 = tl.constexpr(
+    (
+        2.5053764049846818e-08, 2.7626051544728583e-07, 2.755740761383262e-06,
+        2.4801505241322302e-05, 0.0001984126971889376, 0.001388888893159006, 0.008333333333389615,
+        0.04166666666657669, 0.16666666666666588, 0.5000000000000006,
+    )
+)  # fmt: skip
+SINE_32 = tl.constexpr(
+    (
+        2.6057203887227573e-06, -0.00019809577117714018, 0.008333065916662948,
+        -0.16666659538634268,
+    )
+)  # fmt: skip
+SINE_64 = tl.constexpr(
+    (
+        2.721139402253894e-15, -7.642988179987621e-13, 1.605893958140505e-10,
+        -2.5052106870380036e-08, 2.755731921111143e-06, -0.00019841269841209072,
+        0.008333333333333194, -0.16666666666666666,
+    )
+)  # fmt: skip
+COSINE_32 = tl.constexpr(
+    (
+        -2.607652865398274e-07, 2.476185504076451e-05, -0.001388840293345846, 0.04166664068704635,
+        -0.4999999954867055,
+    )
+)  # fmt: skip
+COSINE_64 = tl.constexpr(
+    (
+        4.610228090537871e-14, -1.146303331803249e-11, 2.087656751757534e-09,
+        -2.755731652097437e-07, 2.4801587279104804e-05, -0.0013888888888785409,
+        0.04166666666666436, -0.49999999999999983,
+    )
+)  # fmt: skip
+TAIL_32 = tl.constexpr(
+    (
+        -0.00013419614142717287, 0.00017465772274689935, 0.001568405573557619,
+        -0.003510210430137927, -0.007524002459815139, 0.06040348947020177, -0.18652365672425972,
+        0.38713691653210885, -0.6078965798522489, 0.7552851352504331,
+    )
+)  # fmt: skip
+TAIL_64 = tl.constexpr(
+    (
+        -1.2257424158756838e-09, -4.02466981486992e-10, 1.4681924971367667e-08,
+        1.6279874541936842e-08, -7.723697698378097e-08, -1.5689203073773987e-07,
+        2.641097287042109e-07, 1.0220966623805972e-06, -6.251633630187272e-07,
+        -5.920128892855073e-06, 7.149371407921805e-07, 3.51446063704206e-05,
+        -1.907831499558725e-06, -0.0002310949109557563, 0.00013334424618684825,
+        0.0016308184541486983, -0.0034796923613636286, -0.007540188966493354, 0.06039657489065374,
+        -0.1865218579596636, 0.3871374007422197, -0.6078966419718921, 0.7552851304157515,
+    )
+)  # fmt: skip
+
+
+@triton.jit
+def exponential(x):
+    """e^x and e^x - 1 for x ≤ 0 to two ulps, subnormal results included."""
+    FP64: tl.constexpr = x.dtype == tl.float64
+    if FP64:
+        x = tl.where(x < -748.0, -748.0, x)
+        magic = tl.full(x.shape, 1.5 * 2.0**52, tl.float64)
+        shifted = tl.fma(x, tl.full(x.shape, 1.4426950408889634, tl.float64), magic)
+        n = shifted - magic
+        r = tl.fma(n, tl.full(x.shape, -0.6931471803691238, tl.float64), x)
+        r = tl.fma(n, tl.full(x.shape, -1.9082149292705877e-10, tl.float64), r)
+        m = tl.fma(r * r, polynomial(r, EXPM1_64, 9), r)
+        # the last bits of `shifted` are n; 512 keeps the exponent normal, and is taken back last
+        power = ((shifted.to(tl.int64, bitcast=True) + (1023 + 512)) << 52).to(
+            tl.float64, bitcast=True
+        )
+        lower = power * 2.0**-512
+        return tl.fma(power, m, power) * 2.0**-512, tl.fma(lower, m, lower - 1.0)
+    else:
+        x = tl.where(x < -106.0, -106.0, x)
+        magic = tl.full(x.shape, 1.5 * 2.0**23, tl.float32)
+        shifted = tl.fma(x, tl.full(x.shape, 1.4426950408889634, tl.float32), magic)
+        n = shifted - magic
+        r = tl.fma(n, tl.full(x.shape, -0.693145751953125, tl.float32), x)
+        r = tl.fma(n, tl.full(x.shape, -1.4286068203094173e-06, tl.float32), r)
+        m = tl.fma(r * r, polynomial(r, EXPM1_32, 4), r)
+        power = ((shifted.to(tl.int32, bitcast=True) + (127 + 64)) << 23).to(
+            tl.float32, bitcast=True
+        )
+        lower = power * 2.0**-64
+        return tl.fma(power, m, power) * 2.0**-64, tl.fma(lower, m, lower - 1.0)
+
+
+@triton.jit
+def normal_tail(z):
+    """Φ(-|z|) and the density φ(z) of the normal distribution."""
+    a = tl.abs(z)
+    if z.dtype == tl.float64:
+        a = tl.where(a > 40.0, 40.0, a)
+    else:
+        a = tl.where(a > 15.0, 15.0, a)
+    square = a * a
+    rest = tl.fma(a, a, -square)
+    e, _ = exponential(-0.5 * square)
+    e -= 0.5 * rest * e
+    inverse = 1.0 / (a + 4.0)
+    t = 1.0 - 8.0 * inverse
+    if z.dtype == tl.float64:
+        smooth = polynomial(t, TAIL_64, 22)
+    else:
+        smooth = polynomial(t, TAIL_32, 9)
+    return e * (inverse * smooth), e * 0.3989422804014327
+
+
+@triton.jit
+def reduce_radians(z):
+    """z less the nearest multiple n π, |r| ≤ π/2, and (-1)^n.
+
+    For |z| below 2^22 in float32, 2^51 in float64; beyond, where neighbours lie half a radian
+    apart, r is bounded, no more.
+    """
+    if z.dtype == tl.float64:
+        magic = tl.full(z.shape, 1.5 * 2.0**52, tl.float64)
+        shifted = tl.fma(z, tl.full(z.shape, 0.3183098861837907, tl.float64), magic)
+        n = shifted - magic
+        r = tl.fma(n, tl.full(z.shape, -3.141592653589793, tl.float64), z)
+        r = tl.fma(n, tl.full(z.shape, -1.2246467991473532e-16, tl.float64), r)
+        r = tl.fma(n, tl.full(z.shape, 2.9947698097183397e-33, tl.float64), r)
+        odd = (shifted.to(tl.int64, bitcast=True) & 1) != 0
+    else:
+        magic = tl.full(z.shape, 1.5 * 2.0**23, tl.float32)
+        shifted = tl.fma(z, tl.full(z.shape, 0.3183098861837907, tl.float32), magic)
+        n = shifted - magic
+        r = tl.fma(n, tl.full(z.shape, -3.1415927410125732, tl.float32), z)
+        r = tl.fma(n, tl.full(z.shape, 8.742277657347586e-08, tl.float32), r)
+        r = tl.fma(n, tl.full(z.shape, 3.4302490e-15, tl.float32), r)
+        odd = (shifted.to(tl.int32, bitcast=True) & 1) != 0
+    r = tl.where(r > 1.5708, 1.5708, r)
+    r = tl.where(r < -1.5708, -1.5708, r)
+    return r, tl.where(odd, -1.0, 1.0).to(z.dtype)
+
+
+@triton.jit
+def identity(z):
+    return z, tl.full(z.shape, 1.0, z.dtype)
+
+
+@triton.jit
+def relu_pair(z):
+    return relu(z), tl.where(z <= 0.0, 0.0, 1.0).to(z.dtype)
+
+
+@triton.jit
+def times_slope(value, slope, ACT: tl.constexpr):
+    """value σ'(z); of an inactive ReLU 0 whatever the value, as in PyTorch."""
+    if relu_pair == ACT:
+        return tl.where(slope == 0.0, 0.0, value)
+    else:
+        return value * slope
+
+
+@triton.jit
+def preactivation(x, w1, b1):
+    """w1 x + b1 with one rounding: the sign is exact, so ties of ReLU are."""
+    return tl.fma(tl.broadcast_to(w1, x.shape), x, tl.broadcast_to(b1, x.shape))
+
+
+@triton.jit
+def leaky_relu(z):
+    # a bare 0.01 would be a float32
+    slope = tl.where(z > 0.0, tl.full(z.shape, 1.0, z.dtype), tl.full(z.shape, 0.01, z.dtype))
+    return slope * z, slope
+
+
+@triton.jit
+def sigmoid(z):
+    e, _ = exponential(-tl.abs(z))
+    inverse = 1.0 / (1.0 + e)
+    small = e * inverse
+    return tl.where(z < 0.0, small, inverse), small * inverse
+
+
+@triton.jit
+def tanh(z):
+    e, m = exponential(-2.0 * tl.abs(z))
+    inverse = 1.0 / (2.0 + m)
+    t = m * inverse
+    return tl.where(z < 0.0, t, -t), 4.0 * e * inverse * inverse
+
+
+@triton.jit
+def silu(z):
+    s, ds = sigmoid(z)
+    return z * s, z * ds + s
+
+
+@triton.jit
+def gelu(z):
+    tail, density = normal_tail(z)
+    p = tl.where(z < 0.0, tail, 1.0 - tail)
+    return z * p, z * density + p
+
+
+@triton.jit
+def sin(z):
+    r, sign = reduce_radians(z)
+    q = r * r
+    if z.dtype == tl.float64:
+        s = polynomial(q, SINE_64, 7)
+        c = polynomial(q, COSINE_64, 7)
+    else:
+        s = polynomial(q, SINE_32, 3)
+        c = polynomial(q, COSINE_32, 4)
+    return sign * (r + r * q * s), sign * (1.0 + q * c)
+
+
+ACTIVATIONS = {
+    "relu": relu_pair,
+    "leaky_relu": leaky_relu,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+    "silu": silu,
+    "gelu": gelu,
+    "sin": sin,
+    "identity": identity,
+}
+"""By name: the function of a tile z that gives σ(z) and σ'(z); what is not used costs nothing."""
