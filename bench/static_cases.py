@@ -43,7 +43,7 @@ def cases():
     h = 14
     elementwise, additive, backward, sine = (
         partial(Case, module)
-        for module in ("elementwise_mlp", "additive_mlp", "subnet.backward", "sine_sum")
+        for module in ("elementwise_mlp", "additive_mlp", "subnet.additive_bwd", "sine_sum")
     )
     hidden = {"N_HIDDEN": h}
     one_out = {"n_out": 1, "dy_row_stride": 1, "ONE_OUT": True, "BLOCK_IN": 64, "BLOCK_OUT": 1}

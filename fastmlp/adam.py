@@ -112,7 +112,7 @@ class _Group:
         tables = (table.buffer_info()[0] for table in (self._places, sizes, self._numbers))
         self._arguments = dtype, len(params), *tables
         every_size, every_stride = [[*t.shape] for t in tensors], [[*t.stride()] for t in tensors]
-        self._kernels = backends.launchers("numba", "optimizers")
+        self._kernels = backends.launchers("numba", "training.optimizers")
         guards = boundary.guards_of(tensors, every_size, every_stride)
         self._check = _no_check if guards is None else guards.check
         return True

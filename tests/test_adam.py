@@ -28,7 +28,7 @@ def pair(request):
 @pytest.fixture
 def kernel_steps(monkeypatch):
     """Counts the calls of the kernel."""
-    kernels = backends.launchers("numba", "optimizers")
+    kernels = backends.launchers("numba", "training.optimizers")
     calls = []
     run = kernels.adam_steps
 

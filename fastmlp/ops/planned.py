@@ -122,7 +122,7 @@ class _Pattern:
 
     def launch(self, tensors, launcher, *arguments, **keywords):
         """What the launcher returns, recorded at its first call."""
-        recorder = backends.launchers("triton", "plans")
+        recorder = backends.launchers("triton", "machine.plans")
         if self._is_recorded or recorder.is_hooked():
             return launcher(*arguments, **keywords)
         self._is_recorded = True

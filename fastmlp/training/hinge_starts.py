@@ -130,7 +130,7 @@ def _readouts(knots, slope, x, sums, centre):
     Between two knots the net is a line: two rows stand for all that are there, one for the value
     at their mean and one for the slope.
     """
-    linalg_least_squares = backends.launchers("numba", "linalg").linalg_least_squares
+    linalg_least_squares = backends.launchers("numba", "numbers.linalg").linalg_least_squares
     n_sets, n_units = knots.shape
     cuts = torch.zeros(n_sets, n_units + 2, dtype=torch.int64, device="cpu")
     cuts[:, 1:-1] = torch.searchsorted(x, knots.flatten(), right=True).view(n_sets, n_units)

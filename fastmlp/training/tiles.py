@@ -31,7 +31,7 @@ class Runs:
     """The state of many runs, as `kernels/cpu/levenberg_marquardt/solver.py` wants it in memory."""
 
     def __init__(self, starts, settings, max_steps, n_readout=0):
-        self.kernels = kernels = backends.launchers("numba", "levenberg_marquardt")
+        self.kernels = kernels = backends.launchers("numba", "levenberg_marquardt.solver")
         n_runs, self.p = starts.shape
         real = {"dtype": torch.float64, "device": "cpu"}
         self.state = torch.zeros(n_runs, 3 * self.p + kernels.N_NUMBERS, **real)

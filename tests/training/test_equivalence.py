@@ -198,8 +198,8 @@ def test_triton_has_every_optimizer_and_loss(optimizer, loss):
     "name", ["additive_mlp_two_outputs", "additive_mlp_per_feature", "mlp", "sine_sum_all"]
 )
 def test_triton_walks_over_the_tiles_of_a_batch(name, monkeypatch):
-    models = pytest.importorskip("fastmlp.kernels.gpu.training.models")
-    monkeypatch.setattr(models, "TILE", 512)
+    verbs = pytest.importorskip("fastmlp.kernels.gpu.machine.verbs")
+    monkeypatch.setattr(verbs, "TILE", 512)
     # an MLP takes 32 rows at a time
     options = {"x_shape": (43, 3), "batch_size": 40, "shuffle": False}
     assert_follows_the_torch_loop("triton", MODELS[name], epochs=TRITON_EPOCHS, **options)

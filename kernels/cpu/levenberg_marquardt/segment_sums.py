@@ -14,7 +14,7 @@ import numpy as np
 from ..machine.jit import inner
 from ..numbers.block_activations import LEAKY_RELU
 from ..numbers.linalg import add_gram, add_products, dot, fold
-from .models import TILE
+from ..numbers.tile import TILE
 
 N_SUMS = 6
 """Of w, w·x, w·y, w·x², w·x·y, w·y², with the weights w of the rows, x and y centred."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..machine.jit import array_at, copy, inner, kernel
 from ..numbers.linalg import add_gram, add_products, all_zero, dot, fold
-from .models import TILE, forward, jacobian, sizes, workspace_rows
+from ..numbers.tile import TILE
+from .models import forward, jacobian, sizes, workspace_rows
 from .segment_sums import N_SUMS, evaluate_segments
 from .steps import (  # noqa: F401  callers read a state by these names
     DAMPING,

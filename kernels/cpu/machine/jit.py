@@ -154,6 +154,10 @@ class _Callback(CFunc):
                 self._cache.release()
 
 
+DTYPES = {np.float32: torch.float32, np.float64: torch.float64}
+"""The compute dtypes, by what a kernel calls them."""
+
+
 def entry(build):
     """Make the entry points of one kernel: a dict from compute dtype to compiled function.
 
@@ -161,10 +165,7 @@ def entry(build):
         build: Function of the NumPy scalar type that returns the Python function to compile. The
             function takes integers (addresses, sizes) and floats only.
     """
-    return {
-        torch.float32: kernel(build(np.float32)),
-        torch.float64: kernel(build(np.float64)),
-    }
+    return {dtype: kernel(build(real)) for real, dtype in DTYPES.items()}
 
 
 def kernel(function):
@@ -227,6 +228,18 @@ def copy(source, target):
     """target[:] = source, which would compile two seconds of messages about shapes."""
     for i in range(source.size):
         target[i] = source[i]
+
+
+@inner
+def address(a):
+    """Where an array begins; 0 for an empty one."""
+    return np.int64(a.ctypes.data) if a.size > 0 else np.int64(0)
+
+
+@inner
+def add(sums, grad, real):
+    for i in range(grad.size):
+        grad[i] += real(sums[i])
 
 
 @intrinsic

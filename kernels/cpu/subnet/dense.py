@@ -49,7 +49,7 @@ def _draw_unit(seed, place, k, p, n, words, scratch, real):
 
 
 @entry
-def _fwd(real):
+def forward(real):
     add_unit, _ = chosen_unit(real)
 
     def dense_fwd(
@@ -114,7 +114,7 @@ def _fwd(real):
 
 
 @entry
-def _bwd(real):
+def backward(real):
     _, add_unit_gradients = chosen_unit(real)
 
     def dense_bwd(
@@ -253,7 +253,7 @@ def dense_fwd(x, fc1_weight, *arguments):
         y = x.new_empty(x.shape, dtype=dtype)
     else:
         y = x.new_empty(n_rows, n_out, dtype=dtype)
-    kernels = _fwd if fc1_weight.dim() == 2 else stacked._fwd
+    kernels = forward if fc1_weight.dim() == 2 else stacked.forward
     run(
         kernels[compute],
         n_rows,
@@ -280,7 +280,7 @@ def dense_bwd(dy, x, fc1_weight, *arguments, needs):
         sizes = (*sizes[:4], 0, 0)
     need_dx, *needs = needs
     dx = torch.empty_like(tensors[1], dtype=x.dtype) if need_dx else None
-    kernels = _bwd if fc1_weight.dim() == 2 else stacked._bwd
+    kernels = backward if fc1_weight.dim() == 2 else stacked.backward
     gradients = run_summed(
         kernels[compute],
         n_rows,

@@ -81,7 +81,7 @@ def _lane_chunk(n_in, j, size):
 
 
 @entry
-def _fwd(real):
+def forward(real):
     add_unit, _ = chosen_unit(real)
     add_relu_units, _ = relu_units(real)
 
@@ -158,7 +158,7 @@ def _fwd(real):
 
 
 @entry
-def _bwd(real):
+def backward(real):
     _, add_unit_gradients = chosen_unit(real)
     _, add_relu_units = relu_units(real)
 

@@ -101,3 +101,47 @@ def sum_features(acc, BLOCK_OUT: tl.constexpr):
         return tl.sum(acc, axis=1)[:, None]
     else:
         return tl.sum(acc, axis=1)
+
+
+@triton.jit
+def put(out_ptr, column, places, stride, values):
+    """Write one column of the Jacobian, values [rows]."""
+    tl.store(out_ptr + tl.cast(column, tl.int64) * stride + places, values)
+
+
+@triton.jit
+def put_columns(out_ptr, columns, known, places, stride, values):
+    """Write those of some columns that are ``known``, values [rows, columns]."""
+    at = columns.to(tl.int64)[None, :] * stride + places[:, None]
+    tl.store(out_ptr + at, values, mask=known[None, :])
+
+
+@triton.jit
+def append(items, item):
+    """A tuple with one item more."""
+    # Triton has no starred expressions
+    return items + (item,)  # noqa: RUF005
+
+
+@triton.jit
+def tile_size(left, most):
+    """min(left, most) in 32 bits, so that masks cost one compare; keeps what divides both."""
+    return tl.where(left < most, left, most).to(tl.int32)
+
+
+@triton.jit
+def zero_tiles(like, UNITS: tl.constexpr):
+    """One tile of zeros per unit."""
+    tiles = ()
+    for _ in tl.static_range(UNITS):
+        tiles = append(tiles, tl.zeros_like(like))
+    return tiles
+
+
+@triton.jit
+def load_scalar(ptr, k, inside, COMPUTE: tl.constexpr):
+    """One parameter; 0 where it is absent or ``inside`` is false."""
+    if ptr is None:
+        return tl.zeros((), COMPUTE)
+    else:
+        return tl.cast(tl.load(ptr + k, mask=inside, other=0.0), COMPUTE)

@@ -389,3 +389,13 @@ ACTIVATIONS = {
     "identity": identity,
 }
 """By name: the function of a tile z that gives σ(z) and σ'(z); what is not used costs nothing."""
+
+
+@triton.jit
+def activate(z, ACT: tl.constexpr, SLOPE: tl.constexpr):
+    """σ(z) and σ'(z); ``SLOPE`` is that of leaky ReLU below 0."""
+    if leaky_relu == ACT:
+        slope = tl.where(z > 0.0, tl.full(z.shape, 1.0, z.dtype), tl.full(z.shape, SLOPE, z.dtype))
+        return slope * z, slope
+    else:
+        return ACT(z)

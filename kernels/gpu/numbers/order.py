@@ -80,3 +80,19 @@ def rows_of(positions, stop, keys, n_rows, SHUFFLE: tl.constexpr):
         return rows.to(tl.int64)
     else:
         return positions.to(tl.int64)
+
+
+@triton.jit
+def find(
+    items, first, stop, keys, n_rows, weight_ptr,
+    PER_ROW: tl.constexpr, SHUFFLE: tl.constexpr, COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """Where the items of a batch are in x and y, which of them there are, and their weights."""
+    positions = first + items // PER_ROW
+    inside = positions < stop
+    rows = rows_of(positions, stop, keys, n_rows, SHUFFLE)
+    if weight_ptr is None:
+        weight = inside.to(COMPUTE)
+    else:
+        weight = tl.load(weight_ptr + rows, mask=inside, other=0.0)
+    return rows * PER_ROW + items % PER_ROW, inside, weight

@@ -11,29 +11,8 @@ null pointer, None. Three forms of the same function:
 import triton
 import triton.language as tl
 
+from ..machine.tiles import append, load_scalar
 from ..numbers.activations import relu, steep_line, step_above_zero
-
-
-@triton.jit
-def append(items, item):
-    """A tuple with one item more."""
-    # Triton has no starred expressions
-    return items + (item,)  # noqa: RUF005
-
-
-@triton.jit
-def tile_size(left, most):
-    """min(left, most) in 32 bits, so that masks cost one compare; keeps what divides both."""
-    return tl.where(left < most, left, most).to(tl.int32)
-
-
-@triton.jit
-def load_scalar(ptr, k, inside, COMPUTE: tl.constexpr):
-    """One parameter; 0 where it is absent or ``inside`` is false."""
-    if ptr is None:
-        return tl.zeros((), COMPUTE)
-    else:
-        return tl.cast(tl.load(ptr + k, mask=inside, other=0.0), COMPUTE)
 
 
 @triton.jit
@@ -137,15 +116,6 @@ def steep_units(
         weights = append(weights, weight)
         biases = append(biases, bias)
     return weights, biases, size < float("inf")
-
-
-@triton.jit
-def zero_tiles(like, UNITS: tl.constexpr):
-    """One tile of zeros per unit."""
-    tiles = ()
-    for _ in tl.static_range(UNITS):
-        tiles = append(tiles, tl.zeros_like(like))
-    return tiles
 
 
 @triton.jit

@@ -3,10 +3,18 @@
 import triton
 import triton.language as tl
 
-from ..machine.tiles import load_column, load_row, load_tile, load_upstream, sum_column
+from ..machine.tiles import (
+    append,
+    load_column,
+    load_row,
+    load_tile,
+    load_upstream,
+    sum_column,
+    tile_size,
+    zero_tiles,
+)
 from ..numbers.activations import preactivation, relu_pair, times_slope
 from ..numbers.philox import load_key, philox
-from .canonical import append, tile_size, zero_tiles
 from .dense_units import (
     drop,
     first_words,

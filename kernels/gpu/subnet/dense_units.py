@@ -8,9 +8,9 @@ are matrices of units x features, so that neighbouring features lie side by side
 import triton
 import triton.language as tl
 
+from ..machine.tiles import load_scalar
 from ..numbers.activations import preactivation, times_slope
 from ..numbers.philox import mask, philox
-from .canonical import load_scalar
 
 
 @triton.jit

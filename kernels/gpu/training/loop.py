@@ -46,32 +46,6 @@ def is_finite(value):
 
 
 @triton.jit
-def loss_and_slope(y_hat, y, LOSS: tl.constexpr):
-    """ℓ(ŷ, y) and ∂ℓ/∂ŷ; Huber's δ is 1."""
-    d = y_hat - y
-    if LOSS == "mse" or LOSS == "sse":
-        return d * d, d + d
-    elif LOSS == "l1":
-        # NaN stays NaN, 0 stays 0
-        return tl.abs(d), tl.where(d > 0.0, 1.0, tl.where(d < 0.0, -1.0, d))
-    elif LOSS == "huber":
-        far = tl.abs(d) > 1.0
-        slope = tl.where(far, tl.where(d > 0.0, 1.0, -1.0), d)
-        return tl.where(far, tl.abs(d) - 0.5, 0.5 * d * d), slope
-    else:
-        t = tl.exp(-tl.abs(y_hat))
-        slope = tl.where(y_hat >= 0.0, 1.0, t) / (1.0 + t) - y
-        return tl.where(y_hat >= 0.0, y_hat, y_hat * 0.0) - y_hat * y + log1p(t), slope
-
-
-@triton.jit
-def log1p(t):
-    """log(1 + t) for 0 ≤ t ≤ 1 with small t right: log(u)·t/(u − 1), u = 1 + t rounded."""
-    u = 1.0 + t
-    return tl.where(u == 1.0, t, tl.log(u) * (t / tl.where(u == 1.0, 1.0, u - 1.0)))
-
-
-@triton.jit
 def sgd(p, g, m, v, hyper_ptr, lr, updates, power1, power2, COMPUTE: tl.constexpr):
     """torch.optim.SGD: its buffer starts as the first gradient."""
     g += tl.load(hyper_ptr).to(COMPUTE) * p

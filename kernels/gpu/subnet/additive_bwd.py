@@ -3,18 +3,25 @@
 import triton
 import triton.language as tl
 
-from ..machine.tiles import load_column, load_pair, load_row, load_tile, load_upstream, sum_column
+from ..machine.tiles import (
+    load_column,
+    load_pair,
+    load_row,
+    load_scalar,
+    load_tile,
+    load_upstream,
+    sum_column,
+    tile_size,
+    zero_tiles,
+)
 from ..numbers.activations import is_tiny, order_of_size
 from .canonical import (
     add_active,
     dense_slope,
     dense_value,
-    load_scalar,
     steep_units,
     store_unit_gradients,
-    tile_size,
     unit_terms,
-    zero_tiles,
 )
 
 

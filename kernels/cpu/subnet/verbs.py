@@ -1,0 +1,186 @@
+"""The verbs of subnets for whole training runs: see `training/models.py`.
+
+Where a block has many numbers they are those of the ops, whose loops run over numbers. Where it has
+a few, the loops here run over the units.
+"""
+
+from functools import partial
+
+import numpy as np
+
+from ..machine.jit import DTYPES, add, address, inner
+from ..numbers.blocks import FEW
+from . import additive, dense, elementwise, stacked
+from .canonical import plain_gradients, plain_value
+
+
+@inner
+def _subnet_parts(theta, n_hidden, bias):
+    """fc1.weight, fc1.bias, fc2.weight, fc2.bias and what follows; absent biases are empty."""
+    w, rest = theta[:n_hidden], theta[n_hidden:]
+    b, rest = rest[: n_hidden * bias], rest[n_hidden * bias :]
+    v, rest = rest[:n_hidden], rest[n_hidden:]
+    return w, b, v, rest[:bias], rest[bias:]
+
+
+def subnet_forward(real):
+    op = elementwise.forward[DTYPES[real]]
+
+    @inner
+    def elementwisemlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
+        n_hidden, bias = sizes[0], sizes[1]
+        w, b, v, d, _ = _subnet_parts(theta, n_hidden, bias)
+        if x.size < FEW and bias:
+            for e in range(x.size):
+                y[e] = plain_value(x[e], w, b, v, d[0], real)
+            return
+        addresses = address(x), address(w), address(b), address(v), address(d)
+        op(*addresses, n_hidden, address(y), 0, x.size)
+
+    return elementwisemlp_forward
+
+
+def subnet_backward(real):
+    op = elementwise.backward[DTYPES[real]]
+
+    @inner
+    def elementwisemlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
+        n_hidden, bias = sizes[0], sizes[1]
+        w, b, v, _, _ = _subnet_parts(theta, n_hidden, bias)
+        sums = np.zeros(3 * n_hidden + 1, np.float64)
+        if x.size < FEW and bias:
+            for e in range(x.size):
+                plain_gradients(x[e], dy[e], w, b, v, sums, real)
+        else:
+            addresses = address(x), address(w), address(b), address(v)
+            op(address(dy), *addresses, n_hidden, 0, address(sums), 0, 0, 0, 0, 0, x.size)
+        if bias:
+            add(sums, grad, real)
+        else:
+            add(sums[:n_hidden], grad[:n_hidden], real)
+            add(sums[2 * n_hidden : 3 * n_hidden], grad[n_hidden:], real)
+
+    return elementwisemlp_backward
+
+
+def additive_forward(real):
+    op = additive.forward[DTYPES[real]]
+
+    @inner
+    def additivemlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
+        n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
+        w, b, v, d, rest = _subnet_parts(theta, n_hidden, bias)
+        addresses = address(x), address(w), address(b), address(v), address(d)
+        readout, c = address(rest), address(rest[n_in * n_out :])
+        op(*addresses, readout, c, n_hidden, n_in, n_out, address(y), 0, x.size // n_in)
+
+    return additivemlp_forward
+
+
+def additive_backward(real):
+    op = additive.backward[DTYPES[real]]
+
+    @inner
+    def additivemlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
+        n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
+        w, b, v, d, rest = _subnet_parts(theta, n_hidden, bias)
+        at_readout = 3 * n_hidden + 1
+        sums = np.empty(at_readout + n_in * n_out + n_out, np.float64)
+        addresses = address(x), address(w), address(b), address(v), address(d)
+        op(
+            address(dy), *addresses, address(rest), n_hidden, n_in, n_out,
+            0, address(sums), 0, 0, 0, 0, 0, 0, 0, x.size // n_in,
+        )  # fmt: skip
+        if bias:
+            add(sums, grad, real)
+        else:
+            add(sums[:n_hidden], grad[:n_hidden], real)
+            add(sums[2 * n_hidden : 3 * n_hidden], grad[n_hidden : 2 * n_hidden], real)
+            add(sums[at_readout:], grad[2 * n_hidden :], real)
+
+    return additivemlp_backward
+
+
+@inner
+def _dense_parts(theta, sizes):
+    """As _subnet_parts, for subnets that may be stacked: one for each feature."""
+    n_hidden, bias, n_in, stacked = sizes[0], sizes[1], sizes[2], sizes[5]
+    n_nets = n_in if stacked != 0 else 1
+    w, rest = theta[: n_nets * n_hidden], theta[n_nets * n_hidden :]
+    b, rest = rest[: n_nets * n_hidden * bias], rest[n_nets * n_hidden * bias :]
+    v, rest = rest[: n_nets * n_hidden], rest[n_nets * n_hidden :]
+    return w, b, v, rest[: n_nets * bias], rest[n_nets * bias :]
+
+
+@inner
+def _dense_place(x, n_rows, n_in, place, constants):
+    """The index of the block's first row, as the masks have it; 0 where there are no masks."""
+    drops = place >= 0 and constants[0] + constants[1] + constants[2] > 0
+    return (place * (x.size // n_in // n_rows) if drops else 0), drops
+
+
+def _dense_forward(ops, real):
+    op = ops.forward[DTYPES[real]]
+
+    @inner
+    def dense_verb_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
+        n_hidden, n_in, n_out = sizes[0], sizes[2], sizes[3]
+        w, b, v, d, rest = _dense_parts(theta, sizes)
+        first, drops = _dense_place(x, n_rows, n_in, place, constants)
+        on = 1.0 if drops else 0.0
+        key = np.empty(1, np.int64)
+        key[0] = seed
+        readout = rest if sizes[6] != 0 else rest[:0]
+        c = rest[n_in * n_out :] if sizes[6] != 0 else rest[:0]
+        arguments = (
+            address(x) - first * n_in * x.itemsize, address(w), address(b), address(v),
+            address(d), address(readout), address(c), address(key) if drops else np.int64(0),
+            sizes[4], on * constants[0], on * constants[1], on * constants[2],
+            n_hidden, n_in, n_out, address(y) - first * n_out * x.itemsize,
+            first, first + x.size // n_in,
+        )  # fmt: skip
+        op(*arguments)
+        key[0] = 0  # keeps it until here
+
+    return dense_verb_forward
+
+
+def _dense_backward(ops, real):
+    op = ops.backward[DTYPES[real]]
+
+    @inner
+    def dense_verb_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
+        n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
+        w, b, v, d, rest = _dense_parts(theta, sizes)
+        first, drops = _dense_place(x, n_rows, n_in, place, constants)
+        on = 1.0 if drops else 0.0
+        key = np.empty(1, np.int64)
+        key[0] = seed
+        readout = rest if sizes[6] != 0 else rest[:0]
+        n_nets = n_in if sizes[5] != 0 else 1
+        at_readout = n_nets * (3 * n_hidden + 1)
+        sums = np.empty(at_readout + (n_in + 1) * n_out * sizes[6], np.float64)
+        arguments = (
+            address(dy) - first * n_out * x.itemsize, address(x) - first * n_in * x.itemsize,
+            address(w), address(b), address(v), address(d), address(readout),
+            address(key) if drops else np.int64(0), sizes[4],
+            on * constants[0], on * constants[1], on * constants[2], n_hidden, n_in, n_out,
+            0, address(sums), 0, 0, 0, 0, 0, 0, first, first + x.size // n_in,
+        )  # fmt: skip
+        op(*arguments)
+        key[0] = 0  # keeps it until here
+        if bias:
+            add(sums, grad, real)
+        else:
+            n = w.size
+            add(sums[:n], grad[:n], real)
+            add(sums[2 * n : 3 * n], grad[n : 2 * n], real)
+            add(sums[at_readout:], grad[2 * n :], real)
+
+    return dense_verb_backward
+
+
+dense_forward, dense_backward = partial(_dense_forward, dense), partial(_dense_backward, dense)
+stacked_forward = partial(_dense_forward, stacked)
+stacked_backward = partial(_dense_backward, stacked)
+# apart, for their ops take 20 s to compile into a trainer, each

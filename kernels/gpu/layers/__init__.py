@@ -1,0 +1,1 @@
+"""Linear layers, one behind the other."""

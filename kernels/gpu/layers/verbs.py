@@ -1,0 +1,77 @@
+"""The verb of layers for whole training runs: see `training/loop.py` for its contract."""
+
+import triton
+import triton.language as tl
+
+from ... import spec
+from ..machine.launch import mlp_config
+from ..machine.verbs import Verb
+from ..numbers.activations import (
+    ACTIVATIONS,
+)
+from ..numbers.losses import loss_and_gradient
+from ..numbers.order import find
+from ..numbers.philox import dropout_constants
+from .rows import all_layers, back_through, padded
+
+NO_DROPOUT = tl.constexpr(dropout_constants(0.0, 0.0, 0.0))
+
+
+@triton.jit
+def mlp(
+    theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, keys, mask_key, first, stop, n_rows, scale,
+    SHUFFLE: tl.constexpr, SIZES: tl.constexpr, CONSTANTS: tl.constexpr, LOSS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """h_l = σ_l(W_l h_{l-1} + b_l) of every item."""
+    WIDTHS: tl.constexpr = SIZES[0]
+    N_LAYERS: tl.constexpr = SIZES[1]
+    BIAS: tl.constexpr = SIZES[2]
+    PER_ROW: tl.constexpr = SIZES[3]
+    ITEMS: tl.constexpr = SIZES[4]
+    HIDDEN: tl.constexpr = CONSTANTS[0]
+    OUTPUT: tl.constexpr = CONSTANTS[1]
+    # without a gradient the model is evaluated
+    DROPOUT: tl.constexpr = NO_DROPOUT if grad_ptr is None else CONSTANTS[2]
+    N_IN: tl.constexpr = WIDTHS[0]
+    N_OUT: tl.constexpr = WIDTHS[N_LAYERS]
+    ins, outs = tl.arange(0, padded(N_IN)), tl.arange(0, padded(N_OUT))
+    total = tl.zeros((), tl.float64)
+    for e in range(0, (stop - first) * PER_ROW, ITEMS):
+        items = e + tl.arange(0, ITEMS)
+        at, inside, weight = find(
+            items, first, stop, keys, n_rows, weight_ptr, PER_ROW, SHUFFLE, COMPUTE
+        )
+        here = inside[:, None] & (ins < N_IN)[None, :]
+        x = tl.load(x_ptr + at[:, None] * N_IN + ins[None, :], mask=here, other=0.0)
+        values, slopes = all_layers(
+            x, theta_ptr, mask_key, items, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, DROPOUT, BIAS,
+            COMPUTE,
+        )  # fmt: skip
+        wanted = inside[:, None] & (outs < N_OUT)[None, :]
+        y = tl.load(y_ptr + at[:, None] * N_OUT + outs[None, :], mask=wanted, other=0.0)
+        loss, g = loss_and_gradient(values[N_LAYERS], y, weight[:, None], wanted, scale, LOSS)
+        total += loss
+        if grad_ptr is not None:
+            back_through(
+                g, values, slopes, theta_ptr, mask_key, items, grad_ptr, e == 0, WIDTHS, N_LAYERS,
+                HIDDEN, OUTPUT, DROPOUT, False, BIAS, COMPUTE,
+            )  # fmt: skip
+            # the next tile reads the sums that this one has written
+            tl.debug_barrier()
+    return total
+
+
+def verb_of(sizes, constants, n_in, batch_rows, compute):
+    n_layers, bias, hidden, output, *widths = sizes
+    config = mlp_config("mlp_bwd", tuple(widths), compute)
+    per_row = n_in // widths[0]
+    # all layers' values and slopes are kept
+    rows = config.rows if n_layers <= 4 else config.rows // 2
+    items = max(16, min(rows, triton.next_power_of_2(per_row * batch_rows)))
+    # four values a thread, or two in float64, which take two registers each
+    warps = min(config.warps, items * config.cols // (64 if compute == tl.float64 else 128))
+    functions = spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
+    sizes = tuple(widths), n_layers, bias, per_row, items
+    constants = functions[hidden], functions[output], dropout_constants(*constants)
+    return Verb(mlp, sizes, constants, warps)

@@ -1,0 +1,83 @@
+"""The verb of sums of sines for whole training runs: see `training/loop.py` for its contract."""
+
+import triton
+import triton.language as tl
+
+from ..machine.verbs import Verb, items_of
+from ..numbers.activations import (
+    cos_turns,
+    reduce_turns_any,
+    sin_turns,
+)
+from ..numbers.losses import loss_and_gradient
+from ..numbers.order import find
+
+SINE_ELEMENTS = 16
+"""Elements a thread."""
+
+
+@triton.jit
+def sine_sum(
+    theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, keys, mask_key, first, stop, n_rows, scale,
+    SHUFFLE: tl.constexpr, SIZES: tl.constexpr, CONSTANTS: tl.constexpr, LOSS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """y = FACTOR Σ_i a_i sin(2π TURNS w_i x + φ_i) of every number of a row."""
+    WIDTH: tl.constexpr = SIZES[0]
+    HAS_A: tl.constexpr = SIZES[1]
+    HAS_PHASE: tl.constexpr = SIZES[2]
+    PER_ROW: tl.constexpr = SIZES[3]
+    BLOCK: tl.constexpr = SIZES[4]
+    ITEMS: tl.constexpr = SIZES[5]
+    TURNS: tl.constexpr = CONSTANTS[0]
+    FACTOR: tl.constexpr = CONSTANTS[1]
+    units = tl.arange(0, BLOCK)
+    known = units < WIDTH
+    w = tl.load(theta_ptr + units, mask=known, other=0.0)
+    frequency = w * tl.full((), TURNS, COMPUTE)
+    a = known.to(COMPUTE)
+    if HAS_A:
+        a = tl.load(theta_ptr + WIDTH + units, mask=known, other=0.0)
+    phase = None
+    PHASE_AT: tl.constexpr = WIDTH * (1 + HAS_A)
+    if HAS_PHASE:
+        phase = tl.load(theta_ptr + PHASE_AT + units, mask=known, other=0.0)
+        phase = (phase * tl.full((), 0.15915494309189535, COMPUTE))[None, :]
+    dw = tl.zeros((BLOCK,), COMPUTE)
+    da = tl.zeros((BLOCK,), COMPUTE)
+    dphase = tl.zeros((BLOCK,), COMPUTE)
+    total = tl.zeros((), tl.float64)
+    for e in range(0, (stop - first) * PER_ROW, ITEMS):
+        items = e + tl.arange(0, ITEMS)
+        at, inside, weight = find(
+            items, first, stop, keys, n_rows, weight_ptr, PER_ROW, SHUFFLE, COMPUTE
+        )
+        x = tl.load(x_ptr + at, mask=inside, other=0.0)
+        y = tl.load(y_ptr + at, mask=inside, other=0.0)
+        r = reduce_turns_any(frequency[None, :], tl.broadcast_to(x[:, None], (ITEMS, BLOCK)), phase)
+        sines = sin_turns(r)
+        y_hat = tl.sum(sines * a[None, :], axis=1) * tl.full((), FACTOR, COMPUTE)
+        loss, g = loss_and_gradient(y_hat, y, weight, inside, scale, LOSS)
+        total += loss
+        if grad_ptr is not None:
+            g *= tl.full((), FACTOR, COMPUTE)
+            cosines = cos_turns(r)
+            dw += tl.sum((g * x)[:, None] * cosines, axis=0)
+            if HAS_A:
+                da += tl.sum(g[:, None] * sines, axis=0)
+            if HAS_PHASE:
+                dphase += tl.sum(g[:, None] * cosines, axis=0)
+    if grad_ptr is not None:
+        dw *= a * tl.full((), TURNS * 6.283185307179586, COMPUTE)
+        tl.store(grad_ptr + units, dw, mask=known)
+        if HAS_A:
+            tl.store(grad_ptr + WIDTH + units, da, mask=known)
+        if HAS_PHASE:
+            tl.store(grad_ptr + PHASE_AT + units, dphase * a, mask=known)
+    return total
+
+
+def verb_of(sizes, constants, n_in, batch_rows, compute):
+    block = triton.next_power_of_2(sizes[0])
+    items, warps = items_of(block, n_in * batch_rows, compute, SINE_ELEMENTS)
+    return Verb(sine_sum, (*sizes, n_in, block, items), constants, warps)

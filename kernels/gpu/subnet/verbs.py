@@ -1,0 +1,181 @@
+"""The verb of subnets for whole training runs: see `training/loop.py` for its contract."""
+
+import triton
+import triton.language as tl
+
+from ... import spec
+from ..machine.verbs import Verb, items_of
+from ..numbers.activations import (
+    ACTIVATIONS,
+    preactivation,
+    times_slope,
+)
+from ..numbers.losses import loss_and_gradient
+from ..numbers.order import find
+from ..numbers.philox import dropout_constants, philox
+from .dense_units import drop, first_words
+
+SUBNET_ELEMENTS = 8
+"""Elements a thread, each with three sums."""
+
+NO_DROPOUT = tl.constexpr(dropout_constants(0.0, 0.0, 0.0))
+
+
+@triton.jit
+def hidden_masks(key, place, BLOCK: tl.constexpr, DROPOUT: tl.constexpr, COMPUTE: tl.constexpr):
+    """Factors [items, features, BLOCK] by the first masks of some places: 2 + k is unit k's."""
+    blocks = tl.arange(0, BLOCK // 8)[None, None, :]
+    w0, w1, w2, w3 = philox(key, place[:, :, None], blocks)
+    # the last dimension joined is the fastest: which half, then the low bit of which word
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    halves = tl.join(words & 0xFFFF, words >> 16)
+    halves = tl.reshape(halves, (place.shape[0], place.shape[1], BLOCK))
+    return tl.where(halves >= DROPOUT[2], tl.full((), DROPOUT[3], COMPUTE), 0.0)
+
+
+@triton.jit
+def sumitems_of(terms, STACKED: tl.constexpr):
+    """Sums over items of [items, features, units], and over features unless each has its own."""
+    total = tl.sum(terms, axis=0)
+    if STACKED:
+        return total
+    else:
+        return tl.sum(total, axis=0)[None, :]
+
+
+@triton.jit
+def subnet(
+    theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, keys, mask_key, first, stop, n_rows, scale,
+    SHUFFLE: tl.constexpr, SIZES: tl.constexpr, CONSTANTS: tl.constexpr, LOSS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+):  # fmt: skip
+    """y_m = Σ_j V_mj f_j(x_j) + c_m, or without a read-out y = f(x) of every number.
+
+    f(x) = m_out (Σ_k v_k m_k σ(w_k m_in x + b_k) + d), one for all features or one for each, the
+    masks m of the element's place in the batch.
+    """
+    H: tl.constexpr = SIZES[0]
+    BIAS: tl.constexpr = SIZES[1]
+    F: tl.constexpr = SIZES[2]
+    M: tl.constexpr = SIZES[3]
+    STACKED: tl.constexpr = SIZES[4]
+    READOUT: tl.constexpr = SIZES[5]
+    PER_ROW: tl.constexpr = SIZES[6]
+    BLOCK: tl.constexpr = SIZES[7]
+    BLOCK_F: tl.constexpr = SIZES[8]
+    BLOCK_M: tl.constexpr = SIZES[9]
+    ITEMS: tl.constexpr = SIZES[10]
+    ACT: tl.constexpr = CONSTANTS[0]
+    # without a gradient the model is evaluated
+    DROPOUT: tl.constexpr = NO_DROPOUT if grad_ptr is None else CONSTANTS[1]
+    NETS: tl.constexpr = F if STACKED else 1
+    BLOCK_NETS: tl.constexpr = BLOCK_F if STACKED else 1
+    V_AT: tl.constexpr = NETS * H * (1 + BIAS)
+    D_AT: tl.constexpr = V_AT + NETS * H
+    READOUT_AT: tl.constexpr = D_AT + NETS * BIAS
+    C_AT: tl.constexpr = READOUT_AT + M * F
+    # the first two masks are the input's and the output's: a unit is where its mask is
+    SHIFT: tl.constexpr = 2 if DROPOUT[2] >= 0 else 0
+    units = tl.arange(0, BLOCK) - SHIFT
+    nets, features, outs = tl.arange(0, BLOCK_NETS), tl.arange(0, BLOCK_F), tl.arange(0, BLOCK_M)
+    at_units = nets[:, None] * H + units[None, :]
+    known = (nets < NETS)[:, None] & ((units >= 0) & (units < H))[None, :]
+    at_readout = outs[None, :] * F + features[:, None]
+    linked = (features < F)[:, None] & (outs < M)[None, :]
+    w = tl.load(theta_ptr + at_units, mask=known, other=0.0)[None, :, :]
+    v = tl.load(theta_ptr + V_AT + at_units, mask=known, other=0.0)[None, :, :]
+    b = tl.zeros((1, BLOCK_NETS, BLOCK), COMPUTE)
+    d = tl.zeros((1, BLOCK_NETS), COMPUTE)
+    c = tl.zeros((1, BLOCK_M), COMPUTE)
+    readout = tl.zeros((1, BLOCK_F, BLOCK_M), COMPUTE)
+    if BIAS:
+        b = tl.load(theta_ptr + NETS * H + at_units, mask=known, other=0.0)[None, :, :]
+        d = tl.load(theta_ptr + D_AT + nets, mask=nets < NETS, other=0.0)[None, :]
+    if READOUT:
+        readout = tl.load(theta_ptr + READOUT_AT + at_readout, mask=linked, other=0.0)[None, :, :]
+        if BIAS:
+            c = tl.load(theta_ptr + C_AT + outs, mask=outs < M, other=0.0)[None, :]
+    dw = tl.zeros((ITEMS, BLOCK_F, BLOCK), COMPUTE)
+    db = tl.zeros((ITEMS, BLOCK_F, BLOCK), COMPUTE)
+    dv = tl.zeros((ITEMS, BLOCK_F, BLOCK), COMPUTE)
+    dd = tl.zeros((ITEMS, BLOCK_F), COMPUTE)
+    dreadout = tl.zeros((ITEMS, BLOCK_F, BLOCK_M), COMPUTE)
+    dc = tl.zeros((ITEMS, BLOCK_M), COMPUTE)
+    total = tl.zeros((), tl.float64)
+    for e in range(0, (stop - first) * PER_ROW, ITEMS):
+        items = e + tl.arange(0, ITEMS)
+        at, inside, weight = find(
+            items, first, stop, keys, n_rows, weight_ptr, PER_ROW, SHUFFLE, COMPUTE
+        )
+        here = inside[:, None] & (features < F)[None, :]
+        x = tl.load(x_ptr + at[:, None] * F + features[None, :], mask=here, other=0.0)
+        place, words = first_words(x, mask_key, items, features, F, DROPOUT)
+        x = drop(x, words, 0, 0, DROPOUT)
+        xs = tl.broadcast_to(x[:, :, None], (ITEMS, BLOCK_F, BLOCK))
+        value, slope = ACT(preactivation(xs, w, b))
+        masks = tl.full((1, 1, 1), 1.0, COMPUTE)
+        if DROPOUT[2] >= 0:
+            masks = hidden_masks(mask_key, place, BLOCK, DROPOUT, COMPUTE)
+            value *= masks
+        f = drop(tl.sum(value * v, axis=2) + d, words, 1, 2, DROPOUT)
+        y_hat = f
+        if READOUT:
+            y_hat = tl.sum(f[:, :, None] * readout, axis=1) + c
+        wanted = inside[:, None] & (outs < M)[None, :]
+        y = tl.load(y_ptr + at[:, None] * M + outs[None, :], mask=wanted, other=0.0)
+        loss, g = loss_and_gradient(y_hat, y, weight[:, None], wanted, scale, LOSS)
+        total += loss
+        if grad_ptr is not None:
+            df = g
+            if READOUT:
+                dreadout += f[:, :, None] * g[:, None, :]
+                dc += g
+                df = tl.sum(readout * g[:, None, :], axis=2)
+            df = drop(df, words, 1, 2, DROPOUT)
+            dd += df
+            dfs = tl.broadcast_to(df[:, :, None], (ITEMS, BLOCK_F, BLOCK))
+            dv += dfs * value
+            dz = times_slope(dfs * masks, slope, ACT)
+            dw += dz * xs
+            db += dz
+    if grad_ptr is not None:
+        v = tl.load(theta_ptr + V_AT + at_units, mask=known, other=0.0)
+        tl.store(grad_ptr + at_units, sumitems_of(dw, STACKED) * v, mask=known)
+        tl.store(grad_ptr + V_AT + at_units, sumitems_of(dv, STACKED), mask=known)
+        if BIAS:
+            tl.store(grad_ptr + NETS * H + at_units, sumitems_of(db, STACKED) * v, mask=known)
+            dd = tl.sum(sumitems_of(dd[:, :, None], STACKED), axis=1)
+            tl.store(grad_ptr + D_AT + nets, dd, mask=nets < NETS)
+        if READOUT:
+            tl.store(grad_ptr + READOUT_AT + at_readout, tl.sum(dreadout, axis=0), mask=linked)
+            if BIAS:
+                tl.store(grad_ptr + C_AT + outs, tl.sum(dc, axis=0), mask=outs < M)
+    return total
+
+
+def _subnet(sizes, dropout, activation, stacked, has_readout, n_in, batch_rows, compute):
+    n_hidden, _, features, outs = sizes
+    blocks = [triton.next_power_of_2(n) for n in (n_hidden, features, outs)]
+    if dropout[1] > 0:
+        blocks[0] = max(8, triton.next_power_of_2(n_hidden + 2))
+    per_row = n_in // features
+    elements = blocks[1] * max(blocks[0], blocks[2])
+    items, warps = items_of(elements, per_row * batch_rows, compute, SUBNET_ELEMENTS)
+    sizes = *sizes, stacked, has_readout, per_row, *blocks, items
+    constants = (
+        spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)[activation],
+        dropout_constants(*dropout),
+    )
+    return Verb(subnet, sizes, constants, warps)
+
+
+def elementwise_verb(sizes, constants, *batch):
+    return _subnet((*sizes, 1, 1), (0.0, 0.0, 0.0), 0, 0, 0, *batch)
+
+
+def additive_verb(sizes, constants, *batch):
+    return _subnet(sizes, (0.0, 0.0, 0.0), 0, 0, 1, *batch)
+
+
+def dense_verb(sizes, dropout, *batch):
+    return _subnet(sizes[:4], dropout, *sizes[4:7], *batch)
