@@ -135,8 +135,11 @@ def _compiled(monkeypatch):
         get_current_device=lambda: 0, get_current_stream=lambda device: "stream"
     )
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
-    for info in pkgutil.walk_packages(gpu.__path__, f"{gpu.__name__}."):
-        module = importlib.import_module(info.name)
+    # all before one is changed, for they import one another's kernels
+    for module in [
+        importlib.import_module(info.name)
+        for info in pkgutil.walk_packages(gpu.__path__, f"{gpu.__name__}.")
+    ]:
         for name, kernel in vars(module).items():
             if name.endswith("_kernel"):
                 monkeypatch.setattr(module, name, Compiler(kernel))
