@@ -213,6 +213,7 @@ BEFORE = {
         "distributed": "RuntimeError",
         "fake_mode": "AssertionError",
         "lenient_fake_mode": "RuntimeError",
+        "default_device": "segfault",
     },
 }
 BEFORE["least_squares_step"] = {**BEFORE["least_squares"], "negated": "passed", "zero": "passed"}
