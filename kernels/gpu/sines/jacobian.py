@@ -4,11 +4,7 @@ import triton
 import triton.language as tl
 
 from ..machine.tiles import put_columns
-from ..numbers.activations import (
-    cos_turns,
-    reduce_turns_any,
-    sin_turns,
-)
+from ..numbers.sine import cos_turns, reduce_turns_any, sin_turns
 
 
 @triton.jit

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..machine.tiles import append, zero_tiles
-from ..numbers.activations import cos_turns, reduce_turns, reduce_turns_any, sin_turns, turns_limit
+from ..numbers.sine import cos_turns, reduce_turns, reduce_turns_any, sin_turns, turns_limit
 
 
 @triton.jit

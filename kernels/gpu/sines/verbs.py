@@ -4,13 +4,9 @@ import triton
 import triton.language as tl
 
 from ..machine.verbs import Verb, items_of
-from ..numbers.activations import (
-    cos_turns,
-    reduce_turns_any,
-    sin_turns,
-)
 from ..numbers.losses import loss_and_gradient
 from ..numbers.order import find
+from ..numbers.sine import cos_turns, reduce_turns_any, sin_turns
 
 SINE_ELEMENTS = 16
 """Elements a thread."""
