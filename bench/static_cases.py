@@ -115,6 +115,7 @@ def _dense_cases(hidden, one_out, many_out):
     # values and slopes: a loop over units, unrolled with dropout; sums of all units in one loop
     return {
         "dense_fwd": fwd({**narrow, **tanh}, Hot(18, iterations=h)),
+        "dense_fwd, softplus": fwd({**narrow, **off, "ACT": "softplus"}, Hot(18, iterations=h)),
         "dense_fwd, relu, stacked": fwd({**narrow, **stacked}, Hot(3, iterations=h)),
         "dense_fwd, relu, dropout": fwd({**narrow, **dropout}, Hot(4 * h)),
         "dense_fwd, elementwise": Case(forward, {**elementwise, "BLOCK_ROWS": 1024}),
@@ -127,6 +128,7 @@ def _dense_cases(hidden, one_out, many_out):
         "dense_bwd_params, elementwise": Case(
             "subnet.dense_bwd", {**elementwise, "BLOCK_ROWS": 256}
         ),
+        "dense_bwd_params, softplus": bwd({**one_out, **off, "ACT": "softplus"}, Hot(20 * h)),
         "dense_bwd_params, fp64": Case(backward, {**one_out, **tanh}, dtype="fp64"),
         "dense_bwd_readout": Case(backward, {**many_out, **dropout}),
     }

@@ -162,14 +162,14 @@ def launchers(name, op):
 
     Args:
         name: ``"triton"`` or ``"numba"``.
-        op: The op's file name.
+        op: The op's file name, or a dotted path of one in a folder.
 
     Raises:
         ModuleNotFoundError: The wing's compiler is not installed.
     """
     if not is_installed(name):
         raise ModuleNotFoundError(
-            f"the kernels of {op}.py need {_absence(name)}",
+            f"the kernels of {op.partition('.')[0]}.py need {_absence(name)}",
             name=name,
         )
     return importlib.import_module(f"{_WINGS[name]}.{op}")

@@ -59,11 +59,11 @@ def find(module: nn.Module) -> list[Match]:
     Example:
         >>> from torch import nn
         >>> good = nn.Sequential(nn.Linear(1, 14), nn.ReLU(), nn.Linear(14, 1))
-        >>> near = nn.Sequential(nn.Linear(1, 14), nn.Softplus(), nn.Linear(14, 1))
+        >>> near = nn.Sequential(nn.Linear(1, 14), nn.ELU(), nn.Linear(14, 1))
         >>> for match in find(nn.ModuleDict({"good": good, "near": near})):
         ...     print(match)
         good: fused to ElementwiseMLP
-        near: not fused to ElementwiseMLP: activation Softplus has no kernel
+        near: not fused to ElementwiseMLP: activation ELU has no kernel
     """
     _check_module(module)
     return [match for match, _, _ in _search(module)]

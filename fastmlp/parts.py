@@ -13,8 +13,12 @@ ACTIVATION_NAMES = {
     nn.Tanh: "tanh",
     nn.SiLU: "silu",
     nn.GELU: "gelu",
+    nn.Softplus: "softplus",
 }
 """PyTorch's modules and the names of their functions."""
+
+_KINDS = {"approximate": "none", "beta": 1, "threshold": 20}
+"""Attributes of such modules that make another function of one, and what they are here."""
 
 SILENT = (nn.Identity, nn.Dropout)
 """Layers that do nothing, given that p = 0."""
@@ -75,7 +79,7 @@ def is_linear(layer: Any, n_in: int | None = None, n_out: int | None = None) -> 
 def activation_of(layer: nn.Module) -> tuple[str, float] | None:
     """Name and slope below 0 (of leaky ReLU) of an activation module, or ``None``."""
     name = ACTIVATION_NAMES.get(type(layer))
-    if name is None or getattr(layer, "approximate", "none") != "none":
+    if name is None or any(getattr(layer, at, kind) != kind for at, kind in _KINDS.items()):
         return None
     return name, float(getattr(layer, "negative_slope", 0.0))
 

@@ -7,7 +7,9 @@ amplitudes, phases.
 
 from typing import NamedTuple
 
-ACTIVATIONS = "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin", "identity"
+ACTIVATIONS = (
+    "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin", "identity", "softplus",
+)  # fmt: skip
 """Names of the activations; a kernel knows one by its place here."""
 
 CODES = {name: code for code, name in enumerate(ACTIVATIONS)}

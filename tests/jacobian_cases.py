@@ -32,6 +32,7 @@ MODELS = {
     "leaky_relu": lambda: mlp(2, 9, 1, activation=lambda: nn.LeakyReLU(0.2)),
     "silu": lambda: mlp(2, 4, 1, activation=nn.SiLU),
     "gelu": lambda: mlp(2, 4, 1, activation=nn.GELU, last=nn.GELU),
+    "softplus": lambda: mlp(2, 4, 1, activation=nn.Softplus, last=nn.Softplus),
     "mixed_biases": lambda: nn.Sequential(
         nn.Linear(2, 3, bias=False), nn.Sigmoid(), nn.Sequential(nn.Linear(3, 2))
     ).double(),

@@ -298,6 +298,10 @@ CASES = {
     "sequential_gelu": Case(
         sequence(L, lambda: nn.GELU("tanh"), O), "chain", "1 is a GELU, which is not known"
     ),
+    "sequential_softplus": Case(sequence(L, nn.Softplus, O), "chain", swapped=True),
+    "sequential_softplus_of_another_kind": Case(
+        sequence(L, lambda: nn.Softplus(2.0), O), "chain", "1 is a Softplus, which is not known"
+    ),
     "sequential_norm": Case(
         sequence(L, lambda: nn.LayerNorm(4), O), "chain", "1 is a LayerNorm, which is not known"
     ),

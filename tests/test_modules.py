@@ -268,7 +268,7 @@ BAD = {
     "in_features_zero": (ValueError, "AdditiveMLP", {"in_features": 0}),
     "in_features_none": (TypeError, "AdditiveMLP", {"in_features": None}),
     "out_features_negative": (ValueError, "AdditiveMLP", {"out_features": -1}),
-    "activation": (ValueError, "AdditiveMLP", {"activation": "softplus"}),
+    "activation": (ValueError, "AdditiveMLP", {"activation": "elu"}),
     "bias": (TypeError, "ElementwiseMLP", {"bias": "no"}),
     "mlp_in_features": (ValueError, "MLP", {**_MLP, "in_features": 129}),
     "mlp_out_features": (ValueError, "MLP", {**_MLP, "out_features": 0}),

@@ -47,7 +47,7 @@ class Leaky(nn.ReLU):
 
 
 SEQUENTIAL = {
-    "activation": (lambda: net(nn.Softplus()), "activation Softplus has no kernel"),
+    "activation": (lambda: net(nn.ELU()), "activation ELU has no kernel"),
     "activation_of_a_subclass": (lambda: net(Leaky()), "activation Leaky has no kernel"),
     "normalisation": (lambda: net(nn.BatchNorm1d(8)), "BatchNorm1d has no kernel"),
     "dropout_before_the_activation": (
@@ -70,13 +70,21 @@ SEQUENTIAL = {
     ),
     "leaky_slope": (lambda: net(nn.LeakyReLU(0.2)), "activation LeakyReLU has no kernel"),
     "gelu_of_another_kind": (lambda: net(nn.GELU("tanh")), "activation GELU has no kernel"),
+    "softplus_of_another_kind": (
+        lambda: net(nn.Softplus(beta=2)),
+        "activation Softplus has no kernel",
+    ),
+    "softplus_straight_sooner": (
+        lambda: net(nn.Softplus(threshold=5)),
+        "activation Softplus has no kernel",
+    ),
     "deep_with_two_activations": (
         lambda: net(nn.ReLU(), nn.Linear(8, 8), nn.Tanh()),
         "its hidden layers have several activations: relu, tanh",
     ),
     "deep_with_an_unknown_activation": (
-        lambda: net(nn.ReLU(), nn.Linear(8, 8), nn.Softplus()),
-        "activation Softplus has no kernel",
+        lambda: net(nn.ReLU(), nn.Linear(8, 8), nn.ELU()),
+        "activation ELU has no kernel",
     ),
     "deep_and_wide": (
         lambda: nn.Sequential(nn.Linear(3, 129), nn.ReLU(), nn.Linear(129, 1)),

@@ -18,6 +18,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": F.gelu,  # exact, with erf
     "sin": torch.sin,
     "identity": lambda z: z,
+    "softplus": F.softplus,  # log(1 + exp(z)), z itself above 20
 }
 REDUCTIONS = ("mean", "sum")
 

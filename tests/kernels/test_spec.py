@@ -6,7 +6,7 @@ from fastmlp.kernels import spec
 
 from fastmlp import reference
 
-NINE = (*spec.ACTIVATIONS, "ninth")
+ONE_MORE = (*spec.ACTIVATIONS, "another")
 
 
 def test_activations_are_those_of_the_reference():
@@ -16,27 +16,27 @@ def test_activations_are_those_of_the_reference():
 def test_one_more_choice_is_an_error_where_it_has_no_branch():
     table = {name: name.upper() for name in reversed(spec.ACTIVATIONS)}
     assert spec.for_each(spec.ACTIVATIONS, table) == [n.upper() for n in spec.ACTIVATIONS]
-    with pytest.raises(NotImplementedError, match="activation ninth: no branch here"):
-        spec.for_each(NINE, table)
-    with pytest.raises(NotImplementedError, match="activation ninth: not known here"):
-        spec.for_each(spec.ACTIVATIONS, NINE)
+    with pytest.raises(NotImplementedError, match="activation another: no branch here"):
+        spec.for_each(ONE_MORE, table)
+    with pytest.raises(NotImplementedError, match="activation another: not known here"):
+        spec.for_each(spec.ACTIVATIONS, ONE_MORE)
 
 
-def test_a_ninth_activation_is_an_error_on_the_cpu(monkeypatch):
+def test_one_more_activation_is_an_error_on_the_cpu(monkeypatch):
     pytest.importorskip("numba")
     from fastmlp.kernels.cpu.numbers import block_activations
 
-    monkeypatch.setattr(spec, "ACTIVATIONS", NINE)
-    with pytest.raises(NotImplementedError, match="ninth"):
+    monkeypatch.setattr(spec, "ACTIVATIONS", ONE_MORE)
+    with pytest.raises(NotImplementedError, match="another"):
         block_activations.passes(np.float32)
 
 
-def test_a_ninth_activation_is_an_error_on_the_gpu(monkeypatch):
+def test_one_more_activation_is_an_error_on_the_gpu(monkeypatch):
     pytest.importorskip("triton")
     from fastmlp.kernels.gpu.levenberg_marquardt import models
 
-    monkeypatch.setattr(spec, "ACTIVATIONS", NINE)
-    with pytest.raises(NotImplementedError, match="ninth"):
+    monkeypatch.setattr(spec, "ACTIVATIONS", ONE_MORE)
+    with pytest.raises(NotImplementedError, match="another"):
         models.verb_of((spec.MLP, 1, 2, 2, 1, 0), (0.0,))
 
 

@@ -10,6 +10,9 @@ M = e^{−2|z|} − 1:
 
     sigmoid(|z|) = 1/(1 + e)    sigmoid' = e/(1 + e)²
     tanh(|z|) = −M/(2 + M)      tanh' = 4·(1 + M)/(2 + M)²
+    softplus(z) = max(z, 0) + log(1 + e),   log(1 + e) = 2·artanh(s), s = e/(2 + e) ≤ 1/3
+
+and softplus is z above 20, as in PyTorch.
 
 The normal distribution's tail is Φ(−a) = e^{−a²/2}·F(t)/(a + 4), t = (a − 4)/(a + 4), F smooth on
 [−1, 1); so gelu(z) = z·Φ(z) keeps its relative accuracy where Φ is tiny. Sines reduce z by the
@@ -18,7 +21,7 @@ where neighbours in float64 lie a radian apart, they are only bounded.
 
 The polynomials are minimax in the relative error of the result (Remez exchange, 50 digits; the
 cosine's in the absolute one). Largest errors in float32 and float64: expm1 1.3e-8, 1.8e-17; F 9e-9,
-2.1e-17; sine 6e-9, 2.8e-19; cosine 2.4e-10, 4.2e-18.
+2.1e-17; sine 6e-9, 2.8e-19; cosine 2.4e-10, 4.2e-18; artanh 4.5e-9, 1.3e-18.
 """
 
 import math
@@ -67,6 +70,14 @@ _TAIL_64 = (
     7.149371407921805e-07, -5.920128892855073e-06, -6.251633630187272e-07, 1.0220966623805972e-06,
     2.641097287042109e-07, -1.5689203073773987e-07, -7.723697698378097e-08, 1.6279874541936842e-08,
     1.4681924971367667e-08, -4.02466981486992e-10, -1.2257424158756838e-09,
+)
+_ARTANH_32 = (  # (artanh(s) − s)/s³ in s², s ≤ 1/3
+    0.33333208142857185, 0.20010763618754138, 0.14000902643223265, 0.14005993398300218,
+)
+_ARTANH_64 = (
+    0.33333333333333154, 0.20000000000077559, 0.1428571427405899, 0.11111111976824174,
+    0.09090872239501831, 0.07693274197170422, 0.06650560676976874, 0.06052472569189584,
+    0.04172485147984316, 0.0850487960788747,
 )
 # fmt: on
 
@@ -304,6 +315,24 @@ def _gelu(real):
     return _from_pair(pair)
 
 
+def _softplus(real):
+    exponential, zero, one, two = _exponential(real), real(0), real(1), real(2)
+    rest = _polynomial(_ARTANH_32 if real is np.float32 else _ARTANH_64, real)
+    straight = real(20)
+
+    @inner
+    def pair(z):
+        e = exponential(-abs(z))[0]
+        inverse = one / (one + e)
+        s = e / (two + e)
+        q = s * s
+        curved = (zero if z < zero else z) + two * fma(s * q, rest(q), s)
+        slope = e * inverse if z < zero else inverse
+        return (z if z > straight else curved), (one if z > straight else slope)
+
+    return _from_pair(pair)
+
+
 _BUILDERS = {
     "relu": _leaky(0.0),
     "leaky_relu": _leaky(0.01),
@@ -313,6 +342,7 @@ _BUILDERS = {
     "gelu": _gelu,
     "sin": _sine_and_cosine,
     "identity": _identity,
+    "softplus": _softplus,
 }
 
 ACTIVATIONS = {

@@ -36,7 +36,9 @@ def _maps(activation):
 def passes(real):
     """Functions of a whole block: σ in place, σ with σ' beside it, and the chain rule."""
     maps = {name: _maps(ACTIVATIONS[name][real]) for name in CODES}
-    branches = "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin", "identity"
+    branches = (
+        "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin", "identity", "softplus",
+    )  # fmt: skip
     spec.for_each(spec.ACTIVATIONS, branches)
     relu, leaky_relu = maps["relu"][0], maps["leaky_relu"][0]
     sigmoid, sigmoid_pair = maps["sigmoid"]
@@ -44,8 +46,9 @@ def passes(real):
     silu, silu_pair = maps["silu"]
     gelu, gelu_pair = maps["gelu"]
     sin, sin_pair = maps["sin"]
+    softplus, softplus_pair = maps["softplus"]
     code_sigmoid, code_tanh, code_silu = (CODES[name] for name in ("sigmoid", "tanh", "silu"))
-    code_gelu, code_sin = CODES["gelu"], CODES["sin"]
+    code_gelu, code_sin, code_softplus = (CODES[name] for name in ("gelu", "sin", "softplus"))
 
     @inner
     def activate(code, z):
@@ -63,6 +66,8 @@ def passes(real):
             gelu(z)
         elif code == code_sin:
             sin(z)
+        elif code == code_softplus:
+            softplus(z)
 
     @inner
     def activate_and_keep(code, z, slope):
@@ -76,6 +81,8 @@ def passes(real):
             gelu_pair(z, slope)
         elif code == code_sin:
             sin_pair(z, slope)
+        elif code == code_softplus:
+            softplus_pair(z, slope)
         else:  # the sign of σ(z) tells σ'(z)
             activate(code, z)
 

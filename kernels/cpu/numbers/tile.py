@@ -13,15 +13,16 @@ TILE = 128
 
 # what `activate` has branches for
 spec.for_each(
-    spec.ACTIVATIONS, ("identity", "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin")
+    spec.ACTIVATIONS,
+    ("identity", "relu", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "sin", "softplus"),
 )
 
 _SIGMOID, _TANH, _SILU, _GELU = (CODES[name] for name in ("sigmoid", "tanh", "silu", "gelu"))
-_SIN = CODES["sin"]
+_SIN, _SOFTPLUS = CODES["sin"], CODES["softplus"]
 
-_sigmoid, _tanh, _silu, _gelu, _sin = (
+_sigmoid, _tanh, _silu, _gelu, _sin, _softplus = (
     ACTIVATIONS[name][np.float64].value_and_derivative
-    for name in ("sigmoid", "tanh", "silu", "gelu", "sin")
+    for name in ("sigmoid", "tanh", "silu", "gelu", "sin", "softplus")
 )
 
 
@@ -51,6 +52,9 @@ def activate(code, slope, z, s):
     elif code == _SIN:
         for e in range(z.size):
             z[e], s[e] = _sin(z[e])
+    elif code == _SOFTPLUS:
+        for e in range(z.size):
+            z[e], s[e] = _softplus(z[e])
     else:  # no activation: whatever is made of it is seen not to be finite
         z[:] = np.nan
         s[:] = np.nan

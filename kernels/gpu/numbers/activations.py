@@ -66,8 +66,8 @@ def step_above_zero(w, b, x):
 
 
 # The activations, as in kernels/cpu/numbers/activations.py, where their formulas and sources are:
-# highest power first (expm1(r) − r)/r², (sin(r) − r)/r³ and (cos(r) − 1)/r² in r², and the normal
-# distribution's tail.
+# highest power first (expm1(r) − r)/r², (sin(r) − r)/r³ and (cos(r) − 1)/r² in r², the normal
+# distribution's tail, and (artanh(s) − s)/s³ in s².
 EXPM1_32 = tl.constexpr(
     (
         0.001388252388344553, 0.008366527261742127, 0.04166720000320687, 0.1666654357140137,
@@ -123,6 +123,16 @@ TAIL_64 = tl.constexpr(
         -1.907831499558725e-06, -0.0002310949109557563, 0.00013334424618684825,
         0.0016308184541486983, -0.0034796923613636286, -0.007540188966493354, 0.06039657489065374,
         -0.1865218579596636, 0.3871374007422197, -0.6078966419718921, 0.7552851304157515,
+    )
+)  # fmt: skip
+ARTANH_32 = tl.constexpr(
+    (0.14005993398300218, 0.14000902643223265, 0.20010763618754138, 0.33333208142857185)
+)
+ARTANH_64 = tl.constexpr(
+    (
+        0.0850487960788747, 0.04172485147984316, 0.06052472569189584, 0.06650560676976874,
+        0.07693274197170422, 0.09090872239501831, 0.11111111976824174, 0.1428571427405899,
+        0.20000000000077559, 0.33333333333333154,
     )
 )  # fmt: skip
 
@@ -283,6 +293,22 @@ def sin(z):
     return sign * (r + r * q * s), sign * (1.0 + q * c)
 
 
+@triton.jit
+def softplus(z):
+    e, _ = exponential(-tl.abs(z))
+    inverse = 1.0 / (1.0 + e)
+    s = e / (2.0 + e)
+    q = s * s
+    if z.dtype == tl.float64:
+        rest = polynomial(q, ARTANH_64, 9)
+    else:
+        rest = polynomial(q, ARTANH_32, 3)
+    curved = tl.where(z < 0.0, 0.0, z) + 2.0 * (s + s * q * rest)
+    slope = tl.where(z < 0.0, e * inverse, inverse)
+    # above 20 it is z, as in PyTorch
+    return tl.where(z > 20.0, z, curved), tl.where(z > 20.0, 1.0, slope)
+
+
 ACTIVATIONS = {
     "relu": relu_pair,
     "leaky_relu": leaky_relu,
@@ -292,6 +318,7 @@ ACTIVATIONS = {
     "gelu": gelu,
     "sin": sin,
     "identity": identity,
+    "softplus": softplus,
 }
 """By name: the function of a tile z that gives σ(z) and σ'(z); what is not used costs nothing."""
 

@@ -23,6 +23,7 @@ TERMS = {
     "tanh": lambda z, t, _: (t, 1 + t * t),
     "silu": lambda z, y, _: (y, z.sigmoid() * (1 + 2 * z.abs())),
     "gelu": lambda z, y, _: (z, 1 + z.abs() * (-z * z / 2).exp()),
+    "softplus": lambda z, y, s: (y + z.abs() * s, s + s * s),
     "sin": lambda z, sin, cos: (sin.abs() + (z * cos).abs(), cos.abs() + (z * sin).abs()),
 }
 
@@ -96,6 +97,7 @@ def test_tails_keep_their_digits(real):
         (evaluate("tanh", z)[1], 1 / wide.cosh().square()),
         (evaluate("sigmoid", -z)[0], 1 / (1 + wide.exp())),
         (evaluate("gelu", -z)[0], -wide * torch.erfc(wide / 2**0.5) / 2),
+        (evaluate("softplus", -z)[0], (-wide).exp().log1p()),
     ):
         # erfc(z/√2) itself loses z² roundings of its argument
         assert ((ours.double() / exact - 1).abs() < 8 * eps + wide.square() * 2.2e-16).all()
@@ -109,5 +111,5 @@ def test_loops_are_vectorised():
         (assembly,) = loop(name, np.float32).inspect_asm().values()
         packed = assembly.count("vfmadd") or assembly.count("vmulps") or assembly.count("vmaxps")
         assert packed or name in ("relu", "identity"), name
-        for libm in ("expf", "tanhf", "erff", "sinf", "cosf"):
+        for libm in ("expf", "logf", "log1pf", "tanhf", "erff", "sinf", "cosf"):
             assert f"${libm}" not in assembly, (name, libm)

@@ -20,6 +20,7 @@ TERMS = {
     "tanh": lambda z, t, _: (t, 1 + t * t),
     "silu": lambda z, y, _: (y, z.sigmoid() * (1 + 2 * z.abs())),
     "gelu": lambda z, y, _: (z, 1 + z.abs() * (-z * z / 2).exp()),
+    "softplus": lambda z, y, s: (y + z.abs() * s, s + s * s),
     "sin": lambda z, sin, cos: (sin.abs() + (z * cos).abs(), cos.abs() + (z * sin).abs()),
 }
 
