@@ -4,6 +4,7 @@ import torch
 
 from fastmlp.adam import Adam, AdamW
 from fastmlp.training import checks
+from fastmlp.training.generic import Linearisation, check_weight
 from fastmlp.training.levenberg_marquardt import (
     LevenbergMarquardt as Settings,
 )
@@ -13,6 +14,7 @@ from fastmlp.training.levenberg_marquardt import (
     flat,
     load,
 )
+from fastmlp.training.tiles import Runs
 
 __all__ = ["Adam", "AdamW", "LevenbergMarquardt"]
 
@@ -115,9 +117,6 @@ class LevenbergMarquardt(torch.optim.Optimizer):
                 parameters that share memory.
             ModuleNotFoundError: numba is not installed.
         """
-        from fastmlp.training.generic import Linearisation, check_weight
-        from fastmlp.training.tiles import Runs
-
         device = self.param_groups[0]["params"][0].device
         inputs = checks.tensor("inputs", inputs, device)
         targets = checks.tensor("targets", targets, device)

@@ -1,13 +1,10 @@
 """Rules about the source: which layer may import which, and what may not be written at all."""
 
 import ast
-import inspect
-import re
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils._device import _device_constructors
+import source_rules
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = sorted((ROOT / "fastmlp").rglob("*.py"))
@@ -269,88 +266,20 @@ def test_no_exception_is_swallowed_blindly(path):
             assert caught not in ("", "BaseException", "Exception") or ends, f"line {node.lineno}"
 
 
-MODELS = {"ElementwiseMLP", "AdditiveMLP", "MLP", "SineSum", "NAMESAKES"}
-
-
-def recognitions(tree):
-    """Places where a module's type is compared with classes of ours."""
-    for node in ast.walk(tree):
-        asked = ()
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass"):
-            asked = node.args[1:]
-        elif isinstance(node, ast.Compare) and "type(" in ast.unparse(node):
-            asked = (node.left, *node.comparators)
-        elif isinstance(node, ast.Subscript) and "type(" in ast.unparse(node.slice):
-            asked = (node.value,)
-        words = {word for part in asked for word in re.findall(r"\w+", ast.unparse(part))}
-        if words & MODELS:
-            yield node.lineno
-
-
 @pytest.mark.parametrize("path", [*PACKAGE, *KERNELS], ids=name_of)
 def test_modules_are_recognised_in_one_place(path):
     # or there are two answers to what a module is
-    assert path.name == "models.py" or not list(recognitions(parse(path)))
-
-
-@pytest.mark.parametrize(
-    ("source", "found"),
-    [
-        ("isinstance(m, AdditiveMLP)", True), ("isinstance(m, (nn.Linear, reference.MLP))", True),
-        ("issubclass(type(m), tuple(NAMESAKES))", True), ("type(m) is fastmlp.SineSum", True),
-        ("type(m) in NAMESAKES", True), ("NAMESAKES[type(m)]", True),
-        ("isinstance(m, nn.Linear)", False), ("is_ours(m)", False), ("MLP(3, [4], 1)", False),
-    ],
-)  # fmt: skip
-def test_what_counts_as_recognising_a_module(source, found):
-    assert bool(list(recognitions(ast.parse(source)))) == found
-
-
-def _makers():
-    """Names after ``torch.`` or ``nn.`` of what PyTorch makes on the default device."""
-    functions = {function.__name__ for function in _device_constructors()}
-    layers = {
-        name
-        for name, cls in vars(torch.nn).items()
-        if inspect.isclass(cls) and "device" in inspect.signature(cls).parameters
-    }
-    return functions | {"normal", "fftfreq", "rfftfreq"} | layers
-
-
-def without_device(tree):
-    """Calls that make a tensor or a layer and do not say on which device."""
-    makers = _makers()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            root = ast.unparse(node.func).split(".")[0]
-            named = {keyword.arg for keyword in node.keywords}  # None: a dictionary, unseen
-            if (
-                root in ("torch", "nn")
-                and node.func.attr in makers
-                and not named & {"device", None}
-            ):
-                yield node.lineno
+    assert path.name == "models.py" or not list(source_rules.recognitions(parse(path)))
 
 
 @pytest.mark.parametrize("path", [*PACKAGE, *KERNELS], ids=name_of)
 def test_allocations_name_their_device(path):
     # or they land on the default device, which a user may have set to another
-    assert not list(without_device(parse(path)))
+    assert not list(source_rules.without_device(parse(path)))
     from_torch = [n for n in imports(parse(path)) if n.split(".")[0] == "torch"]
-    assert not {name.split(".")[-1] for name in from_torch} & _makers(), "call it by torch.<name>"
-
-
-@pytest.mark.parametrize(
-    ("source", "found"),
-    [
-        ("torch.zeros(3)", True), ("torch.zeros(3, device=x.device)", False),
-        ("torch.fft.fftfreq(3)", True), ("torch.nn.Linear(1, 2)", True),
-        ("nn.Linear(1, 2, **factory)", False), ("torch.zeros_like(x)", False),
-        ("np.zeros(3)", False), ("x.new_zeros(3)", False), ("torch.from_numpy(x)", False),
-    ],
-)  # fmt: skip
-def test_what_counts_as_an_allocation_without_device(source, found):
-    assert bool(list(without_device(ast.parse(source)))) == found
+    assert not {name.split(".")[-1] for name in from_torch} & source_rules.makers(), (
+        "call it by torch.<name>"
+    )
 
 
 def test_the_package_prints_only_on_request():
@@ -368,3 +297,66 @@ def test_the_package_prints_only_on_request():
         for node in set(ast.walk(tree)) - requested:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
                 assert node.func.id != "print", f"{name_of(path)}:{node.lineno}"
+
+
+# longer than 60 lines, or with more than 10 parameters, and why
+LARGE = {
+    "fastmlp/training/fit.py": {"fit"},  # the settings of a run, each by its name
+    "fastmlp/training/least_squares.py": {"fit"},
+    "fastmlp/training/problem.py": {"make_problem"},
+    # one pass over the data each, whose parts share their registers
+    "kernels/cpu/layers/blocks.py": {"blocks"},
+    "kernels/cpu/numbers/linalg.py": {"fold"},
+    "kernels/cpu/sines/rows.py": {"backward"},
+    "kernels/cpu/subnet/additive.py": {"backward", "additive_mlp_bwd"},
+    "kernels/cpu/subnet/dense.py": {"backward", "dense_bwd"},
+    "kernels/cpu/subnet/stacked.py": {"backward", "stacked_bwd"},
+    "kernels/cpu/training/loop.py": {"trainer", "build", "advance"},
+    "kernels/gpu/subnet/additive_bwd.py": {"additive_mlp_bwd_params_kernel"},
+    "kernels/gpu/subnet/dense_bwd.py": {"dense_bwd_params_kernel"},
+    "kernels/gpu/subnet/verbs.py": {"subnet"},
+    "kernels/gpu/training/loop.py": {"train_kernel"},
+}
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    graph = {}
+    for path in [*PACKAGE, *KERNELS]:
+        parts = list(path.relative_to(ROOT).with_suffix("").parts)
+        parts = ["fastmlp", *parts] if parts[0] == "kernels" else parts
+        is_package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if is_package else parts)
+        graph[name] = {*source_rules.imported(parse(path), ".".join(parts[:-1]))}
+    assert source_rules.rings(graph) == []
+
+
+@pytest.mark.parametrize("path", [*CPU, *GPU], ids=name_of)
+def test_files_of_a_wing_import_what_stands_below(path):
+    wing = ROOT / "kernels" / path.relative_to(ROOT).parts[1]
+    assert not list(source_rules.climbs(wing, path, parse(path)))
+
+
+@pytest.mark.parametrize("wing", ["gpu", "cpu"])
+def test_a_wing_shows_its_launchers(wing):
+    folder = ROOT / "kernels" / wing
+    assert len(list(folder.glob("*.py"))) <= 12
+    inner = {path.name for path in folder.iterdir() if path.is_dir()} - {"__pycache__"}
+    assert inner <= source_rules.FLOORS.keys()
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *KERNELS], ids=name_of)
+def test_only_compilers_and_optional_packages_are_imported_late(path):
+    assert not list(source_rules.lazy(parse(path)))
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *KERNELS], ids=name_of)
+def test_private_names_stay_in_their_file(path):
+    assert not list(source_rules.private(parse(path)))
+
+
+@pytest.mark.parametrize("path", [*PACKAGE, *KERNELS], ids=name_of)
+def test_functions_are_small(path):
+    # a kernel takes all that it reads
+    n_parameters = None if path in KERNELS else 10
+    found = {*source_rules.large(parse(path), 60, n_parameters)}
+    assert found <= LARGE.get(name_of(path), set())

@@ -21,7 +21,7 @@ from fastmlp.kernels.lm import (
     SOLVERS,
 )
 from fastmlp.training.describe import n_readout
-from fastmlp.training.levenberg_marquardt import Outcome, numerical_rank
+from fastmlp.training.outcomes import Outcome, numerical_rank
 from fastmlp.training.tiles import MAX_KEPT_FACTORS, kernel_words, prepare
 
 ROUNDS = 8

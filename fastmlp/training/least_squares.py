@@ -30,7 +30,7 @@ class LeastSquaresResult(FitResult):
 
     Args:
         models: The trained modules.
-        outcomes: For every model, the :class:`~fastmlp.training.levenberg_marquardt.Outcome` it
+        outcomes: For every model, the :class:`~fastmlp.training.outcomes.Outcome` it
             was part of, and its best run there.
         weight: Sum of the rows' weights times outputs: what the sums of squares are divided by.
         epochs: Accepted steps at most.

@@ -4,13 +4,14 @@ import copy
 import math
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
 from fastmlp import backends
 from fastmlp.arguments import dense, flag, integer, real
 from fastmlp.kernels.lm import ACCEPT, MAX_WIDTH, SOLVERS
+from fastmlp.training import batched, generic, hinge_starts, tiles
 from fastmlp.training.describe import (
     below_zero,
     describe,
@@ -19,6 +20,7 @@ from fastmlp.training.describe import (
     n_readout,
     widest_layer,
 )
+from fastmlp.training.outcomes import Outcome  # noqa: F401  results pickled before name it here
 
 MAX_PARAMETERS = 8192
 """JᵀJ or R of so many takes half a gibibyte."""
@@ -152,47 +154,6 @@ class LevenbergMarquardt:
         return "qr" if self.damping == 0 else self.solver
 
 
-@dataclass
-class Outcome:
-    """What became of every model; the first index counts models, then restarts if there are any.
-
-    Args:
-        sse: Sum of (weighted) squared errors before every step and after the last,
-            ``[runs, max_steps + 1]``, NaN where there was no step. With variable projection the
-            first is that after the read-out has been solved for.
-        gradient_norm: Norm of its gradient in float64, likewise; NaN after a last step that
-            ended the run.
-        parameters: The final parameters in float64, ``[runs, P]``.
-        steps: Accepted steps, a list.
-        stopped: Why each run ended: ``"ftol"``, ``"xtol"``, ``"gtol"`` (see
-            :class:`LevenbergMarquardt`), ``"zero"`` (no error is left), ``"max_steps"``,
-            ``"max_time"``, ``"no_descent"`` (no trial lowered the loss), ``"not_finite"``,
-            ``"interrupted"`` (Ctrl-C).
-        rank: Numerical rank of each last scaled Jacobian, to the precision of the solver that
-            was in use; ``None`` where unknown. Less than P means gauge freedom or dead units.
-        solver: The one in use at the end, a list.
-        best: Index of the best run of each model.
-        seconds: Wall time.
-        jacobians: Jacobians evaluated, a list.
-    """
-
-    sse: torch.Tensor
-    gradient_norm: torch.Tensor
-    parameters: torch.Tensor
-    steps: list
-    stopped: list
-    rank: list
-    solver: list
-    best: list = field(default_factory=list)
-    seconds: float = 0.0
-    jacobians: list = field(default_factory=list)
-
-    @property
-    def final(self):
-        """Last sum of squared errors of every run, ``[runs]``."""
-        return self.sse.gather(1, torch.tensor(self.steps, device="cpu").unsqueeze(1)).squeeze(1)
-
-
 def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, progress=None):
     """Train modules of one structure in place, all at once, each to its own end.
 
@@ -213,8 +174,6 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
         ValueError: No models, a model without parameters, models of different structure, shapes
             that do not fit, NaN or infinity in the data, too many parameters.
     """
-    from fastmlp.training import generic
-
     started = time.perf_counter()
     models = list(models)
     if not models:
@@ -277,27 +236,10 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
 
 def _work(description, device):
     """The module that trains the models of a description on a device."""
-    from fastmlp.training import batched, generic, tiles
-
     if description is None:
         return generic
     on_device = backends.choose(device.type) == "triton" and widest_layer(description) <= MAX_WIDTH
     return batched if on_device else tiles
-
-
-def numerical_rank(factor, scale, triangular):
-    """Rank of the scaled Jacobian from R, or from JᵀJ, of which the lower triangle counts.
-
-    ``None`` where it is unknown: no Jacobian has been taken, or it is not finite.
-    """
-    if not bool(factor.isfinite().all()) or bool((scale == 0).any()):
-        return None
-    if triangular:
-        values = torch.linalg.svdvals(factor / scale)
-    else:
-        values = torch.linalg.eigvalsh(factor / (scale * scale.unsqueeze(1)))
-    eps = torch.finfo(torch.float64).eps
-    return int((values > len(scale) * eps * values.max()).sum())
 
 
 def check_size(n_parameters):
@@ -344,8 +286,6 @@ def _starts(models, description, restarts, seed, x, y, sample_weight):
     if restarts == 0:
         return torch.stack([flat(model) for model in models])
     if description is not None and is_hinge_net(description) and has_biases(description):
-        from fastmlp.training import hinge_starts, tiles
-
         data = tiles.prefix_sums(*tiles.prepare(description, x, y, sample_weight))
         return hinge_starts.draw(
             description.net[3],

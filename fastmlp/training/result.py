@@ -14,6 +14,7 @@ import torch
 from fastmlp import plotting
 from fastmlp.kernels.runs import FINISHED, NO_PROGRESS, NOT_FINITE, RUNNING, STATE
 from fastmlp.training import checks
+from fastmlp.training.structures import structure_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -231,8 +232,6 @@ class FitResult:
         return result
 
     def _give_weights(self, models):
-        from fastmlp.training.structures import structure_of
-
         models = checks.modules(models)
         checks.parameters(models)
         structures = [structure_of(model, f"models[{i}]") for i, model in enumerate(models)]

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from fastmlp import backends
+from fastmlp.kernels.lm import SOLVERS
 from fastmlp.training.describe import is_hinge_net, n_readout
-from fastmlp.training.levenberg_marquardt import SOLVERS, Outcome, numerical_rank
+from fastmlp.training.outcomes import Outcome, numerical_rank
 
 WORK_OF_A_PIECE = 2e7
 """Multiplications of a piece of rows: some 5 ms, far above the cost of dealing it out."""

@@ -14,11 +14,8 @@ from .machine.launch import (
     run,
     run_summed,
 )
+from .numbers.blocks import LANES, TILE_ROWS
 from .subnet.additive import backward, forward
-from .subnet.canonical import (
-    LANES,
-    TILE_ROWS,
-)
 from .subnet.dense import dense_bwd, dense_fwd, is_canonical
 from .subnet.segments import wide_subnet
 

@@ -13,9 +13,7 @@ from .machine.launch import (
     run,
     run_summed,
 )
-from .subnet.canonical import (
-    BLOCK,
-)
+from .numbers.blocks import BLOCK
 from .subnet.dense import dense_bwd, dense_fwd, is_canonical
 from .subnet.elementwise import backward, forward
 from .subnet.segments import wide_subnet

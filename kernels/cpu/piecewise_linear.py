@@ -9,8 +9,8 @@ import torch
 
 from .machine.jit import array_at, copy, entry
 from .machine.launch import any_needed, cut, prepare, prepare_as, result_at, run, run_summed, store
+from .numbers.blocks import BLOCK
 from .numbers.search import build_cells, find, lines_at, new_block, new_index, tables
-from .subnet.canonical import BLOCK
 
 # of an element: about that of so many ReLU units
 _SEARCH_WORK = 32

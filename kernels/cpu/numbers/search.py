@@ -24,7 +24,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ..machine.jit import array_at, fma, inner, inner_vectorized, wide_vectors
-from ..subnet.canonical import BLOCK
+from .blocks import BLOCK
 
 HEADER = 8
 MAX_CELLS = 16384

@@ -17,10 +17,8 @@ from ..machine.launch import (
     any_needed,
     store,
 )
+from ..numbers.blocks import BLOCK, LANES, TILE_ROWS
 from .canonical import (
-    BLOCK,
-    LANES,
-    TILE_ROWS,
     add_hinge_sums,
     add_slopes,
     add_unit_gradients,

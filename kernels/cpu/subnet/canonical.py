@@ -20,14 +20,7 @@ import math
 import numpy as np
 
 from ..machine.jit import fma, inner, inner_vectorized, narrow_vectors
-
-LANES = 64
-"""Width of a tile of :func:`add_hinge_sums`: a constant, so that addresses are immediate."""
-
-TILE_ROWS = 32
-"""Rows of a tile: x, g [32, 64] and the sums of 14 units are 30 KB, in a level-1 cache."""
-
-BLOCK = LANES * TILE_ROWS
+from ..numbers.blocks import LANES, TILE_ROWS
 
 
 @inner

@@ -7,9 +7,8 @@ from ..machine.launch import (
     any_needed,
     store,
 )
+from ..numbers.blocks import BLOCK, LANES
 from .canonical import (
-    BLOCK,
-    LANES,
     add_columns,
     add_hinge_sums,
     add_slopes,

@@ -21,14 +21,9 @@ import torch
 
 from ..machine.jit import array_at, copy, entry, inner, inner_in_order, vector_at
 from ..machine.launch import cut, run, run_summed, store
+from ..numbers.blocks import BLOCK
 from ..numbers.search import build_cells, find, lines_at, new_index, tables
-from .canonical import (
-    BLOCK,
-    all_finite,
-    canonical_form,
-    mend_values,
-    sort_units,
-)
+from .canonical import all_finite, canonical_form, mend_values, sort_units
 from .readout import add_readout_gradient, gradient_at_f, read_out
 
 SEARCH_UNITS = 48
