@@ -149,7 +149,7 @@ def _mlp_cases():
         for what, widths in nets.items():
             constants = {
                 "WIDTHS": widths, "N_LAYERS": len(widths) - 1, "HIDDEN": "relu",
-                "OUTPUT": "identity", "DROPOUT": (-1, 1.0), "seed_ptr": None,
+                "OUTPUT": "identity", "DROPOUT": (-1, 1.0) * len(widths), "seed_ptr": None,
             }  # fmt: skip
             config = mlp_config(name, widths, tl.float32)
             table[name + what] = Case("mlp", constants, config=config, everywhere=False)
@@ -183,7 +183,7 @@ def _training_cases():
             "training.loop",
             {
                 "MODEL": verb.function, "UPDATE": loop.OPTIMIZERS[optimizer], "LOSS": loss,
-                "SHUFFLE": shuffled, "DRAWS": kind == "dense" and any(constants),
+                "SHUFFLE": shuffled, "DRAWS": kind in ("dense", "mlp") and any(constants),
                 "SIZES": verb.sizes, "CONSTANTS": verb.constants, "BLOCK": n_parameters,
                 "weight_ptr": None, **({} if options.get("tracked") else {"grad_norm_ptr": None}),
             },
@@ -201,9 +201,9 @@ def _training_cases():
         sizes = 14, 1, 64, 1, codes[activation], stacked, 1
         return case("dense", sizes, (p, p, p), 64, 100, "adam", True, n_parameters=128, **options)
 
-    def mlp(widths, hidden, output, batch_rows, optimizer, shuffled, **options):
+    def mlp(widths, hidden, output, batch_rows, optimizer, shuffled, *, rates=(0.0,), **options):
         sizes = len(widths) - 1, 1, codes[hidden], codes[output], *widths
-        return case("mlp", sizes, (0.0,), widths[0], batch_rows, optimizer, shuffled, **options)
+        return case("mlp", sizes, rates, widths[0], batch_rows, optimizer, shuffled, **options)
 
     once = {"everywhere": False}
     return {
@@ -225,6 +225,9 @@ def _training_cases():
         ),
         "train, 1-10-10-10-1": mlp(
             (1, 10, 10, 10, 1), "leaky_relu", "identity", 1280, "adam", True
+        ),
+        "train, 1-10-10-10-1, dropout": mlp(
+            (1, 10, 10, 10, 1), "relu", "identity", 1280, "adam", True, rates=(0.1,) * 5, **once
         ),
     }
 

@@ -56,9 +56,25 @@ def layer_dropout_masks(seed, n, widths, p, dtype=torch.float32):
     Returns:
         A list of factors, shape ``[n, width]`` for each hidden layer.
     """
-    return [
-        _factors(_halves(seed, n, width, layer), p, dtype) for layer, width in enumerate(widths, 1)
-    ]
+    return [layer_mask(seed, n, width, layer, p, dtype) for layer, width in enumerate(widths, 1)]
+
+
+def layer_mask(seed, n, width, layer, p, dtype=torch.float32):
+    """The factors of one layer as :func:`layer_dropout_masks` has them, shape ``[n, width]``.
+
+    Layer 0 is the input of the network, the last one its output.
+    """
+    return _factors(_halves(seed, n, width, layer), p, dtype)
+
+
+def layer_rates(dropout, n_layers):
+    """The probabilities of the input and behind each layer that ``dropout`` stands for.
+
+    One number is that of the hidden layers; L + 1 of them are themselves.
+    """
+    if isinstance(dropout, (tuple, list)):
+        return tuple(dropout)
+    return 0.0, *[dropout] * (n_layers - 1), 0.0
 
 
 def _halves(seed, n, n_masks, layer=0):

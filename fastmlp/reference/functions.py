@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch.nn import functional as F
 
-from fastmlp.dropout import dropout_masks, dropout_places, layer_dropout_masks
+from fastmlp.dropout import dropout_masks, dropout_places, layer_mask, layer_rates
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
@@ -142,7 +142,7 @@ def mlp(
     biases: Sequence[torch.Tensor | None] | None = None,
     activation: str = "relu",
     output_activation: str = "identity",
-    dropout: float = 0.0,
+    dropout: float | Sequence[float] = 0.0,
     seed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Apply a dense network: linear layers with an activation behind each.
@@ -156,7 +156,8 @@ def mlp(
             at all.
         activation: σ of all layers but the last, a key of :data:`ACTIVATIONS`.
         output_activation: σ of the last layer, a key of :data:`ACTIVATIONS`.
-        dropout: Probability of dropping an output of a hidden layer.
+        dropout: Probability of dropping an output of a hidden layer; or a sequence, of dropping an
+            input and an output of each layer.
         seed: Key of the masks of :func:`layer_dropout_masks`, an int64 tensor of shape ``[1]``, or
             ``None`` for those of ``torch.nn.functional.dropout``.
 
@@ -165,19 +166,22 @@ def mlp(
     """
     biases = [None] * len(weights) if biases is None else biases
     x, *parameters = _promote(x, *weights, *biases)
-    layers = list(zip(parameters[: len(weights)], parameters[len(weights) :], strict=True))
-    *hidden, (weight, bias) = layers
-    masks: list[torch.Tensor | None] = [None] * len(hidden)
-    if dropout > 0 and seed is not None:
-        n, widths = math.prod(x.shape[:-1]), [len(w) for w, _ in hidden]
-        masks = layer_dropout_masks(seed, n, widths, dropout, x.dtype)
-    for (hidden_weight, hidden_bias), mask in zip(hidden, masks, strict=True):
-        x = ACTIVATIONS[activation](F.linear(x, hidden_weight, hidden_bias))
-        if mask is not None:
-            x = x * mask.reshape(x.shape)
-        elif dropout > 0:
-            x = F.dropout(x, dropout)
-    return ACTIVATIONS[output_activation](F.linear(x, weight, bias))
+    layers = zip(parameters[: len(weights)], parameters[len(weights) :], strict=True)
+    first, *rates = layer_rates(dropout, len(weights))
+    n = math.prod(x.shape[:-1])
+
+    def drop(h, layer, p):
+        if p == 0:
+            return h
+        if seed is None:
+            return F.dropout(h, p)
+        return h * layer_mask(seed, n, h.shape[-1], layer, p, h.dtype).reshape(h.shape)
+
+    h = drop(x, 0, first)
+    for layer, ((weight, bias), p) in enumerate(zip(layers, rates, strict=True), 1):
+        name = activation if layer < len(weights) else output_activation
+        h = drop(ACTIVATIONS[name](F.linear(h, weight, bias)), layer, p)
+    return h
 
 
 def sine_sum(

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from fastmlp import reference
 from fastmlp.backends import backend
 from fastmlp.kernels.runs import NO_PROGRESS, NOT_FINITE, RUNNING
+from fastmlp.kernels.spec import ACTIVATIONS
 from fastmlp.training.order import batch_order, step_key
 
 _LOSSES = {
@@ -41,6 +42,22 @@ class Runs:
             for i in self._problem.own:
                 if self._problem.states["status"][i] == RUNNING:
                     _Run(self._problem, i).advance(stop_step, first_epoch, rates[i])
+
+
+def _masked(structure, leaves, x, seed):
+    """The outputs of a structure with dropout masks of a seed."""
+    has_bias, rates = bool(structure.sizes[1]), structure.constants
+    weights, biases = leaves[:: 1 + has_bias], leaves[1::2] if has_bias else None
+    if structure.kind == "mlp":
+        names = [ACTIVATIONS[code] for code in structure.sizes[2:4]]
+        rates = rates[0] if len(rates) == 1 else rates
+        if structure.features is not None:
+            return reference.mlp(x, weights, biases, *names, rates, seed)
+        return reference.mlp(x.unsqueeze(-1), weights, biases, *names, rates, seed).squeeze(-1)
+    biases = [None] * len(weights) if biases is None else biases
+    layers = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
+    op = reference.elementwise_mlp if len(weights) == 2 else reference.additive_mlp
+    return op(x, *layers, ACTIVATIONS[structure.sizes[4]], rates, seed)
 
 
 class _Run:
@@ -101,8 +118,8 @@ class _Run:
 
     def _predict(self, x, training):
         """The model's outputs; in training with the masks of this step, those of the kernels."""
-        leaves = dict(zip(self.names, self.leaves, strict=True))
         if not (training and self.problem.structures[self.i].draws):
+            leaves = dict(zip(self.names, self.leaves, strict=True))
             was_training = self.model.training
             try:
                 return torch.func.functional_call(self.model.eval(), leaves, (x,))
@@ -111,23 +128,7 @@ class _Run:
         i, state = self.i, self.state
         key = step_key(int(self.problem.seeds[i]), int(self.problem.streams[i]), int(state["step"]))
         seed = torch.tensor([key], device=x.device)
-        if self.problem.structures[i].kind == "mlp":
-            return reference.mlp(
-                x,
-                [leaf for name, leaf in leaves.items() if name.endswith("weight")],
-                [leaf for name, leaf in leaves.items() if name.endswith("bias")] or None,
-                self.model.activation,
-                self.model.output_activation or "identity",
-                self.model.dropout,
-                seed,
-            )
-        names = ["fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"]
-        op = reference.elementwise_mlp
-        if "fc3.weight" in leaves:
-            names += ["fc3.weight", "fc3.bias"]
-            op = reference.additive_mlp
-        tensors = [leaves.get(name) for name in names]
-        return op(x, *tensors, self.model.activation, self.model.dropout, seed)
+        return _masked(self.problem.structures[i], self.leaves, x, seed)
 
     def _loss_sum(self, x, y, weight, training):
         """Σ_rows w·(mean or sum of ℓ over a row's outputs), and the total weight."""

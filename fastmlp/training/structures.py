@@ -60,21 +60,20 @@ def _encode_layers(record):
     bias, activation = _bias(record), record.hidden_activation or "identity"
     if record.hidden_activation is None and len(record.biases) > 1:
         raise ValueError("its hidden layers have activations that differ, or slopes of their own")
-    first, *hidden, last = record.dropout
     if record.elementwise and len(record.biases) == 2:
         if activation == "relu" and not any(record.dropout):
             return "elementwise_mlp", (record.widths[1], bias), (), None, False
         sizes = record.widths[1], bias, 1, 1, CODES[activation], 0, 0
         return "dense", sizes, record.dropout, None, any(record.dropout)
-    if record.elementwise and any(record.dropout):
-        raise ValueError("several hidden layers and dropout, which has no training kernel")
-    if first > 0 or last > 0 or len({*hidden}) > 1:
-        raise ValueError("its dropout is not the same behind each hidden layer, and there alone")
-    p = hidden[0] if hidden else 0.0
     codes = CODES[activation], CODES[record.activations[-1]]
     features = None if record.elementwise else (record.widths[0], record.widths[-1])
     sizes = len(record.biases), bias, *codes, *record.widths
-    return "mlp", sizes, (p,), features, p > 0
+    rates = record.dropout
+    # saved results know one number where that says all
+    p = max(rates[1:-1], default=0.0)
+    alike = rates == (0.0, *[p] * (len(rates) - 2), 0.0)
+    constants = (p,) if alike else rates
+    return "mlp", sizes, constants, features, any(rates)
 
 
 def _encode_sines(record):

@@ -37,7 +37,7 @@ def _constants(x, parameters, activation, output_activation, dropout, compute):
         "N_LAYERS": len(widths) - 1,
         "HIDDEN": ACTIVATIONS[activation],
         "OUTPUT": ACTIVATIONS[output_activation],
-        "DROPOUT": dropout_constants(dropout),
+        "DROPOUT": dropout_constants(0.0, *[dropout] * (len(widths) - 2), 0.0),
         "COMPUTE": compute,
     }
 

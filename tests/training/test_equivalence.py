@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from closeness import assert_run_as_good_as_torch
+from torch import nn
 from torch.nn import functional as F
 
 import fastmlp
@@ -136,6 +137,23 @@ DROPOUT_MODELS = {
     "additive": lambda: fastmlp.AdditiveMLP(3, 9, dropout=(0.1, 0.3, 0.0)),
     "mlp": lambda: fastmlp.MLP(3, [9, 4], 2, activation="tanh", dropout=0.3),
     "mlp_relu": lambda: fastmlp.MLP(3, [5, 9], 2, bias=False, dropout=0.2),
+    "deep": lambda: fastmlp.ElementwiseMLP([4, 9, 3], dropout=(0.1, 0.3, 0.2)),
+    "deep_input": lambda: fastmlp.ElementwiseMLP([8, 8], bias=False, dropout=(0.3, 0.0, 0.0)),
+    "deep_tanh_output": lambda: fastmlp.ElementwiseMLP(
+        [3, 17], activation="tanh", dropout=(0.0, 0.2, 0.3)
+    ),
+    "every_layer_another": lambda: nn.Sequential(
+        nn.Dropout(0.1),
+        nn.Linear(3, 9),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(9, 4),
+        nn.ReLU(),
+        nn.Linear(4, 2),
+        nn.Tanh(),
+        nn.Dropout(0.2),
+    ),
+    "one_layer": lambda: nn.Sequential(nn.Dropout(0.2), nn.Linear(3, 2), nn.Dropout(0.1)),
     "no_hidden_masks": lambda: fastmlp.AdditiveMLP(3, 9, dropout=(0.3, 0.0, 0.2)),
     "per_feature": lambda: fastmlp.AdditiveMLP(
         3, 4, 2, shared=False, activation="gelu", dropout=0.2
@@ -222,6 +240,15 @@ def test_dropout_has_the_masks_of_the_torch_loop(backend, name):
     )
     # with dropout the loss of an epoch is not that of the evaluated model
     assert (result.train_loss - result.val_loss).abs().min() > 0
+
+
+def test_backward_takes_the_input_as_it_was_dropped():
+    # so wide that backward multiplies by rows of x, where nothing is dropped
+    def build():
+        return nn.Sequential(nn.Dropout(0.3), nn.Linear(16, 17), nn.ReLU(), nn.Linear(17, 1))
+
+    for dtype in DTYPES:
+        assert_follows_the_torch_loop("numba", build, dtype=dtype, x_shape=(N_ROWS, 16), epochs=20)
 
 
 def test_triton_trains_a_model_alike_whatever_the_others_and_the_launches(monkeypatch):

@@ -175,11 +175,22 @@ def layout(net, rows, keeps_slopes, size, at):
 
 
 @inner
-def block_layout(net, n_rows, hidden_code, output_code, dropout, size, at):
+def rate_behind(rates, layer, n_layers):
+    """The probability of dropout behind a layer; behind layer 0, of an input.
+
+    ``rates`` has L + 1 of them, or one, that of the hidden layers.
+    """
+    if rates.size == 1:
+        return rates[0] if 0 < layer < n_layers else 0.0
+    return rates[layer]
+
+
+@inner
+def block_layout(net, n_rows, hidden_code, output_code, drops, size, at):
     """Rows of a block of a batch of ``n_rows``, and its layout."""
     lanes = VECTOR // size
     rows = min(block_rows(widest_of(net, net[0])), padded(max(n_rows, 1), lanes))
-    slopes = dropout > 0 or not (by_sign(hidden_code) and by_sign(output_code))
+    slopes = drops or not (by_sign(hidden_code) and by_sign(output_code))
     return rows, layout(net, rows, slopes, size, at)
 
 
@@ -195,12 +206,13 @@ def blocks(real):
 
     @inner
     def forward_block(
-        net, hidden_code, output_code, seed, dropout, x_at, place, n_rows, rows, memory, whole
+        net, hidden_code, output_code, seed, drops, rates, x_at, place, n_rows, rows, memory, whole
     ):
         """Fill the layers and the slopes; returns where the output [out, rows] lies.
 
         ``place`` is the index of the first row in the whole batch. Unless ``whole``, an output that
-        is not needed for gradients is left out.
+        is not needed for gradients is left out. With ``drops``, by the probabilities of
+        :func:`rate_behind`; else these are not looked at.
         """
         zero = real(0)
         size = size_of(zero)
@@ -210,6 +222,12 @@ def blocks(real):
         zeros_at, _, layers_at, g_at, next_g_at, _, slopes_at, words_at, factors_at, _ = memory
         layer_bytes = next_g_at - g_at
         transpose(zero, x_at, net[1] * size, n_rows, net[1], layers_at, row_bytes)
+        p = rate_behind(rates, 0, n_layers) if drops else 0.0
+        if p > 0:
+            drop(
+                seed, 0, place, n_rows, rows, net[1], p, words_at, factors_at,
+                array_at(layers_at, net[1] * rows, real), real,
+            )  # fmt: skip
         for layer in range(n_layers):
             code = hidden_code if layer < n_layers - 1 else output_code
             if layer == n_layers - 1 and code == IDENTITY and not whole:
@@ -220,22 +238,26 @@ def blocks(real):
             values = array_at(h + layer_bytes, width * rows, real)
             kept = array_at(slopes_at + layer * layer_bytes, width * rows, real)
             activate_and_keep(code, values, kept)
-            if dropout > 0 and layer < n_layers - 1:
+            p = rate_behind(rates, layer + 1, n_layers) if drops else 0.0
+            if p > 0:
                 if by_sign(code):  # what is dropped has lost its sign
                     for e in range(values.size):
                         kept[e] = values[e]
                 drop(
-                    seed, layer + 1, place, n_rows, rows, width, dropout, words_at, factors_at,
-                    values, real,
+                    seed, layer + 1, place, n_rows, rows, width, p, words_at, factors_at, values,
+                    real,
                 )  # fmt: skip
         return layers_at + n_layers * layer_bytes
 
     @inner
     def backward_block(
-        net, hidden_code, output_code, seed, dropout, dy_at, x_at, dx_at, place, n_rows, rows,
+        net, hidden_code, output_code, seed, drops, rates, dy_at, x_at, dx_at, place, n_rows, rows,
         memory, sums, need_dparams,
     ):  # fmt: skip
-        """After forward_block: add to ``sums`` and the weight gradients; dx where it is wanted."""
+        """After forward_block: add to ``sums`` and the weight gradients; dx where it is wanted.
+
+        Nobody wants dx of an input that is dropped.
+        """
         zero = real(0)
         size = size_of(zero)
         lanes = VECTOR // size
@@ -252,10 +274,11 @@ def blocks(real):
             h = layers_at + layer * layer_bytes
             g_block = array_at(g, width * rows, real)
             values_at, kept_at = h + layer_bytes, slopes_at + layer * layer_bytes
-            if dropout > 0 and layer < n_layers - 1:
+            p = rate_behind(rates, layer + 1, n_layers) if drops else 0.0
+            if p > 0:
                 drop(
-                    seed, layer + 1, place, n_rows, rows, width, dropout, words_at, factors_at,
-                    g_block, real,
+                    seed, layer + 1, place, n_rows, rows, width, p, words_at, factors_at, g_block,
+                    real,
                 )  # fmt: skip
                 values_at = kept_at if by_sign(code) else values_at
             chain(
@@ -279,7 +302,8 @@ def blocks(real):
                     )
                 else:
                     h_rows = transposed
-                    if layer == 0 and wide == stride:
+                    from_x = layer == 0 and wide == stride
+                    if from_x and not (drops and rate_behind(rates, 0, n_layers) > 0):
                         h_rows = x_at
                     else:
                         transpose(

@@ -107,7 +107,8 @@ def backward(real):
         n_in, n_out = net[1], net[1 + n_layers]
         gradients = array_at(gradients_at, 2 * n_layers, np.int64)
         need_dparams = any_needed(sums_at, gradients)
-        settings = last - first, hidden_code, output_code, dropout, size
+        drops, rates = dropout > 0, np.full(1, dropout)
+        settings = last - first, hidden_code, output_code, drops, size
         rows, places = block_layout(net, *settings, 0)
         memory = np.empty(places[9] // size + lanes, real)
         memory[:] = 0
@@ -120,13 +121,13 @@ def backward(real):
             n_rows = min(rows, last - start)
             block_x = x_at + start * n_in * size
             forward_block(
-                net, hidden_code, output_code, seed, dropout, block_x, start, n_rows, rows, places,
-                False,
+                net, hidden_code, output_code, seed, drops, rates, block_x, start, n_rows, rows,
+                places, False,
             )  # fmt: skip
             backward_block(
-                net, hidden_code, output_code, seed, dropout, dy_at + start * n_out * size, block_x,
-                dx_at + start * n_in * size if dx_at != 0 else 0, start, n_rows, rows, places, sums,
-                need_dparams,
+                net, hidden_code, output_code, seed, drops, rates, dy_at + start * n_out * size,
+                block_x, dx_at + start * n_in * size if dx_at != 0 else 0, start, n_rows, rows,
+                places, sums, need_dparams,
             )  # fmt: skip
             unflushed += n_rows
             if unflushed >= FLUSH_ROWS:

@@ -27,8 +27,12 @@ def _net_of(theta, sizes, kept):
 
 @inner
 def _mlp_dropout(n, n_rows, place, constants):
-    """Probability, 0 where the model is evaluated, and the index in the batch of the first item."""
-    return (constants[0], place * (n // n_rows)) if place >= 0 else (0.0, 0)
+    """Whether there are masks, none where the model is evaluated; the first item's index in all."""
+    drops = False
+    if place >= 0:
+        for p in constants:
+            drops = drops or p > 0
+    return drops, place * (n // n_rows) if drops else 0
 
 
 def _element_rows(sizes):
@@ -60,14 +64,14 @@ def mlp_forward(real):
         net, at = _net_of(theta, sizes, kept)
         n_in, n_out = net[1], net[1 + net[0]]
         n = x.size // n_in
-        p, first = _mlp_dropout(n, n_rows, place, constants)
+        drops, first = _mlp_dropout(n, n_rows, place, constants)
         at += 8 * blocks.n_sums(net)
-        rows, memory = blocks.block_layout(net, n, sizes[2], sizes[3], p, size, at)
+        rows, memory = blocks.block_layout(net, n, sizes[2], sizes[3], drops, size, at)
         for start in range(0, n, rows):
             n_block = min(rows, n - start)
             output = forward_block(
-                net, sizes[2], sizes[3], seed, p, address_of(x) + start * n_in * size,
-                first + start, n_block, rows, memory, True,
+                net, sizes[2], sizes[3], seed, drops, constants,
+                address_of(x) + start * n_in * size, first + start, n_block, rows, memory, True,
             )  # fmt: skip
             target = address_of(y) + start * n_out * size
             transpose(zero, output, rows * size, n_out, n_block, target, n_out * size)
@@ -87,9 +91,9 @@ def mlp_backward(real):
         sums = array_at(at, blocks.n_sums(net), np.float64)
         sums[:] = 0
         n = x.size // n_in
-        p, first = _mlp_dropout(n, n_rows, place, constants)
+        drops, first = _mlp_dropout(n, n_rows, place, constants)
         at += 8 * sums.size
-        rows, memory = blocks.block_layout(net, n, sizes[2], sizes[3], p, size, at)
+        rows, memory = blocks.block_layout(net, n, sizes[2], sizes[3], drops, size, at)
         fast = blocks.fast_of(memory, size, real)
         fast[:] = 0
         for start in range(0, n, rows):
@@ -97,12 +101,13 @@ def mlp_backward(real):
             x_at = address_of(x) + start * n_in * size
             if n > rows:  # forward kept the last block alone
                 forward_block(
-                    net, sizes[2], sizes[3], seed, p, x_at, first + start, n_block, rows, memory,
-                    False,
+                    net, sizes[2], sizes[3], seed, drops, constants, x_at, first + start, n_block,
+                    rows, memory, False,
                 )  # fmt: skip
             backward_block(
-                net, sizes[2], sizes[3], seed, p, address_of(dy) + start * n_out * size, x_at, 0,
-                first + start, n_block, rows, memory, sums, True,
+                net, sizes[2], sizes[3], seed, drops, constants,
+                address_of(dy) + start * n_out * size, x_at, 0, first + start, n_block, rows,
+                memory, sums, True,
             )  # fmt: skip
         blocks.flush(net, fast, VECTOR // size, sums)
         at = to = 0

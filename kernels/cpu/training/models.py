@@ -64,7 +64,7 @@ VERBS = {
 - ``stacked``: those of them that have a subnet for each feature, a trainer of their own, for each
   takes long to compile
 - ``mlp``: layers, whether there are biases, numbers of the two activations, the widths; the
-  dropout probability
+  dropout probability of the hidden layers, or those of the input and behind each layer
 """
 
 

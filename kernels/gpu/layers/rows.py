@@ -130,8 +130,8 @@ def drop(
     h, key, rows, WIDTHS: tl.constexpr, LAYER: tl.constexpr, DROPOUT: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """The outputs of hidden layer LAYER = 1, 2, … or the gradient there, times the factors."""
-    if DROPOUT[0] < 0:
+    """The outputs of layer LAYER, for 0 the input, or the gradient there, times the factors."""
+    if DROPOUT[2 * LAYER] < 0:
         return h
     else:
         WIDTH: tl.constexpr = padded(WIDTHS[LAYER])
@@ -144,6 +144,7 @@ def all_layers(
     OUTPUT: tl.constexpr, DROPOUT: tl.constexpr, BIAS: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """h_0 … h_L, and σ' of the layers 1 … L; key and rows are those of the dropout factors."""
+    h = drop(h, key, rows, WIDTHS, 0, DROPOUT, COMPUTE)
     values = (h,)
     slopes = ()
     for layer in tl.static_range(N_LAYERS - 1):
@@ -152,6 +153,7 @@ def all_layers(
         values = append(values, h)
         slopes = append(slopes, slope)
     h, slope = layer_value(h, params_ptr, WIDTHS, N_LAYERS - 1, OUTPUT, BIAS, COMPUTE)
+    h = drop(h, key, rows, WIDTHS, N_LAYERS, DROPOUT, COMPUTE)
     return append(values, h), append(slopes, slope)
 
 
@@ -219,7 +221,11 @@ def back_through(
     N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, DROPOUT: tl.constexpr,
     DX: tl.constexpr, BIAS: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """From dL/dy back to dL/dx, which is returned if DX; adds up all gradients but for None."""
+    """From dL/dy back to dL/dx, which is returned if DX; adds up all gradients but for None.
+
+    Nobody asks for the dL/dx of an input that is dropped.
+    """
+    g = drop(g, key, rows, WIDTHS, N_LAYERS, DROPOUT, COMPUTE)
     g = times_slope(g, slopes[N_LAYERS - 1], OUTPUT)
     for layer in tl.static_range(N_LAYERS - 1, -1, -1):
         if grad_ptr is not None:

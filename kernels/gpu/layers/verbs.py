@@ -14,8 +14,6 @@ from ..numbers.order import find
 from ..numbers.philox import dropout_constants
 from .rows import all_layers, back_through, padded
 
-NO_DROPOUT = tl.constexpr(dropout_constants(0.0, 0.0, 0.0))
-
 
 @triton.jit
 def mlp(
@@ -32,7 +30,7 @@ def mlp(
     HIDDEN: tl.constexpr = CONSTANTS[0]
     OUTPUT: tl.constexpr = CONSTANTS[1]
     # without a gradient the model is evaluated
-    DROPOUT: tl.constexpr = NO_DROPOUT if grad_ptr is None else CONSTANTS[2]
+    DROPOUT: tl.constexpr = CONSTANTS[3] if grad_ptr is None else CONSTANTS[2]
     N_IN: tl.constexpr = WIDTHS[0]
     N_OUT: tl.constexpr = WIDTHS[N_LAYERS]
     ins, outs = tl.arange(0, padded(N_IN)), tl.arange(0, padded(N_OUT))
@@ -73,5 +71,8 @@ def verb_of(sizes, constants, n_in, batch_rows, compute):
     warps = min(config.warps, items * config.cols // (64 if compute == tl.float64 else 128))
     functions = spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
     sizes = tuple(widths), n_layers, bias, per_row, items
-    constants = functions[hidden], functions[output], dropout_constants(*constants)
-    return Verb(mlp, sizes, constants, warps)
+    rates = constants
+    if len(rates) == 1:
+        rates = 0.0, *rates * (n_layers - 1), 0.0
+    dropout = dropout_constants(*rates), dropout_constants(*[0.0] * len(rates))
+    return Verb(mlp, sizes, (functions[hidden], functions[output], *dropout), warps)

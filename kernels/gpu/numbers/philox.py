@@ -59,22 +59,24 @@ def layer_mask(
     key, rows, LAYER: tl.constexpr, WIDTH: tl.constexpr, DROPOUT: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """Factors 0 or 1/(1 - p) of a hidden layer's units, [rows, WIDTH]; see layer_dropout_masks.
+    """Factors 0 or 1/(1 - p) of a layer's units, [rows, WIDTH]; see layer_dropout_masks.
 
-    A counter serves eight units: WIDTH is a power of two of at least 8.
+    DROPOUT has two numbers for each layer, the input being layer 0. A counter serves eight units:
+    WIDTH is a power of two of at least 8.
     """
     blocks = tl.arange(0, WIDTH // 8)[None, :]
     w0, w1, w2, w3 = philox(key, rows.to(tl.int64)[:, None], blocks, LAYER)
     # a unit's number in binary: block, two digits of the word, one of the half
     words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
     halves = tl.reshape(tl.join(words & 0xFFFF, words >> 16), (rows.shape[0], WIDTH))
-    return tl.where(halves >= DROPOUT[0], tl.full((), DROPOUT[1], COMPUTE), 0.0)
+    scale = tl.full((), DROPOUT[2 * LAYER + 1], COMPUTE)
+    return tl.where(halves >= DROPOUT[2 * LAYER], scale, 0.0)
 
 
 def dropout_constants(*probabilities: float) -> tuple:
     """The constant DROPOUT of the kernels: what a half must reach, and the factor if it does.
 
-    Two numbers for each of input, hidden unit and output: round(65536 p), -1 for p = 0, and
+    Two numbers for each place, for input, hidden unit and output: round(65536 p), -1 for p = 0, and
     1/(1 - p), 0 for p = 1. Kernels are compiled anew for each set of probabilities.
     """
     constants = ()
