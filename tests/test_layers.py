@@ -1,6 +1,7 @@
 """Rules about the source: which layer may import which, and what may not be written at all."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -360,3 +361,15 @@ def test_functions_are_small(path):
     n_parameters = None if path in KERNELS else 10
     found = {*source_rules.large(parse(path), 60, n_parameters)}
     assert found <= LARGE.get(name_of(path), set())
+
+
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("path", [*PROSE, *PACKAGE, *KERNELS], ids=name_of)
+def test_files_that_are_named_exist(path):
+    named = re.findall(
+        r"\b(?:fastmlp|kernels|bench|tests|docs)/[\w/]+\.(?:py|md)", path.read_text("utf-8")
+    )
+    missing = {name for name in named if "my_op" not in name and not (ROOT / name).exists()}
+    assert not missing
