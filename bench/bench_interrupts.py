@@ -47,7 +47,8 @@ def fit(make, n_models, x, y, **settings):
 
     def run():
         models = [make() for _ in range(n_models)]
-        fastmlp.fit(models, x, y, epochs=10**6, progress=False, **settings)
+        # a history of n_models x epochs is in memory
+        fastmlp.fit(models, x, y, epochs=min(10**5, 10**7 // n_models), progress=False, **settings)
 
     return run
 

@@ -10,7 +10,7 @@ from fastmlp.arguments import dense
 from fastmlp.parts import draws_masks
 from fastmlp.training.tiles import Runs
 
-JACOBIAN_BYTES = 1 << 26
+JACOBIAN_BYTES = 1 << 23
 """Of one chunk of rows of the Jacobian."""
 
 
