@@ -158,7 +158,7 @@ def _mlp_cases():
 
 # what pointers of the training kernel point to, where not to numbers of the compute type
 _TRAINING_TYPES = {
-    **dict.fromkeys(("starts_ptr", "models_ptr", "seeds_ptr", "streams_ptr"), "i64"),
+    **dict.fromkeys(("starts_ptr", "models_ptr", "rows_ptr", "seeds_ptr", "streams_ptr"), "i64"),
     **dict.fromkeys(("state_ptr", "hyper_ptr", "rates_ptr"), "fp64"),
     **dict.fromkeys(("train_loss_ptr", "val_loss_ptr", "grad_norm_ptr"), "fp64"),
     "trained_ptr": "i8",
@@ -185,7 +185,8 @@ def _training_cases():
                 "MODEL": verb.function, "UPDATE": loop.OPTIMIZERS[optimizer], "LOSS": loss,
                 "SHUFFLE": shuffled, "DRAWS": kind in ("dense", "mlp") and any(constants),
                 "SIZES": verb.sizes, "CONSTANTS": verb.constants, "BLOCK": n_parameters,
-                "weight_ptr": None, **({} if options.get("tracked") else {"grad_norm_ptr": None}),
+                "weight_ptr": None, "val_weight_ptr": None,
+                **({} if options.get("tracked") else {"grad_norm_ptr": None}),
             },
             dtype=dtype,
             everywhere=options.get("everywhere", True),

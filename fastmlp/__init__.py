@@ -19,6 +19,7 @@ from fastmlp.ahead import warm_up
 from fastmlp.backends import backend
 from fastmlp.convert import fuse, unfuse
 from fastmlp.diagnostics import dropout_report
+from fastmlp.ensemble import Ensemble
 from fastmlp.explanation import explain
 from fastmlp.graphs import graphed
 from fastmlp.modules.additive_mlp import AdditiveMLP
@@ -44,6 +45,7 @@ __all__ = [
     "AdditiveMLP",
     "CosineAnnealingLR",
     "ElementwiseMLP",
+    "Ensemble",
     "FitResult",
     "LevenbergMarquardt",
     "SineSum",

@@ -140,6 +140,14 @@ def has_tangents(tensors: Iterable[torch.Tensor]) -> bool:
     return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+def is_mapped() -> bool:
+    """Tell whether ``vmap`` is at work, and no other transform, mode or tracer."""
+    if _level() is None or _n_modes() or _tracing() is not None or forward_ad._current_level >= 0:
+        return False
+    vmap = _C._functorch.TransformType.Vmap
+    return all(level.key() == vmap for level in _C._functorch.get_interpreter_stack())
+
+
 def is_interposed(tensors: Sequence[torch.Tensor]) -> bool:
     """Tell whether a registered op is the answer for tensors that are not plain.
 

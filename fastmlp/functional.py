@@ -66,7 +66,7 @@ def _with_seed(note, seed):
     return note if is_plain((seed,)) else None
 
 
-def _as_autocast(y):
+def as_autocast(y):
     """The output in the dtype that autocast asks of a linear layer; float64 is left alone."""
     if not torch._C._is_any_autocast_enabled():
         return y
@@ -130,7 +130,7 @@ def elementwise_mlp(
     if _elementwise_mlp.plans and _is_off(dropout) and not is_beyond_checks(x):
         y = _elementwise_mlp.plans.call((*tensors, None), (activation, *_NO_DROPOUT))
         if y is not None:
-            return _as_autocast(y)
+            return as_autocast(y)
     if (note := _elementwise_mlp.known(tensors)) is None:
         if is_beyond_checks(x):
             return reference.elementwise_mlp(*tensors, activation, dropout, seed)
@@ -142,7 +142,7 @@ def elementwise_mlp(
     else:
         seed, places = dropout_arguments(dropout, seed, x)
         note = _with_seed(note, seed)
-    return _as_autocast(_elementwise_mlp(note, *tensors, seed, activation, *places))
+    return as_autocast(_elementwise_mlp(note, *tensors, seed, activation, *places))
 
 
 def additive_mlp(
@@ -203,7 +203,7 @@ def additive_mlp(
     if _additive_mlp.plans and _is_off(dropout) and not is_beyond_checks(x):
         y = _additive_mlp.plans.call((*tensors, None), (activation, *_NO_DROPOUT))
         if y is not None:
-            return _as_autocast(y)
+            return as_autocast(y)
     if (note := _additive_mlp.known(tensors)) is None:
         if is_beyond_checks(x):
             return reference.additive_mlp(*tensors, activation, dropout, seed)
@@ -216,10 +216,10 @@ def additive_mlp(
         seed, places = dropout_arguments(dropout, seed, x)
         note = _with_seed(note, seed)
     if x.dim() == 2:
-        return _as_autocast(_additive_mlp(note, *tensors, seed, activation, *places))
+        return as_autocast(_additive_mlp(note, *tensors, seed, activation, *places))
     n_out, n_in = fc3_weight.shape
     rows = x.reshape(math.prod(x.shape[:-1]), n_in)
-    y = _as_autocast(_additive_mlp(note, rows, *tensors[1:], seed, activation, *places))
+    y = as_autocast(_additive_mlp(note, rows, *tensors[1:], seed, activation, *places))
     return y.reshape(*x.shape[:-1], n_out)
 
 
@@ -279,7 +279,7 @@ def mlp(
             (x, *_in_turns(weights, biases), None), (activation, output_activation, 0.0)
         )
         if y is not None:
-            return _as_autocast(y)
+            return as_autocast(y)
     if (note := _mlp.known(tensors)) is None:
         if is_beyond_checks(x):
             return reference.mlp(x, weights, biases, *options)
@@ -295,9 +295,9 @@ def mlp(
         seed = None
     arguments = *_in_turns(weights, biases), seed, activation, output_activation, dropout
     if x.dim() == 2:
-        return _as_autocast(_mlp(note, x, *arguments))
+        return as_autocast(_mlp(note, x, *arguments))
     flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = _as_autocast(_mlp(note, flat, *arguments))
+    y = as_autocast(_mlp(note, flat, *arguments))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 

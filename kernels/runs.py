@@ -32,3 +32,8 @@ def new_states(n_models):
     states["best_loss"] = np.inf
     states["best_epoch"] = -1
     return states
+
+
+def pick(values, models):
+    """Of an array of one number for all, or of one for each model, those of some models."""
+    return values[models] if len(values) > 1 else values[0]

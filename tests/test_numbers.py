@@ -28,6 +28,12 @@ def fit(**options):
     return result.train_loss, result._description
 
 
+def own_fit(**options):
+    models, x = fastmlp.Ensemble(fastmlp.SineSum(2), 4, seed=0), X.reshape(4, -1)
+    x = X if "folds" in options else x
+    return quiet_fit(models, x, x.sin(), epochs=2, **options).train_loss
+
+
 def step(**options):
     torch.manual_seed(0)
     optimizer = fastmlp.optim.LevenbergMarquardt(torch.nn.Linear(2, 1), **options)
@@ -131,8 +137,14 @@ CALLS = {
         fit,
         {
             "epochs": 3, "batch_size": 5, "shuffle": False, "patience": 1, "clip_norm": 0.5,
-            "seed": 3, "progress": False,
+            "seed": 3, "progress": False, "history": 2,
         },
+    ),
+    "own": (fastmlp.fit, own_fit, {"own": True, "folds": 2}),
+    "Ensemble": (
+        fastmlp.Ensemble,
+        by(fastmlp.Ensemble, module=fastmlp.SineSum(2), n=2, seed=0),
+        {"n": 3, "seed": 3},
     ),
     "dropout_report": (
         fastmlp.dropout_report, report, {"samples": 5, "batch_size": 4, "seed": 3},
@@ -212,7 +224,9 @@ def public():
 
 
 def test_no_argument_is_left_out():
-    known = {what: values for what, _, values in CALLS.values()}
+    known = {}
+    for what, _, values in CALLS.values():
+        known.setdefault(what, set()).update(values)
     for what in public():
         for name, parameter in inspect.signature(what).parameters.items():
             kinds = str(parameter.annotation)

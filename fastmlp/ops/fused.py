@@ -6,13 +6,13 @@ dispatch modes and ``torch.func`` see the registered ops ``fastmlp::<name>_fwd``
 ``fastmlp::<name>_bwd``. :mod:`fastmlp.boundary` says which tensors are plain.
 """
 
-from functools import reduce
+from functools import partial, reduce
 
 import torch
 from torch.autograd import forward_ad
 
 from fastmlp import backends, boundary
-from fastmlp.ops import registry
+from fastmlp.ops import mapped, registry
 from fastmlp.ops.planned import Plans
 
 
@@ -33,12 +33,17 @@ class FusedOp:
         output_shape: Function of ``(x, *parameters)`` that gives the output's shape.
         pointwise: Whether every element of x is on its own, whatever the shape of x. If not, every
             row of a matrix is.
+        is_of_many: Whether parameters and outputs have a first dimension for the model, and x the
+            same or one of 1.
     """
 
     def __init__(
-        self, name, *, parameters, constants=(), options, reference, check, output_shape, pointwise
-    ):
-        self.name = name
+        self, name, *, parameters, constants=(), options, reference, check, output_shape,
+        pointwise, is_of_many=False,
+    ):  # fmt: skip
+        self.name, self._is_of_many = name, is_of_many
+        self._file = "ensemble" if is_of_many else name
+        self.of_many = None
         self.takes_list = parameters[0].endswith("[]")
         self.n_constants = len(constants)
         self.n_options = len(options)
@@ -107,7 +112,7 @@ class FusedOp:
 
     def _launchers(self, backend):
         """Those of forward and backward."""
-        kernels = backends.launchers(backend, self.name)
+        kernels = backends.launchers(backend, self._file)
         return getattr(kernels, self._fwd_name), getattr(kernels, self._bwd_name)
 
     def _elsewhere(self, x, *arguments):
@@ -119,7 +124,7 @@ class FusedOp:
             return self._library_fwd(x, *self._packed(arguments))
         n_tensors = len(arguments) - self.n_options
         tensors = [x, *[t for t in arguments[:n_tensors] if t is not None]]
-        if boundary.is_interposed(tensors):
+        if boundary.is_interposed(tensors) or boundary.is_mapped():
             return self._library_fwd(x, *self._packed(arguments))
         boundary.refuse_freed(tensors)
         y = self._forward_mode(backend, tensors, x, *arguments)
@@ -189,6 +194,11 @@ class FusedOp:
                 return False
             sizes = [None] * dy.dim(), [None] * n_free + [*x.shape[n_free:]]
             self._known_backward.keep(present, True, [*sizes, *([*t.shape] for t in present[2:])])
+        if self._is_of_many:
+            n = tensors[1].shape[0]
+            if dy.shape[0] != n or x.shape[0] not in (1, n):
+                return False
+            return dy.shape[1:n_free] == x.shape[1:n_free]
         return dy.shape[:n_free] == x.shape[:n_free]
 
     def _library_gradients(self, dy, tensors, options, needs):
@@ -236,8 +246,8 @@ class FusedOp:
         registry.impl(bwd, self._bwd_impl, "CompositeExplicitAutograd")
         registry.impl(fwd, self._fwd_autograd, "Autograd", with_keyset=True)
         registry.impl(bwd, self._bwd_autograd, "Autograd", with_keyset=True)
-        registry.impl(fwd, self._fwd_composite, "FuncTorchBatched")
-        registry.register_vmap(bwd, self._bwd_vmap)
+        registry.register_vmap(fwd, partial(mapped.forward, self))
+        registry.register_vmap(bwd, partial(mapped.backward, self))
         registry.register_fake(fwd, self._fwd_fake)
         registry.register_fake(bwd, self._bwd_fake)
         # for targets that know nothing of ours, such as ONNX
@@ -301,23 +311,13 @@ class FusedOp:
             return self._bwd_composite(dy, x, *arguments)
         return self._redispatch(self._library_bwd, keyset, dy, x, *arguments)
 
-    def _bwd_vmap(self, info, in_dims, *arguments):
-        """One call after the other."""
-        leaves, tree = torch.utils._pytree.tree_flatten(arguments)
-        dims = torch.utils._pytree.tree_leaves(in_dims, is_leaf=lambda dim: dim is None)
-        results = [
-            self._library_bwd(
-                *torch.utils._pytree.tree_unflatten(
-                    [
-                        leaf if dim is None else leaf.select(dim, i)
-                        for leaf, dim in zip(leaves, dims, strict=True)
-                    ],
-                    tree,
-                )
-            )
-            for i in range(info.batch_size)
-        ]
-        return tuple(map(torch.stack, zip(*results, strict=True))), (0, 0)
+    def be_mapped_by(self, of_many):
+        """Have ``vmap`` over parameters call another op: this one with a leading model axis.
+
+        It takes x ``[1 or n, R, …]``, R elements, or rows if the op is not pointwise; the same
+        parameters, each ``[n, …]``; no constants; and as many of the options as it has.
+        """
+        self.of_many = of_many
 
     @staticmethod
     def _redispatch(op, keyset, *arguments):

@@ -34,12 +34,12 @@ _CHOLESKY, _QR, _AUTO = range(3)
 _CODE = {reason: code for code, reason in enumerate(REASONS)}
 
 
-def run(models, description, starts, x, y, settings, max_steps, sample_weight, deadline, progress):
+def run(models, description, starts, rows, settings, max_steps, deadline, progress):
     """Train all runs; returns their :class:`Outcome`."""
     from fastmlp.kernels.gpu.levenberg_marquardt.solver import Problem
 
     device = next(models[0].parameters()).device
-    data = prepare(description, x, y, sample_weight, device)
+    data = prepare(description, *rows.of(0), device)  # the same for all
     problem = Problem(*kernel_words(description), description.n_parameters, *data)
     n_projected = n_readout(description) if settings.variable_projection else 0
     n_runs, n_columns = len(starts), problem.p + 1

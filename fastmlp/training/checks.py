@@ -161,14 +161,18 @@ def validation(pair, device):
     return data("validation ", *pair, device)
 
 
-def shapes(name, label, features, x, y):
-    """Raise unless a model of (in, out) features, or ``None``, takes x and gives y's shape."""
+def shapes(name, label, features, x, y, n_lead=1):
+    """Raise unless a model of (in, out) features, or ``None``, takes x and gives y's shape.
+
+    ``n_lead``: dimensions of x ahead of a row's, 1 or, with the model's, 2.
+    """
     wanted = list(x.shape)
     if features is not None:
         n_in, n_out = features
-        if x.dim() < 2 or x.shape[-1] != n_in:
+        if x.dim() <= n_lead or x.shape[-1] != n_in:
+            lead = "n, N" if n_lead == 2 else "N"
             raise ValueError(
-                f"{name}x must have shape [N, …, {n_in}] for {label}, got {list(x.shape)}"
+                f"{name}x must have shape [{lead}, …, {n_in}] for {label}, got {list(x.shape)}"
             )
         wanted[-1] = n_out
     outputs(name, label, wanted, y)
@@ -182,18 +186,26 @@ def outputs(name, label, wanted, y):
         )
 
 
-def weights(value, x, n_models=None):
-    """Weights of the rows, ``[1 or models, N]``, or ``None``; one for each model where allowed."""
+def weights(value, n_rows, device, n_models=None, offsets=None):
+    """Weights of the rows, ``[1 or models, N]``, or ``None``; one for each model where allowed.
+
+    With ``offsets`` they are flat, ``[N]``, those of each model between two of these.
+    """
     if value is None:
         return None
-    value = tensor("sample_weight", value, x.device)
-    allowed = [(len(x),)] if n_models is None else [(len(x),), (n_models, len(x))]
+    value = tensor("sample_weight", value, device)
+    allowed = [(n_rows,)] if n_models is None else [(n_rows,), (n_models, n_rows)]
     if value.shape not in allowed:
         wanted = " or ".join(str(list(shape)) for shape in allowed)
         raise ValueError(f"sample_weight must have shape {wanted}, got {list(value.shape)}")
-    value = value.reshape(-1, len(x))
+    value = value.reshape(-1, n_rows)
     if not bool((value >= 0).all() & value.isfinite().all()):
         raise ValueError("sample_weight must be finite and not negative")
-    if not bool((value.sum(1) > 0).all()):
+    if offsets is None:
+        taught = (value > 0).any(1)
+    else:
+        totals = np.add.reduceat((value[0] > 0).cpu().numpy().astype(np.int64), offsets[:-1])
+        taught = torch.from_numpy(totals > 0)
+    if not bool(taught.all()):
         raise ValueError("sample_weight must be above 0 for at least one row of every model")
     return value

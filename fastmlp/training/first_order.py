@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from fastmlp import backends
-from fastmlp.kernels.runs import FINISHED, RUNNING
+from fastmlp.kernels.runs import FINISHED, RUNNING, pick
 
 _RUNS = {
     "torch": "fastmlp.training.loop",
@@ -28,24 +28,40 @@ def run(problem, report):
         problem: A :class:`fastmlp.training.problem.Problem`; its buffers are written.
         report: Function without arguments, called after every launch.
     """
-    backend = backends.choose(problem.x.device.type)
-    runs = importlib.import_module(_RUNS[backend]).Runs(problem)
-    states, per_epoch = problem.states, problem.steps_per_epoch
-    own = np.array(problem.own, np.int64)
-    stride = max(1, min(FIRST_STEPS, per_epoch))
+    backend = backends.choose(problem.data.x.device.type)
+    runs = importlib.import_module(_RUNS[backend]).Runs
+    # models of one structure and size together, the largest first
+    sizes = np.diff(problem.members.offsets)[problem.own]
+    order = np.lexsort((problem.members.kinds[problem.own], -sizes))
+    stride, own = FIRST_STEPS, problem.own[order]
+    at_once = runs.at_once or max(len(own), 1)
+    for first in range(0, len(own), at_once):
+        models = np.sort(own[first : first + at_once])
+        stride = _run_some(problem, runs(problem, models), models, stride, report)
+
+
+def _run_some(problem, runs, models, stride, report):
+    """Train some models to their ends; returns how many steps a launch took."""
+    states = problem.states
+    per_epoch = np.broadcast_to(pick(problem.steps_per_epoch, models), len(models))
     while True:
-        steps = states["step"][own[states["status"][own] == RUNNING]]
-        steps = steps[steps < problem.n_steps]
-        if len(steps) == 0:
+        running = states["status"][models] == RUNNING
+        steps = np.where(running, states["step"][models], 0)
+        running &= steps < problem.epochs * per_epoch
+        if not running.any():
             break
-        start = int(steps.min())
-        stop = min(problem.n_steps, start + stride)
-        first_epoch, last_epoch = start // per_epoch, int(max(stop - 1, steps.max())) // per_epoch
+        start = int(steps[running].min())
+        stop = start + stride
+        last = np.minimum(np.maximum(stop - 1, steps), problem.epochs * per_epoch - 1)
+        first_epoch = int((steps // per_epoch)[running].min())
+        last_epoch = int((last // per_epoch)[running].max())
+        rates = problem.rates(models, first_epoch, last_epoch + 1)
         began = time.perf_counter()
-        runs.advance(stop, first_epoch, problem.rates(first_epoch, last_epoch + 1))
+        runs.advance(stop, first_epoch, rates)
         seconds = time.perf_counter() - began
         report()
         factor = LAUNCH_SECONDS / max(seconds, 1e-6)
         stride = max(1, int(stride * min(max(factor, 0.25), 16.0)))
-    done = (states["status"] == RUNNING) & (states["step"] >= problem.n_steps)
-    states["status"][done] = FINISHED
+    done = states["status"][models] == RUNNING
+    states["status"][models[done]] = FINISHED
+    return stride

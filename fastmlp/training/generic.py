@@ -162,15 +162,16 @@ def check_weight(sample_weight, n_rows, device):
     return sample_weight.double().to(device).reshape(-1).sqrt()
 
 
-def run(models, description, starts, x, y, settings, max_steps, sample_weight, deadline, progress):
+def run(models, description, starts, rows, settings, max_steps, deadline, progress):
     """Train all runs, one after the other; returns their `Outcome`."""
     runs = Runs(starts, settings, max_steps)
     k, per_model = runs.kernels, len(starts) // len(models)
     try:
         for index in range(len(starts)):
             problem = Linearisation(models[index // per_model])
+            x, y, weight = rows.of(index // per_model)
             xs, ys = x.to(problem.device), y.to(problem.device)
-            weight = check_weight(sample_weight, len(x), problem.device)
+            weight = check_weight(weight, len(x), problem.device)
             kept = torch.zeros(runs.ld**2 + runs.ld, dtype=torch.float64, device="cpu")
             part, n_parts = kept, 0
             while True:

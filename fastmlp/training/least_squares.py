@@ -1,18 +1,21 @@
 """`fit` with Levenberg–Marquardt: what it refuses, and its result."""
 
-import contextlib
 import math
+from typing import ClassVar
 
 import torch
 
 from fastmlp.arguments import flag, integer
-from fastmlp.kernels import notice
-from fastmlp.training import checks
+from fastmlp.ensemble import Ensemble
+from fastmlp.kernels.lm import REASONS
+from fastmlp.training import checks, least_squares_ensemble
 from fastmlp.training.describe import describe
 from fastmlp.training.generic import check_rows_alone
-from fastmlp.training.levenberg_marquardt import train
-from fastmlp.training.progress import can_be_seen
-from fastmlp.training.result import FitResult, hold_last
+from fastmlp.training.levenberg_marquardt import train_on
+from fastmlp.training.members import members_of
+from fastmlp.training.problem import check_history, gather_rows
+from fastmlp.training.progress import reporter_of_runs
+from fastmlp.training.result import FitResult, hold_last, kept_columns
 
 ROWS_OF_OUTPUTS = 1 << 14
 """Rows that a module is called with at a time, to tell its loss."""
@@ -32,8 +35,10 @@ class LeastSquaresResult(FitResult):
         models: The trained modules.
         outcomes: For every model, the :class:`~fastmlp.training.outcomes.Outcome` it
             was part of, and its best run there.
-        weight: Sum of the rows' weights times outputs: what the sums of squares are divided by.
+        weight: Sum of the rows' weights times outputs, of each model: what the sums of squares are
+            divided by.
         epochs: Accepted steps at most.
+        every: Epochs of which the losses have the last.
         losses: Training loss of every module as it was handed over.
         val_losses: Its validation loss, or ``None``.
         grad_norms: Norm of the gradient of its training loss, or ``None``.
@@ -49,24 +54,30 @@ class LeastSquaresResult(FitResult):
         (True, True)
     """
 
-    def __init__(self, models, outcomes, weight, epochs, losses, val_losses, grad_norms, seconds):
+    reasons: ClassVar = dict(enumerate(("interrupted", *REASONS[1:], "max_time")))
+
+    def __init__(
+        self, models, outcomes, weight, epochs, every, losses, val_losses, grad_norms, seconds
+    ):
         super().__init__(models, {"best": None}, {}, {"loss": "mse"}, seconds)
         self.runs = [outcome for outcome, _ in outcomes]
         self._index = [index for _, index in outcomes]
         steps = self._of_best("steps")
         over = [reason not in ("interrupted", "max_time") for reason in self.stopped]
-        history = torch.stack([outcome.sse[index] / weight for outcome, index in outcomes])
+        kept = kept_columns(epochs, every)
+        history = torch.stack([o.sse[i] / w for (o, i), w in zip(outcomes, weight, strict=True)])
         for row, step, loss in zip(history, steps, losses, strict=True):
             row[step] = loss
         hold_last(history, [step + 1 for step in steps], over)
-        self._tensors["train_loss"] = history[:, :epochs].clone()
+        self._tensors["train_loss"] = history[:, kept]
         self._tensors["val_loss"] = self._tensors["grad_norm"] = None
         if grad_norms is not None:
-            norms = torch.stack([outcome.gradient_norm[i] / weight for outcome, i in outcomes])
+            norms = [o.gradient_norm[i] / w for (o, i), w in zip(outcomes, weight, strict=True)]
+            norms = torch.stack(norms)
             for row, step, norm in zip(norms, steps, grad_norms, strict=True):
                 row[step] = norm
             hold_last(norms, [step + 1 for step in steps], over)
-            self._tensors["grad_norm"] = norms[:, 1:].clone()
+            self._tensors["grad_norm"] = norms[:, 1:][:, kept]
         final = losses
         if val_losses is not None:
             table = torch.full((len(models), epochs), math.nan, dtype=torch.float64, device="cpu")
@@ -74,7 +85,7 @@ class LeastSquaresResult(FitResult):
             for row, step, loss in zip(table, last, val_losses, strict=True):
                 row[step - 1] = loss
             hold_last(table, last, over)
-            self._tensors["val_loss"] = table
+            self._tensors["val_loss"] = table[:, kept]
             final = val_losses
         self._final = torch.tensor(final, dtype=torch.float64, device="cpu")
 
@@ -100,6 +111,12 @@ class LeastSquaresResult(FitResult):
         ``"max_steps"``, ``"max_time"``, ``"no_descent"``, ``"not_finite"`` or
         ``"interrupted"``."""
         return self._of_best("stopped")
+
+    @property
+    def status(self):
+        """The same as int8 ``[models]``, each a key of :attr:`reasons`."""
+        codes = {reason: code for code, reason in self.reasons.items()}
+        return torch.tensor([codes[r] for r in self.stopped], dtype=torch.int8, device="cpu")
 
     @property
     def rank(self):
@@ -128,26 +145,50 @@ class LeastSquaresResult(FitResult):
         )
 
 
+class _Listed:
+    """A list of any modules, as :func:`fastmlp.training.rows.rows_of` wants to know it."""
+
+    dtype = None
+
+    def __init__(self, models):
+        self.models, self.device = models, _device(models)
+
+    def __len__(self):
+        return len(self.models)
+
+    @staticmethod
+    def examples():
+        """None: the models themselves say whether they take the data."""
+        return []
+
+
 def fit(
-    models, x, y, *, settings, epochs, validation, sample_weight, seed, track, progress, others
-):
+    models, x, y, *, settings, epochs, own, offsets, validation, folds, sample_weight, seed, track,
+    history, progress, on_progress, others,
+):  # fmt: skip
     """Train with Levenberg–Marquardt, models of the same structure together.
 
     Args:
-        models: One module or a list.
+        models: One module, a list or an :class:`fastmlp.Ensemble`.
         x: Inputs.
         y: Targets.
         settings: A :class:`fastmlp.LevenbergMarquardt`.
         epochs: Accepted steps at most.
+        own: Whether each model has data of its own.
+        offsets: Where those begin, or ``None``.
         validation: A pair ``(x, y)`` or ``None``.
-        sample_weight: Shape ``[N]`` or ``None``.
+        folds: Number of folds or ``None``.
+        sample_weight: Shape ``[N]`` or ``[n, N]``, or ``None``.
         seed: An int, for the restarts.
         track: Names of what to record, ``"grad_norm"`` or nothing.
+        history: Which epochs to keep losses of.
         progress: Whether to show a progress bar.
+        on_progress: Called with the result of an ensemble now and then, or ``None``.
         others: Arguments of ``fit`` by name that must be at their defaults, with these.
 
     Returns:
-        A :class:`LeastSquaresResult`.
+        A :class:`LeastSquaresResult`; of an ensemble an
+        :class:`~fastmlp.training.least_squares_ensemble.EnsembleLeastSquaresResult`.
 
     Raises:
         ValueError: As :func:`fastmlp.fit`; an argument that makes no sense with full steps.
@@ -159,50 +200,66 @@ def fit(
                 f"{name} must be {default!r} with LevenbergMarquardt, which takes whole steps on "
                 f"all rows for the sum of squares, got {value!r}"
             )
-    models = checks.modules(models)
+    of_list = not isinstance(models, Ensemble) or describe(models[0]) is None
+    if of_list:
+        # of an ensemble that the kernels do not know: its modules are views
+        models = checks.modules(list(models) if isinstance(models, Ensemble) else models)
     progress, epochs = flag("progress", progress), integer("epochs", epochs, 1)
     if isinstance(seed, list | tuple | range):
         raise TypeError(f"seed must be an int with LevenbergMarquardt, got {type(seed).__name__}")
     seed, track = checks.seed("seed", seed), checks.tracked(track)
-    device = _device(models)
-    x, y = checks.data("", x, y, device)
-    val_x, val_y = checks.validation(validation, device)
+    _, every = check_history(history, epochs)
+    members = _Listed(models) if of_list else members_of(models)
+    rows, held_out = gather_rows(
+        members, x, y, sample_weight=sample_weight, validation=validation, own=flag("own", own),
+        offsets=offsets, folds=folds,
+    )  # fmt: skip
+    if not of_list:
+        return least_squares_ensemble.fit(
+            members, rows, held_out, settings=settings, epochs=epochs, every=every, seed=seed,
+            track=track, progress=progress, on_progress=on_progress,
+        )  # fmt: skip
     for i, model in enumerate(models):
-        _check_shapes("", f"models[{i}]", model, x, y)
-        if val_x is not None:
-            _check_shapes("validation ", f"models[{i}]", model, val_x, val_y)
-    weights = checks.weights(sample_weight, x)
+        _check_shapes("", f"models[{i}]", model, *rows.of(i)[:2])
+        if held_out is not None:
+            _check_shapes("validation ", f"models[{i}]", model, *held_out.of(i)[:2])
     groups = {}
     for i, model in enumerate(models):
         shapes = tuple((p.shape, p.requires_grad) for p in model.parameters())
         groups.setdefault((type(model), describe(model), shapes), []).append(i)
     outcomes = [None] * len(models)
     for indices in groups.values():
-        with _bar(progress) as report:
-            outcome = train(
+        with reporter_of_runs(progress) as report:
+            outcome = train_on(
                 [models[i] for i in indices],
-                x,
-                y,
+                rows.among(indices),
                 settings,
                 max_steps=epochs,
-                sample_weight=None if weights is None else weights[0],
                 seed=seed,
                 progress=report,
             )
         for i, index in zip(indices, outcome.best, strict=True):
             outcomes[i] = outcome, index
     seconds = sum({id(outcome): outcome.seconds for outcome, _ in outcomes}.values())
-    weight = y.numel() if weights is None else float(weights.double().mean()) * y.numel()
-    losses = [_error(model, x, y, weights) / weight for model in models]
+    weights = [_total(*rows.of(i)[1:]) for i in range(len(models))]
+    losses = [_error(m, *rows.of(i)) / weights[i] for i, m in enumerate(models)]
     val_losses = None
-    if val_x is not None:
-        val_losses = [_error(model, val_x, val_y) / val_y.numel() for model in models]
+    if held_out is not None:
+        held = [held_out.of(i) for i in range(len(models))]
+        pairs = zip(models, held, strict=True)
+        val_losses = [_error(m, *data) / _total(*data[1:]) for m, data in pairs]
     grad_norms = None
     if "grad_norm" in track:
-        grad_norms = [_gradient_norm(model, x, y, weights) / weight for model in models]
+        norms = [_gradient_norm(m, *rows.of(i)) for i, m in enumerate(models)]
+        grad_norms = [norm / weight for norm, weight in zip(norms, weights, strict=True)]
     return LeastSquaresResult(
-        models, outcomes, weight, epochs, losses, val_losses, grad_norms, seconds
+        models, outcomes, weights, epochs, every, losses, val_losses, grad_norms, seconds
     )
+
+
+def _total(y, weight):
+    """The weight of all numbers of y."""
+    return y.numel() if weight is None else float(weight.double().mean()) * y.numel()
 
 
 def _device(models):
@@ -246,7 +303,7 @@ def _errors(model, x, y, weights):
         squares = (_outputs(model, x[rows]).double() - y[rows].double()).square()
         if weights is not None:
             squares = squares.flatten(1) if squares.dim() > 1 else squares.unsqueeze(1)
-            squares = squares * weights[0, rows].double().unsqueeze(1)
+            squares = squares * weights[rows].double().unsqueeze(1)
         yield squares.sum()
 
 
@@ -265,21 +322,3 @@ def _gradient_norm(model, x, y, weights):
             for part, g in zip(total, torch.autograd.grad(error, trained), strict=True):
                 part += g
     return math.sqrt(sum(float(part.square().sum()) for part in total))
-
-
-@contextlib.contextmanager
-def _bar(visible):
-    """A function that moves a progress bar of the runs that are over; ``None``: there is none."""
-    if not (visible and can_be_seen()):
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(unit=" runs") as bar, notice.said_by(bar.set_postfix_str):
-
-        def report(done, total):
-            bar.total = total
-            bar.set_postfix_str("", refresh=False)
-            bar.update(done - bar.n)
-
-        yield report

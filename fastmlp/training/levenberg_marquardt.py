@@ -6,6 +6,7 @@ import time
 import warnings
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from fastmlp import backends
@@ -21,6 +22,7 @@ from fastmlp.training.describe import (
     widest_layer,
 )
 from fastmlp.training.outcomes import Outcome  # noqa: F401  results pickled before name it here
+from fastmlp.training.rows import Rows
 
 MAX_PARAMETERS = 8192
 """JᵀJ or R of so many takes half a gibibyte."""
@@ -155,15 +157,37 @@ class LevenbergMarquardt:
 
 
 def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, progress=None):
-    """Train modules of one structure in place, all at once, each to its own end.
+    """Train modules of one structure on the same data: see :func:`train_on`.
 
     Args:
-        models: List of modules that compute the same function of (parameters, x).
+        models: List of modules.
         x: Inputs, shared by all.
         y: Targets, of the shape of a model's output.
         settings: A :class:`LevenbergMarquardt`.
         max_steps: Accepted steps at most.
         sample_weight: Weights of the rows' squared errors, ``[rows]``, or ``None``.
+        seed: Of the restarts' random weights.
+        progress: Function, or ``None``.
+
+    Returns:
+        An :class:`Outcome`.
+
+    Raises:
+        ValueError: As :func:`train_on`.
+    """
+    n, zero = np.array([len(x)]), np.zeros(1, np.int64)
+    rows = Rows(x, y, sample_weight, zero, n, zero)
+    return train_on(models, rows, settings, max_steps=max_steps, seed=seed, progress=progress)
+
+
+def train_on(models, rows, settings, *, max_steps, seed=0, progress=None):
+    """Train modules of one structure in place, all at once, each to its own end.
+
+    Args:
+        models: List of modules that compute the same function of (parameters, x).
+        rows: Their :class:`fastmlp.training.rows.Rows`, in any dtype.
+        settings: A :class:`LevenbergMarquardt`.
+        max_steps: Accepted steps at most.
         seed: Of the restarts' random weights.
         progress: Function called now and then with (runs that are over, all runs), or ``None``.
 
@@ -189,32 +213,16 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
     if different or any(type(m) is not type(models[0]) for m in models):
         raise ValueError("models must have the same structure, got different ones")
     trained = [p for p in models[0].parameters() if p.requires_grad]
-    n_parameters = sum(p.numel() for p in trained)
-    if n_parameters == 0:
-        raise ValueError("models[0] has no parameters to train")
-    check_size(n_parameters)
-    if settings.variable_projection and not (descriptions[0] and n_readout(descriptions[0])):
-        raise ValueError(
-            "variable_projection must be False for a model whose outputs the solver does not know "
-            "to be linear in its last layer: it knows ElementwiseMLP, AdditiveMLP with a shared "
-            "subnet, and MLP or a Sequential of linear layers and activations without an output "
-            f"activation, all parameters trained, got {type(models[0]).__name__}"
-        )
-    x, y = finite("x", x), finite("y", y)
-    if sample_weight is not None:
-        sample_weight = finite("sample_weight", sample_weight)
-        if bool((sample_weight < 0).any()):
-            raise ValueError("sample_weight must not be negative")
-    starts = _starts(models, descriptions[0], settings.restarts, seed, x, y, sample_weight)
-    outcome = _work(descriptions[0], trained[0].device).run(
+    check_solvable(models[0], descriptions[0], rows, settings)
+    rows = finite_rows(rows)
+    starts = _starts(models, descriptions[0], settings.restarts, seed, rows)
+    outcome = work_of(descriptions[0], trained[0].device, rows).run(
         models,
         descriptions[0],
         starts,
-        x,
-        y,
+        rows,
         settings,
         max_steps,
-        sample_weight,
         None if settings.max_time is None else started + settings.max_time,
         progress,
     )
@@ -224,22 +232,38 @@ def train(models, x, y, settings, *, max_steps, sample_weight=None, seed=0, prog
     outcome.best = [m * per_model + b for m, b in enumerate(best)]
     for model, index in zip(models, outcome.best, strict=True):
         load(model, outcome.parameters[index])
-    if y.numel() < n_parameters:
-        warnings.warn(
-            f"{n_parameters} parameters for {y.numel()} residuals: of all solutions of a step the "
-            "one of least norm is taken",
-            stacklevel=3,
-        )
     outcome.seconds = time.perf_counter() - started
     return outcome
 
 
-def _work(description, device):
+def check_solvable(model, description, rows, settings):
+    """Refuse what the solver cannot do; warn where there are more parameters than residuals."""
+    n_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if n_parameters == 0:
+        raise ValueError("models[0] has no parameters to train")
+    check_size(n_parameters)
+    if settings.variable_projection and not (description and n_readout(description)):
+        raise ValueError(
+            "variable_projection must be False for a model whose outputs the solver does not know "
+            "to be linear in its last layer: it knows ElementwiseMLP, AdditiveMLP with a shared "
+            "subnet, and MLP or a Sequential of linear layers and activations without an output "
+            f"activation, all parameters trained, got {type(model).__name__}"
+        )
+    n_residuals = rows.y[0].numel() * int(rows.count.min())
+    if n_residuals < n_parameters:
+        warnings.warn(
+            f"{n_parameters} parameters for {n_residuals} residuals: of all solutions of a step "
+            "the one of least norm is taken",
+            stacklevel=5,
+        )
+
+
+def work_of(description, device, rows):
     """The module that trains the models of a description on a device."""
     if description is None:
         return generic
     on_device = backends.choose(device.type) == "triton" and widest_layer(description) <= MAX_WIDTH
-    return batched if on_device else tiles
+    return batched if on_device and rows.are_shared else tiles
 
 
 def check_size(n_parameters):
@@ -262,6 +286,16 @@ def finite(name, tensor):
     return tensor
 
 
+def finite_rows(rows):
+    """Rows as plain memory; refuse what no least-squares problem has."""
+    weight = rows.weight
+    if weight is not None:
+        weight = finite("sample_weight", weight)
+        if bool((weight < 0).any()):
+            raise ValueError("sample_weight must not be negative")
+    return rows._replace(x=finite("x", rows.x), y=finite("y", rows.y), weight=weight)
+
+
 def flat(model):
     """The trained parameters in one float64 vector on the CPU."""
     parts = [
@@ -281,19 +315,24 @@ def load(model, theta):
             p.copy_(part.view_as(p))
 
 
-def _starts(models, description, restarts, seed, x, y, sample_weight):
+def hinge_starts_of(description, n_models, restarts, seed, rows):
+    """First parameters of hinge nets, drawn from the data, ``[models * restarts, P]``."""
+    generator, starts = torch.Generator().manual_seed(seed), []
+    n_sets = 1 if rows.are_shared else n_models
+    n_units, slope = description.net[3], below_zero(description)
+    for i in range(n_sets):
+        data = tiles.prefix_sums(*tiles.prepare(description, *rows.of(i)))
+        n_starts = n_models // n_sets * restarts
+        starts.append(hinge_starts.draw(n_units, slope, *data, n_starts, generator))
+    return torch.cat(starts)
+
+
+def _starts(models, description, restarts, seed, rows):
     """The first parameters of every run, ``[runs, P]``."""
     if restarts == 0:
         return torch.stack([flat(model) for model in models])
     if description is not None and is_hinge_net(description) and has_biases(description):
-        data = tiles.prefix_sums(*tiles.prepare(description, x, y, sample_weight))
-        return hinge_starts.draw(
-            description.net[3],
-            below_zero(description),
-            *data,
-            len(models) * restarts,
-            torch.Generator().manual_seed(seed),
-        )
+        return hinge_starts_of(description, len(models), restarts, seed, rows)
     starts = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

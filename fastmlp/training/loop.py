@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from fastmlp import reference
 from fastmlp.backends import backend
-from fastmlp.kernels.runs import NO_PROGRESS, NOT_FINITE, RUNNING
+from fastmlp.kernels.runs import NO_PROGRESS, NOT_FINITE, RUNNING, pick
 from fastmlp.kernels.spec import ACTIVATIONS
 from fastmlp.training.order import batch_order, step_key
 
@@ -25,10 +25,14 @@ class Runs:
 
     Args:
         problem: A :class:`fastmlp.training.problem.Problem`.
+        models: Those to train.
     """
 
-    def __init__(self, problem):
-        self._problem = problem
+    at_once = None
+    """Models that are trained side by side: all."""
+
+    def __init__(self, problem, models):
+        self._problem, self._models = problem, models.tolist()
 
     def advance(self, stop_step, first_epoch, rates):
         """Advance every model that still runs to ``stop_step``.
@@ -36,12 +40,13 @@ class Runs:
         Args:
             stop_step: Number of the step before which to stop.
             first_epoch: The epoch that the first column of ``rates`` is of.
-            rates: Learning rates, float64 ``[models, epochs of this launch]``.
+            rates: Learning rates, float64 ``[1 or models, epochs of this launch]``.
         """
         with backend("torch"), torch.enable_grad():
-            for i in self._problem.own:
+            for k, i in enumerate(self._models):
                 if self._problem.states["status"][i] == RUNNING:
-                    _Run(self._problem, i).advance(stop_step, first_epoch, rates[i])
+                    of_model = rates[k if len(rates) > 1 else 0]
+                    _Run(self._problem, i).advance(stop_step, first_epoch, of_model)
 
 
 def _masked(structure, leaves, x, seed):
@@ -64,11 +69,15 @@ class _Run:
     """One model: its weights and moments are views of the problem's flat buffers."""
 
     def __init__(self, problem, i):
-        self.problem, self.i, self.model = problem, i, problem.models[i]
-        self.state = problem.states[i]
-        self.names, trained = problem.structures[i].names, problem.structures[i].trained
-        self.weights = problem.parameters(problem.theta, i)
-        self.moments = [problem.parameters(m, i) for m in (problem.moment1, problem.moment2)]
+        members = problem.members
+        self.problem, self.i, self.model = problem, i, members.module(i)
+        self.structure, self.state = members.structure(i), problem.states[i]
+        self.x, self.y, self.weight = problem.data.of(i)
+        self.batch_rows = int(pick(problem.batch_rows, i))
+        self.steps_per_epoch = -(-len(self.x) // self.batch_rows)
+        self.names, trained = self.structure.names, self.structure.trained
+        self.weights = members.views(problem.theta, i)
+        self.moments = [members.views(m, i) for m in (problem.moment1, problem.moment2)]
         self.leaves = [
             w.detach().requires_grad_(t) for w, t in zip(self.weights, trained, strict=True)
         ]
@@ -118,7 +127,7 @@ class _Run:
 
     def _predict(self, x, training):
         """The model's outputs; in training with the masks of this step, those of the kernels."""
-        if not (training and self.problem.structures[self.i].draws):
+        if not (training and self.structure.draws):
             leaves = dict(zip(self.names, self.leaves, strict=True))
             was_training = self.model.training
             try:
@@ -128,7 +137,7 @@ class _Run:
         i, state = self.i, self.state
         key = step_key(int(self.problem.seeds[i]), int(self.problem.streams[i]), int(state["step"]))
         seed = torch.tensor([key], device=x.device)
-        return _masked(self.problem.structures[i], self.leaves, x, seed)
+        return _masked(self.structure, self.leaves, x, seed)
 
     def _loss_sum(self, x, y, weight, training):
         """Σ_rows w·(mean or sum of ℓ over a row's outputs), and the total weight."""
@@ -145,39 +154,36 @@ class _Run:
 
     def _gradient_norm(self):
         """That of the loss over all rows, by the trained parameters."""
-        p, leaves = self.problem, [leaf for leaf in self.leaves if leaf.requires_grad]
-        weight = None if p.weight is None else p.weight[self.i if len(p.weight) > 1 else 0]
-        loss = self._of_weight(*self._loss_sum(p.x, p.y, weight, False))
+        leaves = [leaf for leaf in self.leaves if leaf.requires_grad]
+        loss = self._of_weight(*self._loss_sum(self.x, self.y, self.weight, False))
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True) if leaves else ()
         squares = [g.double().square().sum() for g in gradients if g is not None]
         return math.sqrt(sum(squares))
 
     def _rows(self, epoch):
-        p = self.problem
-        if not p.shuffle:
-            return torch.arange(len(p.x), device=p.x.device)
-        order = batch_order(
-            len(p.x), epoch=epoch, model=int(p.streams[self.i]), seed=int(p.seeds[self.i])
-        )
-        return order.to(p.x.device)
+        p, n = self.problem, len(self.x)
+        if not p.shuffled or self.batch_rows == n:
+            return torch.arange(n, device=self.x.device)
+        order = batch_order(n, epoch=epoch, model=int(p.streams[self.i]), seed=int(p.seeds[self.i]))
+        return order.to(self.x.device)
 
     def advance(self, stop_step, first_epoch, rates):
         p, state = self.problem, self.state
-        weight = None if p.weight is None else p.weight[self.i if len(p.weight) > 1 else 0]
-        epoch, batch = divmod(int(state["step"]), p.steps_per_epoch)
+        stop_step = min(stop_step, p.epochs * self.steps_per_epoch)
+        epoch, batch = divmod(int(state["step"]), self.steps_per_epoch)
         rows = self._rows(epoch)
         while state["step"] < stop_step and state["status"] == RUNNING:
-            chosen = rows[batch * p.batch_rows : (batch + 1) * p.batch_rows]
-            batch_weight = None if weight is None else weight[chosen]
-            self._step(p.x[chosen], p.y[chosen], batch_weight, float(rates[epoch - first_epoch]))
+            chosen = rows[batch * self.batch_rows : (batch + 1) * self.batch_rows]
+            weight = None if self.weight is None else self.weight[chosen]
+            self._step(self.x[chosen], self.y[chosen], weight, float(rates[epoch - first_epoch]))
             if state["status"] == NOT_FINITE:
-                p.train_loss[self.i, epoch] = self._of_weight(
+                p.train_loss[self.i, epoch // p.every] = self._of_weight(
                     state["loss_sum"], state["weight_sum"]
                 )
                 break
             state["step"] += 1
             batch += 1
-            if batch == p.steps_per_epoch:
+            if batch == self.steps_per_epoch:
                 self._close_epoch(epoch)
                 epoch, batch = epoch + 1, 0
                 if state["step"] < stop_step:
@@ -209,21 +215,22 @@ class _Run:
         self.optimizer.step()
 
     def _close_epoch(self, epoch):
-        p, state = self.problem, self.state
-        p.train_loss[self.i, epoch] = self._of_weight(state["loss_sum"], state["weight_sum"])
+        p, state, column = self.problem, self.state, epoch // self.problem.every
+        p.train_loss[self.i, column] = self._of_weight(state["loss_sum"], state["weight_sum"])
         state["loss_sum"] = state["weight_sum"] = 0.0
         if p.grad_norm is not None:
-            p.grad_norm[self.i, epoch] = self._gradient_norm()
-        if p.val_x is None:
+            p.grad_norm[self.i, column] = self._gradient_norm()
+        if p.validation is None:
             return
         with torch.no_grad():
-            loss_sum, total = self._loss_sum(p.val_x, p.val_y, None, False)
+            loss_sum, total = self._loss_sum(*p.validation.of(self.i), False)
         val_loss = self._of_weight(loss_sum.item(), total)
-        p.val_loss[self.i, epoch] = val_loss
+        p.val_loss[self.i, column] = val_loss
         if val_loss < state["best_loss"]:
             state["best_loss"], state["best_epoch"] = val_loss, epoch
             if p.best is not None:
-                for best, weight in zip(p.parameters(p.best, self.i), self.weights, strict=True):
-                    best.copy_(weight)
+                best = p.members.views(p.best, self.i)
+                for one, weight in zip(best, self.weights, strict=True):
+                    one.copy_(weight)
         elif p.patience is not None and epoch - state["best_epoch"] >= p.patience:
             state["status"] = NO_PROGRESS

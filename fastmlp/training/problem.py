@@ -1,6 +1,5 @@
 """A training run, checked: data, settings and the state of every model."""
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +8,8 @@ import torch
 from fastmlp.arguments import check_choice, flag, integer
 from fastmlp.kernels.runs import LOSSES, new_states
 from fastmlp.training import checks
+from fastmlp.training.members import Members, Modules, members_of
+from fastmlp.training.rows import Rows, check_folds, check_validation, rows_of, split
 from fastmlp.training.settings import (
     Adam,
     CosineAnnealingLR,
@@ -18,7 +19,6 @@ from fastmlp.training.settings import (
     not_negative,
     spread,
 )
-from fastmlp.training.structures import segments_of, structure_of, univariate_of
 
 
 @dataclass
@@ -26,19 +26,17 @@ class Problem:
     """All that the loops need, as tensors and arrays that keep their place in memory.
 
     ``theta``, ``moment1``, ``moment2`` and ``best`` are flat: the parameters of model i are at
-    ``offsets[i]`` … ``offsets[i + 1]``, in the order of its structure.
+    ``offsets[i]`` … ``offsets[i + 1]`` of ``members``, in the order of its structure. The losses
+    have a column for every ``every`` epochs, each with the last of these.
     """
 
-    models: list
-    structures: list
-    x: torch.Tensor  # [N, …] in the models' dtype, contiguous
-    y: torch.Tensor
-    weight: torch.Tensor | None  # [1 or models, N]
-    val_x: torch.Tensor | None
-    val_y: torch.Tensor | None
+    members: Members
+    data: Rows
+    validation: Rows | None
     epochs: int
-    batch_rows: int
-    shuffle: bool
+    every: int
+    batch_rows: np.ndarray  # int64 [1 or models], as is what follows from it
+    shuffled: bool
     optimizer_settings: Optimizer
     optimizer: str
     hyper: dict  # name to float64 [models]
@@ -47,9 +45,6 @@ class Problem:
     patience: int | None
     seeds: np.ndarray
     streams: np.ndarray
-    offsets: np.ndarray
-    segments: list
-    univariate: list  # of each model the net of one variable that it is, or None
     theta: torch.Tensor
     moment1: torch.Tensor
     moment2: torch.Tensor
@@ -59,60 +54,41 @@ class Problem:
     grad_norm: np.ndarray | None
     states: np.ndarray
     description: dict = field(default_factory=dict)
-    own: list = field(default_factory=list)  # the models that this process trains
+    own: np.ndarray | None = None  # the models that this process trains
 
     @property
     def steps_per_epoch(self):
-        """Batches in an epoch."""
-        return -(-len(self.x) // self.batch_rows)
+        """Batches in an epoch, int64 ``[1 or models]``."""
+        return -(-self.data.count // self.batch_rows)
+
+    @property
+    def shuffle(self):
+        """Whether a model takes the rows in an order of its own, ``[1 or models]``."""
+        return self.shuffled & (self.batch_rows < self.data.count)
 
     @property
     def n_steps(self):
-        """Steps of one model in all."""
+        """Steps of one model in all, int64 ``[1 or models]``."""
         return self.epochs * self.steps_per_epoch
 
-    def rates(self, first_epoch, stop_epoch):
-        """Learning rates ``[models, epochs]``, float64."""
-        epochs = np.arange(first_epoch, stop_epoch)
-        lr = self.hyper["lr"]
+    def rates(self, models, first_epoch, stop_epoch):
+        """Learning rates of some models, float64 ``[1 or models, epochs]``."""
+        epochs, lr = np.arange(first_epoch, stop_epoch), self.hyper["lr"]
+        # 0 bytes from one to the next: one value for all
+        lr = lr[:1] if lr.strides[0] == 0 else lr[models]
         if self.scheduler is None:
             return np.repeat(lr[:, None], len(epochs), 1)
         return np.ascontiguousarray(self.scheduler.rates(lr, epochs))
 
-    def parameters(self, buffer, i):
-        """Views of model i's part of a flat buffer, one per parameter."""
-        flat = buffer[int(self.offsets[i]) : int(self.offsets[i + 1])]
-        shapes = self.structures[i].shapes
-        parts = flat.split([math.prod(shape) for shape in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-
     def write_back(self):
         """Copy the weights into the modules: the best where ``patience`` asked for them."""
-        for i, model in enumerate(self.models):
-            use_best = self.best is not None and self.states["best_epoch"][i] >= 0
-            parts = self.parameters(self.best if use_best else self.theta, i)
-            for parameter, part in zip(self.structures[i].parameters(model), parts, strict=True):
-                # outside of inference mode, what was made inside cannot be written to
-                with torch.inference_mode(parameter.is_inference()), torch.no_grad():
-                    parameter.copy_(part)
-
-
-def _check_models(models):
-    """Modules, their structures, and the dtype and device that they share."""
-    models = checks.modules(models)
-    structures = [structure_of(model, f"models[{i}]") for i, model in enumerate(models)]
-    first = next(models[0].parameters())
-    for i, model in enumerate(models):
-        for name, p in model.named_parameters():
-            if p.dtype not in (torch.float32, torch.float64):
-                raise TypeError(f"models[{i}].{name} must be float32 or float64, got {p.dtype}")
-            if p.dtype != first.dtype or p.device != first.device:
-                raise ValueError(
-                    f"models must share one dtype and device, {first.dtype} on {first.device}, "
-                    f"got {p.dtype} on {p.device} in models[{i}]"
-                )
-    checks.parameters(models)
-    return models, structures, first.dtype, first.device
+        theta = self.theta
+        if self.best is not None:
+            has_best = torch.from_numpy(self.states["best_epoch"] >= 0)
+            sizes = torch.from_numpy(np.diff(self.members.offsets))
+            chosen = has_best.repeat_interleave(sizes).to(theta.device)
+            theta = torch.where(chosen, self.best, theta)
+        self.members.load(theta)
 
 
 def _check_seeds(seed, n_models):
@@ -124,30 +100,35 @@ def _check_seeds(seed, n_models):
     return np.array(seeds, np.int64), np.zeros(n_models, np.int64)
 
 
-def _cast(dtype, *tensors):
-    """Tensors, or ``None``, as the kernels take them."""
-    return tuple(None if t is None else t.to(dtype).contiguous() for t in tensors)
+def check_history(history, epochs):
+    """``history``, and of how many epochs each column of the losses tells the last."""
+    if isinstance(history, str):
+        check_choice("history", history, ("all", "last"))
+        return history, 1 if history == "all" else epochs
+    history = integer("history", history, 1)
+    return history, min(history, epochs)
 
 
 def make_problem(
     models, x, y, *, epochs, batch_size, shuffle, optimizer, scheduler, loss, validation,
-    sample_weight, patience, clip_norm, seed, track,
+    sample_weight, patience, clip_norm, seed, track, own, offsets, folds, history,
 ):  # fmt: skip
     """Check the arguments of ``fit`` and gather them; changes nothing of what came."""
-    models, structures, dtype, device = _check_models(models)
-    n_models = len(models)
+    members = members_of(models)
+    n_models = len(members)
     epochs = integer("epochs", epochs, 1)
     batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
     patience = None if patience is None else integer("patience", patience, 1)
-    shuffle = flag("shuffle", shuffle)
+    shuffle, own = flag("shuffle", shuffle), flag("own", own)
+    history, every = check_history(history, epochs)
     if not isinstance(loss, str):
         raise TypeError(f"loss must be a str, got {type(loss).__name__}")
     check_choice("loss", loss, LOSSES)
     track = checks.tracked(track)
-    for i, structure in enumerate(structures):
+    for structure, label in members.examples():
         if track and structure.draws:
             raise ValueError(
-                f"track must be empty with models[{i}], whose dropout makes its gradient random, "
+                f"track must be empty with {label}, whose dropout makes its gradient random, "
                 f"got {track!r}"
             )
     optimizer = Adam() if optimizer is None else optimizer
@@ -161,36 +142,30 @@ def make_problem(
             "scheduler must be StepLR, CosineAnnealingLR or None (constant), "
             f"got {type(scheduler).__name__}"
         )
-    x, y = _cast(dtype, *checks.data("", x, y, device))
-    val_x, val_y = _cast(dtype, *checks.validation(validation, device))
-    for i, structure in enumerate(structures):
-        checks.shapes("", f"models[{i}]", structure.features, x, y)
-        if val_x is not None:
-            checks.shapes("validation ", f"models[{i}]", structure.features, val_x, val_y)
-    if val_x is None and patience is not None:
+    data, held_out = gather_rows(
+        members, x, y, sample_weight=sample_weight, validation=validation, own=own,
+        offsets=offsets, folds=folds,
+    )  # fmt: skip
+    if held_out is None and patience is not None:
         raise ValueError("patience needs validation=(x, y): it watches the validation loss")
-    (weight,) = _cast(dtype, checks.weights(sample_weight, x, n_models))
     hyper = optimizer.per_model(n_models)
     clips = np.inf if clip_norm is None else each("clip_norm", clip_norm, not_negative)
     hyper["clip_norm"] = spread("clip_norm", clips, n_models)
     seeds, streams = _check_seeds(seed, n_models)
-    counts = [sum(math.prod(shape) for shape in s.shapes) for s in structures]
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    theta = torch.empty(int(offsets[-1]), dtype=dtype, device=device)
-    parameters = [p for m, s in zip(models, structures, strict=True) for p in s.parameters(m)]
-    torch.cat([p.detach().reshape(-1) for p in parameters], out=theta)
-    batch_rows = len(x) if batch_size is None else min(batch_size, len(x))
+    theta = members.gather()
+    n_columns = -(-epochs // every)
+
+    def curve(is_wanted):
+        return np.full((n_models, n_columns), np.nan) if is_wanted else None
+
     problem = Problem(
-        models=models,
-        structures=structures,
-        x=x,
-        y=y,
-        weight=weight,
-        val_x=val_x,
-        val_y=val_y,
+        members=members,
+        data=data,
+        validation=held_out,
         epochs=epochs,
-        batch_rows=batch_rows,
-        shuffle=shuffle and batch_rows < len(x),
+        every=every,
+        batch_rows=data.count if batch_size is None else np.minimum(data.count, batch_size),
+        shuffled=shuffle,
         optimizer_settings=optimizer,
         optimizer=getattr(optimizer, "name", None),
         hyper=hyper,
@@ -199,42 +174,74 @@ def make_problem(
         patience=patience,
         seeds=seeds,
         streams=streams,
-        offsets=offsets,
-        segments=[segments_of(s) for s in structures],
-        univariate=[univariate_of(s) for s in structures],
         theta=theta,
         moment1=torch.zeros_like(theta),
         moment2=torch.zeros_like(theta),
         best=None if patience is None else theta.clone(),
-        train_loss=np.full((n_models, epochs), np.nan),
-        val_loss=None if val_x is None else np.full((n_models, epochs), np.nan),
-        grad_norm=np.full((n_models, epochs), np.nan) if track else None,
+        train_loss=curve(True),
+        val_loss=curve(held_out is not None),
+        grad_norm=curve(track),
         states=new_states(n_models),
-        own=list(range(n_models)),
+        own=np.arange(n_models),
     )
-    problem.description = _describe(problem)
+    problem.description = _describe(problem, own, history, folds)
     return problem
 
 
-def _describe(problem):
+def gather_rows(members, x, y, *, sample_weight, validation, own, offsets, folds):
+    """The rows to train with and, or ``None``, those to validate with."""
+    if offsets is not None and not own:
+        raise ValueError("offsets needs own=True: they say which rows are each model's own")
+    data = rows_of(members, x, y, sample_weight, own, offsets)
+    if folds is not None:
+        if validation is not None:
+            raise ValueError("validation must be None with folds, which are what is held out")
+        return split(data, check_folds(folds, len(members)), len(members))
+    if validation is None:
+        return data, None
+    val_x, val_y, val_offsets = check_validation(validation, own, offsets)
+    return data, rows_of(members, val_x, val_y, None, own, val_offsets, "validation ")
+
+
+def _describe(problem, own, history, folds):
     """What must be the same when a run is taken up again, in plain numbers and lists."""
-    return {
-        "structures": [
-            [s.kind, list(s.sizes), list(s.constants), list(s.trained)] for s in problem.structures
-        ],
-        "dtype": str(problem.x.dtype),
-        "rows": len(problem.x),
-        "batch_size": problem.batch_rows,
-        "shuffle": problem.shuffle,
+    members, data, held_out = problem.members, problem.data, problem.validation
+    of_list = isinstance(members, Modules)
+    structures = [
+        [s.kind, list(s.sizes), list(s.constants), list(s.trained)] for s in members.structures
+    ]
+
+    def told(values):
+        """One number where all are the same, of an ensemble."""
+        if not of_list and (values == values[0]).all():
+            return values[0].item()
+        return values.tolist()
+
+    def rows(counts):
+        return counts.tolist() if len(counts) > 1 else int(counts[0])
+
+    description = {
+        "structures": [structures[kind] for kind in members.kinds] if of_list else structures,
+        "dtype": str(members.dtype),
+        "rows": rows(data.count),
+        "batch_size": rows(problem.batch_rows),
+        "shuffle": problem.shuffle.any().item(),
         "optimizer": problem.optimizer_settings.describe(),
         "scheduler": repr(problem.scheduler),
         "loss": problem.loss,
         "patience": problem.patience,
-        "clip_norm": problem.hyper["clip_norm"].tolist(),
-        "seed": problem.seeds.tolist(),
-        "streams": problem.streams.tolist(),
-        "validation": 0 if problem.val_x is None else len(problem.val_x),
-        "weighted": problem.weight is not None,
-        # files of before know nothing of it
-        **({} if problem.grad_norm is None else {"track": ["grad_norm"]}),
+        "clip_norm": told(problem.hyper["clip_norm"]),
+        "seed": told(problem.seeds),
+        "streams": problem.streams.tolist() if of_list else bool(problem.streams.any()),
+        "validation": 0 if held_out is None else rows(held_out.count),
+        "weighted": data.weight is not None,
     }
+    # files of before know nothing of these
+    rest = {
+        "track": None if problem.grad_norm is None else ["grad_norm"],
+        "models": None if of_list else len(members),
+        "history": None if history == "all" else history,
+        "own": own or None,
+        "folds": folds,
+    }
+    return description | {name: value for name, value in rest.items() if value is not None}

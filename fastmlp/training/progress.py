@@ -6,21 +6,23 @@ import sys
 import numpy as np
 
 from fastmlp.kernels import notice
+from fastmlp.kernels.runs import pick
 
 
 def latest_losses(problem):
     """The last loss that each model of this process has: of validation, or else of training."""
     losses = problem.train_loss if problem.val_loss is None else problem.val_loss
-    own = np.array(problem.own, np.int64)
-    epoch = problem.states["step"][own] // problem.steps_per_epoch
+    own = problem.own
+    epoch = problem.states["step"][own] // pick(problem.steps_per_epoch, own)
     known = epoch > 0
-    return losses[own[known], epoch[known] - 1]
+    return losses[own[known], (epoch[known] - 1) // problem.every]
 
 
 def summary(problem):
     """Epoch, best and median loss as a line."""
-    steps = problem.states["step"][problem.own]
-    text = f"epoch {int(steps.max()) // problem.steps_per_epoch}/{problem.epochs}"
+    own = problem.own
+    epochs = problem.states["step"][own] // pick(problem.steps_per_epoch, own)
+    text = f"epoch {int(epochs.max())}/{problem.epochs}"
     losses = latest_losses(problem)
     losses = losses[np.isfinite(losses)]
     if len(losses):
@@ -41,7 +43,7 @@ def reporter(problem, visible):
         problem: A :class:`fastmlp.training.problem.Problem`.
         visible: Whether a bar is wanted.
     """
-    if not (visible and problem.own and can_be_seen()):
+    if not (visible and len(problem.own) and can_be_seen()):
         yield lambda: None
         return
     from tqdm import tqdm
@@ -49,7 +51,7 @@ def reporter(problem, visible):
     def done():
         return int(problem.states["step"][problem.own].sum())
 
-    total = problem.n_steps * len(problem.own)
+    total = int(np.broadcast_to(pick(problem.n_steps, problem.own), len(problem.own)).sum())
     with tqdm(total=total, initial=done(), unit=" steps", unit_scale=True) as bar:
 
         def report():
@@ -58,3 +60,21 @@ def reporter(problem, visible):
 
         with notice.said_by(bar.set_postfix_str):
             yield report
+
+
+@contextlib.contextmanager
+def reporter_of_runs(visible):
+    """A function that moves a progress bar of the runs that are over; ``None``: there is none."""
+    if not (visible and can_be_seen()):
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit=" runs") as bar, notice.said_by(bar.set_postfix_str):
+
+        def report(done, total):
+            bar.total = total
+            bar.set_postfix_str("", refresh=False)
+            bar.update(done - bar.n)
+
+        yield report

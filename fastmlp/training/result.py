@@ -7,14 +7,15 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
 import torch
 
 from fastmlp import plotting
+from fastmlp.arguments import integer
 from fastmlp.kernels.runs import FINISHED, NO_PROGRESS, NOT_FINITE, RUNNING, STATE
-from fastmlp.training import checks
-from fastmlp.training.structures import structure_of
+from fastmlp.training.members import Modules, members_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,31 +33,70 @@ STOPPED = {
 """Why a model stopped, by its status."""
 
 
-def hold_last(losses, epochs, stopped):
+def kept_columns(epochs, every):
+    """The epochs of which losses are kept: every so many and the last."""
+    return [min(last, epochs) - 1 for last in range(every, epochs + every, every)]
+
+
+def hold_last(losses, known, stopped):
     """Repeat the last loss of every model that stopped by itself to the end, in place.
 
     Args:
-        losses: ``[models, epochs]``, or ``None``.
-        epochs: Epochs of which each model has a loss, ``[models]``.
+        losses: ``[models, columns]``, or ``None``.
+        known: Columns of which each model has a loss, ``[models]``.
         stopped: Whether it stopped by itself, ``[models]``.
     """
     if losses is None:
         return
-    for row, known, over in zip(losses, epochs, stopped, strict=True):
-        if over and 0 < known < len(row):
-            row[known:] = row[known - 1]
+    losses, known = np.asarray(losses), np.asarray(known)
+    columns = np.arange(losses.shape[1])
+    models = np.flatnonzero(np.asarray(stopped) & (known > 0) & (known < len(columns)))
+    if len(models):
+        known = known[models, None]
+        last = np.take_along_axis(losses[models], known - 1, 1)
+        losses[models] = np.where(columns < known, losses[models], last)
 
 
-def hold_losses(train_loss, val_loss, grad_norm, states, steps_per_epoch):
-    """The same for the curves of `fit`, from the states of the models."""
-    status, steps = states["status"], states["step"]
+def hold_losses(train_loss, val_loss, grad_norm, states, steps_per_epoch, every=1):
+    """The same for the curves of `fit`, from the states of the models.
+
+    A column has the last of ``every`` epochs.
+    """
+    status, steps = np.asarray(states["status"]), np.asarray(states["step"])
     over = (status == NO_PROGRESS) | (status == NOT_FINITE)
+    if not over.any():
+        return
     whole = steps // steps_per_epoch
     # a loss that is not finite is written into its epoch at once
-    begun = whole + ((status == NOT_FINITE) & (whole < train_loss.shape[1]))
-    hold_last(train_loss, begun.tolist(), over.tolist())
+    begun = -(-(whole + (status == NOT_FINITE)) // every)
+    hold_last(train_loss, np.minimum(begun, train_loss.shape[1]), over)
     for curve in (val_loss, grad_norm):
-        hold_last(curve, whole.tolist(), over.tolist())
+        hold_last(curve, -(-whole // every), over)
+
+
+class BestIndex(int):
+    """The index of the best model; called with a number, the indices of so many of the best."""
+
+    def __new__(cls, final_loss):
+        """Of losses ``[models]``."""
+        index = super().__new__(cls, final_loss.argmin())
+        index._final_loss = final_loss
+        return index
+
+    def __call__(self, k: int) -> torch.Tensor:
+        """Indices of the k models with the lowest losses, the best first.
+
+        Args:
+            k: How many, from 1 to the number of models.
+
+        Returns:
+            Int64 ``[k]``.
+        """
+        k = integer("k", k, 1, len(self._final_loss))
+        return self._final_loss.sort(stable=True).indices[:k]
+
+    def __reduce__(self):
+        return int, (int(self),)
 
 
 class FitResult:
@@ -66,10 +106,12 @@ class FitResult:
     sum, where the loss is one; a validation loss is that of the weights after the epoch. A model
     that stopped by itself, by patience or a loss that is not finite, keeps its last losses for the
     rest of the epochs, so that ``train_loss[:, -1]`` is what all models came to; :attr:`epochs`
-    tells how many each has seen. Epochs that an interrupted run did not reach have NaN.
+    tells how many each has seen. Epochs that an interrupted run did not reach have NaN. There is a
+    column for every epoch, or for those that ``history`` asked for.
 
     Args:
-        models: The trained modules, in the order given to ``fit``; ``None`` after a bare load.
+        models: The trained modules, in the order given to ``fit``, or the ensemble; ``None`` after
+            a bare load.
         tensors: The flat buffers ``theta``, ``moment1``, ``moment2``, ``best`` (or ``None``), and
             ``train_loss``, ``val_loss`` and ``grad_norm`` (or ``None``), float64
             ``[models, epochs]``.
@@ -85,6 +127,9 @@ class FitResult:
         >>> result.train_loss.shape, result.stopped[0], result.best_model is nets[result.best]
         (torch.Size([3, 2]), 'epochs', True)
     """
+
+    reasons: ClassVar[dict[int, str]] = STOPPED
+    """Why a model stopped, by its :attr:`status`."""
 
     def __init__(self, models, tensors, states, description, seconds):
         self.models = models
@@ -121,13 +166,19 @@ class FitResult:
 
     @property
     def _steps_per_epoch(self):
-        return -(-self._description["rows"] // self._description["batch_size"])
+        rows, batch = (np.array(self._description[key]) for key in ("rows", "batch_size"))
+        return torch.from_numpy(np.atleast_1d(-(-rows // batch)))
+
+    @property
+    def status(self) -> torch.Tensor:
+        """Why each model stopped, int8 ``[models]``: a key of :attr:`reasons`."""
+        return self._states["status"].to(torch.int8)
 
     @property
     def stopped(self) -> list[str]:
         """Why each model stopped: ``"epochs"``, ``"patience"``, ``"not finite"`` or
         ``"interrupted"``."""
-        return [STOPPED[status] for status in self._states["status"].tolist()]
+        return [self.reasons[status] for status in self._states["status"].tolist()]
 
     @property
     def loss(self) -> str:
@@ -153,9 +204,10 @@ class FitResult:
         return torch.where(final.isnan() | broken, math.inf, final)
 
     @property
-    def best(self) -> int:
-        """Index of the model with the lowest :attr:`final_loss`."""
-        return int(self.final_loss.argmin())
+    def best(self) -> BestIndex:
+        """Index of the model with the lowest :attr:`final_loss`; ``best(k)`` gives the indices of
+        the k best, int64 ``[k]``, the best first."""
+        return BestIndex(self.final_loss)
 
     @property
     def best_model(self) -> torch.nn.Module:
@@ -165,13 +217,20 @@ class FitResult:
         return self.models[self.best]
 
     def __repr__(self) -> str:
-        reasons = self.stopped
-        counts = ", ".join(f"{reasons.count(r)} {r}" for r in dict.fromkeys(reasons))
+        best, counts = self.best, self._counts()
         return (
-            f"FitResult({len(reasons)} models, stopped: {counts}; best: model {self.best}, "
-            f"loss {self.final_loss[self.best].item():.6g}; {self.steps} steps, "
+            f"FitResult({sum(counts.values())} models, stopped: "
+            f"{', '.join(f'{n} {reason}' for reason, n in counts.items())}; best: model {best:d}, "
+            f"loss {self.final_loss[best].item():.6g}; {self.steps} steps, "
             f"{self.seconds:.3g} s)"
         )
+
+    def _counts(self):
+        """How many models stopped for each reason."""
+        codes, counts = self.status.unique(return_counts=True)
+        return {
+            self.reasons[code]: n for code, n in zip(codes.tolist(), counts.tolist(), strict=True)
+        }
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result, with the weights and moments of every model, to one file.
@@ -225,36 +284,28 @@ class FitResult:
         )
         tensors = result._tensors
         # earlier files have NaN after a stop
-        train_loss, val_loss, grad_norm = (tensors[name] for name in _CURVES)
-        hold_losses(train_loss, val_loss, grad_norm, result._states, result._steps_per_epoch)
+        history = result._description.get("history", 1)
+        every = 1 << 62 if history == "last" else history
+        curves = (None if tensors[name] is None else tensors[name].numpy() for name in _CURVES)
+        hold_losses(*curves, result._states, result._steps_per_epoch.numpy(), every)
         if models is not None:
             result._give_weights(models)
         return result
 
     def _give_weights(self, models):
-        models = checks.modules(models)
-        checks.parameters(models)
-        structures = [structure_of(model, f"models[{i}]") for i, model in enumerate(models)]
-        if [describe(s) for s in structures] != self._description["structures"]:
+        members = members_of(models)
+        kinds = range(1) if not isinstance(members, Modules) else members.kinds
+        told = [describe(members.structures[kind]) for kind in kinds]
+        n_models = len(self._states["status"])
+        if told != self._description["structures"] or len(members) != n_models:
             raise ValueError("models must have the structures of the saved run, in its order")
         weights = self._tensors["theta"]
         if self._tensors["best"] is not None:
-            weights = torch.where(
-                torch.repeat_interleave(
-                    self._states["best_epoch"] >= 0,
-                    torch.tensor([sum(map(math.prod, s.shapes)) for s in structures], device="cpu"),
-                ),
-                self._tensors["best"].cpu(),
-                weights.cpu(),
-            )
-        at = 0
-        with torch.no_grad():
-            pairs = zip(models, structures, strict=True)
-            for parameter in (p for model, s in pairs for p in s.parameters(model)):
-                part = weights[at : at + parameter.numel()]
-                parameter.copy_(part.view_as(parameter))
-                at += parameter.numel()
-        self.models = models
+            sizes = torch.from_numpy(np.diff(members.offsets))
+            has_best = (self._states["best_epoch"] >= 0).repeat_interleave(sizes)
+            weights = torch.where(has_best, self._tensors["best"].cpu(), weights.cpu())
+        members.load(weights)
+        self.models = members.models
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the loss of every model over the epochs: :func:`fastmlp.plotting.plot_fit`.
@@ -291,7 +342,7 @@ def _defect(content):
         return "it lacks states"
     if not isinstance(description, dict) or not isinstance(content.get("seconds"), float):
         return "it lacks settings"
-    n_models = len(description.get("structures", []))
+    n_models = description.get("models", len(description.get("structures", [])))
     wanted = [t for k, t in tensors.items() if k not in ("best", "val_loss", "grad_norm")]
     if not all(isinstance(t, torch.Tensor) for t in (*wanted, *states.values())):
         return "it lacks numbers"

@@ -26,15 +26,24 @@ def spread(name, value, n_models):
     """A setting as a float64 array with one value per model."""
     values = as_list(name, value)
     if values is None:
-        return np.full(n_models, float(value))
+        return np.broadcast_to(np.float64(value), n_models)
     if len(values) != n_models:
         raise ValueError(f"{name} must hold {n_models} values, one per model, got {len(values)}")
     return np.array(values, np.float64)
 
 
 def each(name, value, check):
-    """A setting as plain numbers: one, or a list with one per model; each as ``check`` gives it."""
+    """A setting as plain numbers: one, or a list with one per model; each as ``check`` gives it.
+
+    ``check`` asks for a range, so of an array it is asked about the ends alone.
+    """
     values = as_list(name, value)
+    if isinstance(value, np.ndarray | torch.Tensor) and values is not None:
+        array = np.asarray(values)
+        if array.ndim == 1 and array.dtype.kind in "iuf":
+            for end in (*array[~np.isfinite(array)][:1], array.min(), array.max()):
+                check(name, end.item())
+            return values
     return check(name, value) if values is None else [check(name, one) for one in values]
 
 

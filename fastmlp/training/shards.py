@@ -22,7 +22,7 @@ def is_first():
 
 def _owners(problem, n_ranks):
     """The rank of every model: dealt out by size, so that all ranks have about as much to do."""
-    order = np.argsort(-np.diff(problem.offsets), kind="stable")
+    order = np.argsort(-np.diff(problem.members.offsets), kind="stable")
     owners = np.empty(len(order), np.int64)
     owners[order] = np.arange(len(order)) % n_ranks
     return owners
@@ -32,7 +32,7 @@ def share_out(problem):
     """Leave to this rank the models that are its own."""
     rank, n_ranks = _world()
     if n_ranks > 1:
-        problem.own = np.flatnonzero(_owners(problem, n_ranks) == rank).tolist()
+        problem.own = np.flatnonzero(_owners(problem, n_ranks) == rank)
 
 
 def gather(problem):
@@ -42,7 +42,7 @@ def gather(problem):
         return
     device = problem.theta.device if dist.get_backend() == "nccl" else torch.device("cpu")
     owners = _owners(problem, n_ranks)
-    per_parameter = np.repeat(owners, np.diff(problem.offsets))
+    per_parameter = np.repeat(owners, np.diff(problem.members.offsets))
     for rank in range(n_ranks):
         # of a shape that all ranks know beforehand
         models = torch.from_numpy(np.flatnonzero(owners == rank))

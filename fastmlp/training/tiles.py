@@ -12,6 +12,7 @@ import torch
 
 from fastmlp import backends
 from fastmlp.kernels.lm import SOLVERS
+from fastmlp.kernels.runs import pick
 from fastmlp.training.describe import is_hinge_net, n_readout
 from fastmlp.training.outcomes import Outcome, numerical_rank
 
@@ -24,6 +25,10 @@ WORK_OF_A_SLICE = 1e9
 """Multiplications between two looks at the clock and at the keyboard: some 0.2 s."""
 ROWS_TO_SUM_UP = 4
 """Rows a hidden unit from which the sums over segments are cheaper than the rows."""
+JACOBIANS_OF_A_RUN = 32
+"""About: of so many a run is taken to be when small ones are put together."""
+MIN_TASKS = 64
+"""Tasks of many small runs, at least, where there are as many."""
 MAX_KEPT_FACTORS = 1 << 23
 """Numbers in all factors that are kept for the ranks: 64 MB."""
 
@@ -120,93 +125,148 @@ def kernel_words(description):
 
 def prefix_sums(x, y, weight):
     """Sorted x, prefix sums of w, w·x, w·y, w·x², w·x·y, w·y² of centred numbers, the centre."""
-    order = x[:, 0].double().argsort(stable=True)
-    x, y = x[order, 0].double(), y[order, 0].double()
-    w = torch.ones_like(x) if weight is None else weight[order].square()
-    centre = torch.stack([x.mean(), y.mean()])
-    dx, dy = x - centre[0], y - centre[1]
-    terms = torch.stack([w, w * dx, w * dy, w * dx * dx, w * dx * dy, w * dy * dy])
-    sums = torch.zeros(6, len(x) + 1, dtype=torch.float64, device="cpu")
+    return [part[0] for part in _prefix_sums(x.T, y.T, None if weight is None else weight[None])]
+
+
+def _prefix_sums(x, y, weight):
+    """The same of each row of ``[sets, N]``: ``[sets, N]``, ``[sets, 6, N + 1]``, ``[sets, 2]``."""
+    order = x.double().argsort(dim=1, stable=True)
+    x, y = x.double().gather(1, order), y.double().gather(1, order)
+    w = torch.ones_like(x) if weight is None else weight.gather(1, order).square()
+    # NumPy's sum of a row does not depend on how many rows there are, nor on threads
+    centre = torch.from_numpy(np.stack([x.numpy().mean(1), y.numpy().mean(1)], 1))
+    dx, dy = x - centre[:, :1], y - centre[:, 1:]
+    terms = torch.stack([w, w * dx, w * dy, w * dx * dx, w * dx * dy, w * dy * dy], 1)
+    sums = torch.zeros(len(x), 6, x.shape[1] + 1, dtype=torch.float64, device="cpu")
     # NumPy's long double, where it has more digits, keeps the sums' own rounding out
-    totals = np.cumsum(terms.numpy().astype(np.longdouble), axis=1)
-    sums[:, 1:] = torch.from_numpy(totals.astype(np.float64))
-    return x.contiguous(), sums, centre
+    totals = np.cumsum(terms.numpy().astype(np.longdouble), axis=2)
+    sums[:, :, 1:] = torch.from_numpy(totals.astype(np.float64))
+    return x, sums, centre
 
 
-def run(models, description, starts, x, y, settings, max_steps, sample_weight, deadline, progress):
+class _Data:
+    """What the kernels must know of the rows: nine integers, for all runs or for each."""
+
+    def __init__(self, description, rows, models):
+        """``models``: of each run the model whose rows it takes."""
+        x, y, weight = prepare(description, rows.x, rows.y, None)
+        per_row = len(x) // len(rows.x)
+        if rows.weight is not None:
+            weight = rows.weight.double().cpu().sqrt()
+            if per_row > 1:
+                weight = weight.repeat_interleave(per_row)
+        self.alive = [x, y, weight]
+        is_shared = rows.are_shared
+        models = np.zeros(1, np.int64) if is_shared else models
+        first, count, at = (
+            np.broadcast_to(pick(v, models), len(models)) * per_row
+            for v in (rows.first, rows.count, rows.first_weight)
+        )
+        self.n_rows = int(count.max())
+        self.table = table = np.zeros((len(models), 9), np.int64)
+        self.step = 0 if is_shared else table.strides[0]
+        table[:, 1], table[:, 3] = x.dtype is torch.float64, y.dtype is torch.float64
+        table[:, 7] = count
+        self.is_piecewise = is_hinge_net(description) and bool(
+            (count > ROWS_TO_SUM_UP * description.net[3]).any()
+        )
+        if not self.is_piecewise:
+            table[:, 0] = x.data_ptr() + first * x.shape[1] * x.element_size()
+            table[:, 2] = y.data_ptr() + first * y.shape[1] * y.element_size()
+            table[:, 4] = 0 if weight is None else weight.data_ptr() + at * 8
+            return
+        table[:, 1] = table[:, 3] = table[:, 7] = 1  # all in one piece
+        table[:, 5] = count
+        for n in np.unique(count):
+            same = np.flatnonzero(count == n)
+            within = np.arange(n)
+            places = torch.from_numpy(first[same, None] + within)
+            weights = None if weight is None else weight[torch.from_numpy(at[same, None] + within)]
+            parts = _prefix_sums(x[places, 0], y[places, 0], weights)
+            self.alive += parts
+            for column, part in zip((0, 2, 6), parts, strict=True):
+                steps = np.arange(len(same)) * part[0].numel() * 8
+                table[same, column] = part.data_ptr() + steps
+
+    @property
+    def at(self):
+        return self.table.ctypes.data
+
+
+def run(models, description, starts, rows, settings, max_steps, deadline, progress):
     """Train all runs; returns their :class:`Outcome`."""
-    inputs, targets, weight = prepare(description, x, y, sample_weight)
+    return run_all(
+        description, starts, rows, len(models), settings, max_steps, deadline, progress
+    ).outcome()
+
+
+def run_all(description, starts, rows, n_models, settings, max_steps, deadline, progress):
+    """Train all runs, each model's one after the other; returns their :class:`Runs`."""
+    n_runs = len(starts)
     n_projected = n_readout(description) if settings.variable_projection else 0
     runs = Runs(starts, settings, max_steps, n_projected)
-    n_runs, n_rows = len(starts), inputs.shape[0]
+    data = _Data(description, rows, np.arange(n_runs) // (n_runs // n_models))
+    n_rows = 1 if data.is_piecewise else data.n_rows
     net, reals = kernel_words(description)
     net = torch.tensor(net, device="cpu")
     reals = torch.tensor(reals, dtype=torch.float64, device="cpu")
-    piecewise = is_hinge_net(description) and n_rows > ROWS_TO_SUM_UP * description.net[3]
-    if piecewise:
-        inputs, targets, centre = prefix_sums(inputs, targets, weight)
-        n_rows = 1  # all in one piece
-    data = torch.tensor(
-        [
-            inputs.data_ptr(),
-            inputs.dtype is torch.float64,
-            targets.data_ptr(),
-            targets.dtype is torch.float64,
-            0 if piecewise or weight is None else weight.data_ptr(),
-            len(inputs) if piecewise else 0,
-            centre.data_ptr() if piecewise else 0,
-        ],
-        device="cpu",
-    )
-    model_at = (net.data_ptr(), len(net), reals.data_ptr(), len(reals), runs.p, data.data_ptr())
+    model_at = net.data_ptr(), len(net), reals.data_ptr(), len(reals), runs.p
     work_of_a_row = description.n_out * runs.ld**2
-    rows = max(WORK_OF_A_PIECE // work_of_a_row, n_rows // MAX_PIECES, 1)
-    rows = int(-(-rows // 128) * 128)
+    piece = max(WORK_OF_A_PIECE // work_of_a_row, n_rows // MAX_PIECES, 1)
+    piece = data.table[:, 8] = int(-(-piece // 128) * 128)
     work = n_rows * work_of_a_row + runs.p**3 + 100 * n_rows * runs.p
     alone = work >= WORK_TO_SHARE and n_runs < 2 * torch.get_num_threads()
     try:
         if alone:
             for index in range(n_runs):
-                _run_alone(runs, index, model_at, n_rows, rows, deadline)
+                at = data.at + index * data.step
+                n = int(data.table[index if data.step else 0, 7])
+                _run_alone(runs, index, (*model_at, at), n, piece, deadline)
                 if progress is not None:
                     progress(index + 1, n_runs)
         else:
-            budget = int(max(1, WORK_OF_A_SLICE // work))
-            _run_many(runs, model_at, n_rows, rows, budget, deadline, progress)
+            _run_many(runs, (*model_at, data.at, data.step), int(work), deadline, progress)
     except KeyboardInterrupt:  # every state is that after the last accepted step
         runs.unfinished = "interrupted"
-    return runs.outcome()
+    return runs
 
 
-def _run_many(runs, model_at, n_rows, rows, budget, deadline, progress):
+def _run_many(runs, model_at, work, deadline, progress):
     from fastmlp.kernels.cpu.machine import pool
 
     n_runs = len(runs.state)
-    keep = n_runs * runs.ld**2 <= MAX_KEPT_FACTORS
-    if keep:
-        factors = torch.zeros(n_runs, runs.ld**2, dtype=torch.float64, device="cpu")
-        runs.factors = dict(enumerate(factors))
-    active = list(range(n_runs))
-    while active and (deadline is None or time.perf_counter() < deadline):
+    kept = None
+    if n_runs * runs.ld**2 <= MAX_KEPT_FACTORS:
+        kept = torch.zeros(n_runs, runs.ld**2, dtype=torch.float64, device="cpu")
+        runs.factors = dict(enumerate(kept))
+    budget = max(1, int(WORK_OF_A_SLICE) // work)
+    # a task is a slice too: of many small models some dozens, with all the steps that they need
+    together = max(1, min(budget // JACOBIANS_OF_A_RUN, -(-n_runs // MIN_TASKS)))
+    tensors = runs.state, runs.counters, runs.history
+    places = [t.data_ptr() for t in tensors] + [0 if kept is None else kept.data_ptr()]
+    todo = np.arange(0, n_runs, together)
+    while len(todo) and (deadline is None or time.perf_counter() < deadline):
 
-        def advance(piece, active=active):
-            index = active[piece]
+        def advance(piece, todo=todo):
             if deadline is not None and time.perf_counter() > deadline:
                 return
-            runs.kernels.lm_run(
+            first = int(todo[piece])
+            runs.kernels.lm_runs(
                 *model_at,
-                n_rows,
-                rows,
                 *runs.settings_at,
-                *runs.at(index),
-                runs.factors[index].data_ptr() if keep else 0,
+                *places,
                 budget,
+                first,
+                min(n_runs, first + together),
             )
 
-        pool.run_pieces(advance, len(active))
-        active = [index for index in active if not runs.is_over(index)]
+        pool.run_pieces(advance, len(todo))
+        is_over = runs.counters[:, runs.kernels.PHASE].numpy() == runs.kernels.DONE
+        todo = todo[
+            ~np.logical_and.reduceat(is_over, np.arange(0, n_runs, together))[todo // together]
+        ]
         if progress is not None:
-            progress(n_runs - len(active), n_runs)
+            progress(int(is_over.sum()), n_runs)
 
 
 def _run_alone(runs, index, model_at, n_rows, rows, deadline):

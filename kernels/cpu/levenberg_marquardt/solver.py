@@ -8,7 +8,7 @@ IMM-REP-1999-05); scaling and stopping are those of Moré 1978, Lecture Notes in
 
 The solver is a state machine: :func:`advance` takes what it asked for (JᵀJ and Jᵀr, R and Qᵀr, or
 a sum of squares) and says what it needs next. So one code serves a whole run inside one compiled
-call (``lm_run``, one task a model), rows dealt to threads (``lm_piece`` and ``lm_advance``), and
+call (``lm_runs``, some models a task), rows dealt to threads (``lm_piece`` and ``lm_advance``), and
 Jacobians that come from elsewhere. Sums are taken over pieces of rows and added in their order,
 alike in all three: the bits do not depend on threads.
 """
@@ -152,7 +152,8 @@ def _combine(ask, first, p, part, part_rotated, factor, rotated):
         fold(rows, ld, p, p, ld, part_rotated, factor, rotated, True)
 
 
-def _lm_run(
+@inner
+def _run(
     net_at,
     n_net,
     reals_at,
@@ -210,6 +211,31 @@ def _lm_run(
         ask = advance(p, limits, choices, state, counters, history, whole, whole_rotated, damped)
     if factor_at != 0:
         copy(factor, array_at(factor_at, ld * ld, np.float64))
+
+
+def _lm_runs(
+    net_at, n_net, reals_at, n_reals, p, data_at, data_step, limits_at, choices_at, state_at,
+    counters_at, history_at, factor_at, budget, first, last,
+):  # fmt: skip
+    """Train the models ``first`` … ``last``, those that are not done, as :func:`_run` does each.
+
+    Addresses are those of model 0: a model's state, counters, history and factor follow those of
+    the one before it. The data of the next, nine integers, are ``data_step`` bytes further: those
+    of :func:`_evaluate`, the number of rows and the rows of a piece.
+    """
+    choices, ld = array_at(choices_at, 5, np.int64), padded(p)
+    for i in range(first, last):
+        counters = array_at(counters_at + 8 * N_COUNTERS * i, N_COUNTERS, np.int64)
+        if counters[PHASE] == DONE:
+            continue
+        here = data_at + data_step * i
+        data = array_at(here, 9, np.int64)
+        _run(
+            net_at, n_net, reals_at, n_reals, p, here, data[7], data[8], limits_at, choices_at,
+            state_at + 8 * (3 * p + N_NUMBERS) * i, counters_at + 8 * N_COUNTERS * i,
+            history_at + 16 * (choices[1] + 1) * i,
+            factor_at + 8 * ld * ld * i if factor_at != 0 else 0, budget,
+        )  # fmt: skip
 
 
 def _lm_piece(
@@ -276,4 +302,4 @@ def _lm_advance(
     return advance(p, limits, choices, state, counters, history, factor, rotated, damped)
 
 
-lm_run, lm_piece, lm_advance = kernel(_lm_run), kernel(_lm_piece), kernel(_lm_advance)
+lm_runs, lm_piece, lm_advance = kernel(_lm_runs), kernel(_lm_piece), kernel(_lm_advance)

@@ -123,7 +123,7 @@ def run(kernel, n_rows, rows_per_piece, n_pieces, *arguments):
     elif n_pieces == 1:
         kernel(*arguments, 0, n_rows)
     else:
-        _run_pieces(kernel, n_rows, rows_per_piece, 0, n_pieces, arguments)
+        run_pieces(kernel, n_rows, rows_per_piece, 0, n_pieces, arguments)
 
 
 def _run_staged(kernel, n_rows, rows_per_piece, first_piece, last_piece, arguments):
@@ -140,13 +140,13 @@ def _run_staged(kernel, n_rows, rows_per_piece, first_piece, last_piece, argumen
             copies.append((argument.is_result, rows, copied))
             # where the kernel would find row 0
             arguments[i] = copied.data_ptr() - first * width * copied.element_size()
-    _run_pieces(kernel, n_rows, rows_per_piece, first_piece, last_piece, arguments)
+    run_pieces(kernel, n_rows, rows_per_piece, first_piece, last_piece, arguments)
     for is_result, rows, copied in copies:
         if is_result:
             rows.copy_(copied)
 
 
-def _run_pieces(kernel, n_rows, rows_per_piece, first, last, arguments):
+def run_pieces(kernel, n_rows, rows_per_piece, first, last, arguments):
     def call(piece):
         kernel(
             *(a.of(piece) if isinstance(a, team.Strided) else a for a in arguments),

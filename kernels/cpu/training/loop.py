@@ -41,13 +41,14 @@ RUN = np.dtype(
         ("weight", np.int64),  # [n_rows], or 0
         ("val_x", np.int64),  # [n_val_rows, n_in], or 0
         ("val_y", np.int64),
+        ("val_weight", np.int64),  # [n_val_rows], or 0
         ("theta", np.int64),  # [n_parameters]; as are the three that follow
         ("moment1", np.int64),
         ("moment2", np.int64),
         ("best", np.int64),  # the weights of the best epoch, or 0
-        ("train_loss", np.int64),  # [epochs] float64
-        ("val_loss", np.int64),  # [epochs] float64
-        ("grad_norm", np.int64),  # [epochs] float64, or 0
+        ("train_loss", np.int64),  # [⌈epochs/every⌉] float64
+        ("val_loss", np.int64),  # likewise
+        ("grad_norm", np.int64),  # likewise, or 0
         ("rates", np.int64),  # learning rate of each epoch of this launch, float64
         ("segments", np.int64),  # [n_segments, 2] int64: the parameters that are trained
         ("sizes", np.int64),  # int64
@@ -68,6 +69,7 @@ RUN = np.dtype(
         ("n_constants", np.int64),
         ("block_rows", np.int64),
         ("n_kept", np.int64),
+        ("every", np.int64),  # epochs that a column of the losses has the last of
         ("first_epoch", np.int64),  # of rates
         ("stop_step", np.int64),  # where this launch ends
         ("shuffle", np.int64),
@@ -149,10 +151,17 @@ def _gather(source, order, first, n_rows, width, out):
 
 
 @inner
+def _write(curve_at, run, epoch, value):
+    """A number of an epoch, into its column."""
+    column = epoch // run.every
+    array_at(curve_at, column + 1, np.float64)[column] = value
+
+
+@inner
 def _write_loss(run, state, epoch):
     """The training loss of the epoch so far, a mean or a sum."""
     loss = state.loss_sum / (1.0 if run.loss == SSE else state.weight_sum)
-    array_at(run.train_loss, epoch + 1, np.float64)[epoch] = loss
+    _write(run.train_loss, run, epoch, loss)
 
 
 @inner
@@ -161,7 +170,7 @@ def _close_epoch(run, state, epoch, theta, val_loss):
     _write_loss(run, state, epoch)
     state.loss_sum = state.weight_sum = 0.0
     if run.val_x != 0:
-        array_at(run.val_loss, epoch + 1, np.float64)[epoch] = val_loss
+        _write(run.val_loss, run, epoch, val_loss)
         if val_loss < state.best_loss:
             state.best_loss = val_loss
             state.best_epoch = epoch
@@ -187,17 +196,21 @@ def trainer(forward, backward, has_sums):
         def validate(run, theta, sizes, constants, y_hat, dy, kept):
             x = array_at(run.val_x, run.n_val_rows * run.n_in, real)
             y = array_at(run.val_y, run.n_val_rows * run.n_out, real)
-            nothing = dy[:0]
-            total = 0.0
+            weighted = run.val_weight != 0
+            weight = array_at(run.val_weight, run.n_val_rows if weighted else 0, real)
+            total, total_weight = 0.0, 0.0 if weighted else np.float64(run.n_val_rows)
+            for r in range(weight.size):
+                total_weight += weight[r]
             for first in range(0, run.n_val_rows, run.block_rows):
                 rows = min(run.block_rows, run.n_val_rows - first)
                 xb = x[first * run.n_in : (first + rows) * run.n_in]
                 yb = y[first * run.n_out : (first + rows) * run.n_out]
                 fwd(theta, xb, rows, sizes, constants, run.seed, -1, kept, y_hat[: yb.size])
+                wb = weight[first : first + rows] if weighted else weight[:0]
                 total += _add_loss(
-                    run.loss, y_hat[: yb.size], yb, nothing, real(1), real(1), dy[: yb.size]
+                    run.loss, y_hat[: yb.size], yb, wb, real(1), real(1), dy[: yb.size]
                 )
-            return total / (1 if run.loss == SSE else run.n_val_rows * run.n_out)
+            return total / (1.0 if run.loss == SSE else total_weight * run.n_out)
 
         validate = inner(validate)
 
@@ -300,8 +313,7 @@ def trainer(forward, backward, has_sums):
                             grad,
                         )
                     if at_rest:
-                        norms = array_at(run.grad_norm, epoch + 1, np.float64)
-                        norms[epoch] = norm(grad, segments)
+                        _write(run.grad_norm, run, epoch, norm(grad, segments))
                     else:
                         state.loss_sum += loss / (1 if run.loss == SSE else n_out)
                         state.weight_sum += total_weight

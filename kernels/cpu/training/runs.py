@@ -1,8 +1,10 @@
 """The runs of many models: their records, and the tasks that the threads are dealt."""
 
+import itertools
+
 import numpy as np
 
-from ...runs import LOSSES, OPTIMIZERS
+from ...runs import LOSSES, OPTIMIZERS, pick
 from ..machine import pool
 from . import full_batch
 from .loop import RUN
@@ -13,126 +15,147 @@ TASKS = 64
 
 
 class Runs:
-    """The runs of the models that are this process's own.
+    """The runs of some models, side by side.
 
     Args:
         problem: A ``fastmlp.training.problem.Problem``: data, settings and state, as tensors and
             arrays that stay where they are.
+        models: Those to train, int64.
     """
 
-    def __init__(self, problem):
+    at_once = 1 << 14
+    """Models that are trained side by side; then come the next. All data that they need stays near,
+    and the records of a launch are a few megabytes."""
+
+    def __init__(self, problem, models):
         self._problem = problem
-        sizes = np.diff(problem.offsets)
-        kinds = sorted({kind_of(s) for s in problem.structures})
+        sizes, kinds = np.diff(problem.members.offsets)[models], problem.members.kinds[models]
+        names = [kind_of(s) for s in problem.members.structures]
+        order = {name: place for place, name in enumerate(sorted({*names}))}
+        self._verbs = np.array([order[name] for name in names])[kinds]
         # longest first, so that the threads end together
-        self._models = sorted(
-            problem.own, key=lambda i: (kinds.index(kind_of(problem.structures[i])), -sizes[i])
-        )
+        places = np.lexsort((models, kinds, -sizes, self._verbs))
+        self._models, self._places, self._verbs = models[places], places, self._verbs[places]
         self._alive = []  # what only the records point to
-        self._sums = None  # of the data, made when a model wants them
-        self._records = np.zeros(len(self._models), RUN)
-        if self._models:
-            self._fill()
-        self._tasks = self._cut()
+        self._sums = {}  # of the rows at an address, made when a model wants them
+        self._records = np.zeros(len(models), RUN)
+        self._fill()
+        self._tasks = self._cut(list(order))
 
     def _fill(self):
         """Write the records: what all models share, what is each one's own, what its structure is.
 
         By columns: a record at a time took longer than a short run.
         """
-        p, records, models = self._problem, self._records, np.array(self._models, np.int64)
-        item, n_rows = p.x.element_size(), len(p.x)
-        records["x"], records["y"] = p.x.data_ptr(), p.y.data_ptr()
-        records["n_rows"] = n_rows
-        records["n_in"], records["n_out"] = p.x[0].numel(), p.y[0].numel()
-        records["batch_rows"] = p.batch_rows
-        records["shuffle"], records["patience"] = p.shuffle, p.patience or 0
+        p, records, models = self._problem, self._records, self._models
+        self._fill_rows(p.data, "", "n_rows")
+        if p.validation is not None:
+            self._fill_rows(p.validation, "val_", "n_val_rows")
+        item = p.data.x.element_size()
+        records["n_in"], records["n_out"] = p.data.x[0].numel(), p.data.y[0].numel()
+        records["batch_rows"] = pick(p.batch_rows, models)
+        records["shuffle"], records["patience"] = pick(p.shuffle, models), p.patience or 0
         records["optimizer"] = OPTIMIZERS.index(p.optimizer)
         records["loss"] = LOSSES.index(p.loss)
-        if p.weight is not None:
-            rows = models if len(p.weight) > 1 else 0
-            records["weight"] = p.weight.data_ptr() + rows * n_rows * item
-        if p.val_x is not None:
-            records["val_x"], records["val_y"] = p.val_x.data_ptr(), p.val_y.data_ptr()
-            records["n_val_rows"] = len(p.val_x)
+        records["every"] = p.every
         for name in ("states", "train_loss", "val_loss", "grad_norm"):
             array = getattr(p, name)
             if array is not None:
                 field = "state" if name == "states" else name
                 records[field] = array.ctypes.data + models * array.strides[0]
+        offsets = p.members.offsets
         for name in ("theta", "moment1", "moment2", "best"):
             buffer = getattr(p, name)
             if buffer is not None:
-                records[name] = buffer.data_ptr() + p.offsets[models] * item
-        records["n_parameters"] = (p.offsets[1:] - p.offsets[:-1])[models]
+                records[name] = buffer.data_ptr() + offsets[models] * item
+        records["n_parameters"] = (offsets[1:] - offsets[:-1])[models]
         records["seed"], records["stream"] = p.seeds[models], p.streams[models]
         for name, values in p.hyper.items():
             if name != "lr":  # each launch brings its own
                 records[name] = values[models]
-        places = {}
-        for place, i in enumerate(self._models):
-            places.setdefault(p.structures[i], []).append(place)
-        for structure, group in places.items():
-            for name, value in self._of_structure(structure, group[0]).items():
-                records[name][group] = value
+        kinds = p.members.kinds[models]
+        for kind in np.unique(kinds):
+            self._fill_structure(int(kind), np.flatnonzero(kinds == kind))
 
-    def _of_structure(self, structure, place):
-        """The fields that the structure of the model in that place decides."""
-        p, record, verbs = self._problem, self._records[place], VERBS[kind_of(structure)]
-        fields = {}
+    def _fill_rows(self, rows, prefix, n_rows):
+        """Where the rows of each model lie."""
+        records, models = self._records, self._models
+        first = pick(rows.first, models)
+        for name, tensor in (("x", rows.x), ("y", rows.y)):
+            row_bytes = tensor[0].numel() * tensor.element_size()
+            records[prefix + name] = tensor.data_ptr() + first * row_bytes
+        if rows.weight is not None:
+            at = pick(rows.first_weight, models) * rows.weight.element_size()
+            records[prefix + "weight"] = rows.weight.data_ptr() + at
+        records[n_rows] = pick(rows.count, models)
+
+    def _fill_structure(self, kind, places):
+        """The fields that the structure of the models in some places decides."""
+        members, records = self._problem.members, self._records
+        structure, record = members.structures[kind], self._records[places[0]]
+        verbs = VERBS[kind_of(structure)]
         for name, values, dtype in (
-            ("segments", p.segments[self._models[place]], np.int64),
+            ("segments", members.segments[kind], np.int64),
             ("sizes", structure.sizes, np.int64),
             ("constants", structure.constants, np.float64),
         ):
             values = np.ascontiguousarray(values, dtype).reshape(-1)
             self._alive.append(values)
-            fields[name] = values.ctypes.data
-            fields["n_" + name] = len(values) // (2 if name == "segments" else 1)
+            records[name][places] = values.ctypes.data
+            records["n_" + name][places] = len(values) // (2 if name == "segments" else 1)
         n_in = int(record["n_in"])
-        rows = verbs.block_rows(structure.sizes, n_in)
-        fields["block_rows"] = min(rows, max(p.batch_rows, int(record["n_val_rows"])))
-        fields["n_kept"] = verbs.n_kept(structure.sizes, n_in)
-        fields["draws"] = structure.draws
-        return fields | self._sums_of(self._models[place])
+        rows = np.maximum(records["batch_rows"][places], records["n_val_rows"][places])
+        records["block_rows"][places] = np.minimum(verbs.block_rows(structure.sizes, n_in), rows)
+        records["n_kept"][places] = verbs.n_kept(structure.sizes, n_in)
+        records["draws"][places] = structure.draws
+        self._fill_sums(members.univariate[kind], places)
 
-    def _sums_of(self, i):
+    def _fill_sums(self, net, places):
         """Fields that have the steps take sums of all rows, where model and settings allow it."""
-        p, net = self._problem, self._problem.univariate[i]
-        whole = p.batch_rows == len(p.x) and p.loss == "mse" and p.weight is None
-        if net is None or not whole or not full_batch.applies(p.x.numel(), net.widths):
-            return {}
-        if self._sums is None:
-            if not bool(p.x.isfinite().all() & p.y.isfinite().all()):
-                return {}
-            self._sums = full_batch.FullBatch(p.x, p.y)
+        p, records = self._problem, self._records
+        if net is None or p.loss != "mse" or p.data.weight is not None:
+            return
         widths = np.array(net.widths, np.int64)
+        counts, n_in = records["n_rows"][places], int(records["n_in"][places[0]])
+        whole = records["batch_rows"][places] == counts
+        different, which = np.unique(counts, return_inverse=True)
+        pay = [full_batch.applies(n * n_in, net.widths) for n in different.tolist()]
+        whole &= np.array(pay)[which]
+        places = places[whole]
+        if len(places) == 0:
+            return
         self._alive.append(widths)
-        return {
-            "sums": self._sums.data.data_ptr(),
-            "widths": widths.ctypes.data,
-            "n_widths": len(widths),
-            "has_bias": net.has_bias,
-            "alpha": net.negative_slope,
-        }
+        for name, value in (
+            ("widths", widths.ctypes.data),
+            ("n_widths", len(widths)),
+            ("has_bias", net.has_bias),
+            ("alpha", net.negative_slope),
+        ):
+            records[name][places] = value
+        for place in places.tolist():
+            rows = int(records["x"][place]), int(records["n_rows"][place])
+            if rows not in self._sums:
+                x, y, _ = p.data.of(self._models[place])
+                finite = bool(x.isfinite().all() & y.isfinite().all())
+                self._sums[rows] = full_batch.FullBatch(x, y) if finite else None
+            if self._sums[rows] is not None:
+                records["sums"][place] = self._sums[rows].data.data_ptr()
 
-    def _cut(self):
+    def _cut(self, kinds):
         """Tasks (kernel, first, last), each of one kind of model, the heaviest first."""
-        if not self._models:
-            return []
         n_in, batch = self._records["n_in"], self._records["batch_rows"]
         # relative cost of a step: what does not depend on the model is that of some 64 parameters
         costs = 64 + self._records["n_parameters"] * np.minimum(n_in * batch, 1 << 20)
-        share = costs.sum() / TASKS
-        compute = self._problem.x.dtype
-        kinds = [kind_of(self._problem.structures[i]) for i in self._models]
-        tasks, first = [], 0
-        for last in range(1, len(self._models) + 1):
-            full = costs[first:last].sum() >= share
-            if full or last == len(kinds) or kinds[last] != kinds[first]:
-                kernel = trainer_of(kinds[first])[compute]
-                tasks.append((costs[first:last].sum(), kernel, first, last))
-                first = last
+        total = np.cumsum(costs)
+        share, compute = -(-int(total[-1]) // TASKS), self._problem.data.x.dtype
+        # where a kind ends, and inside of one where the sum passes another share
+        parts = (total - 1) // share
+        ends = np.flatnonzero((np.diff(self._verbs) != 0) | (np.diff(parts) != 0)) + 1
+        edges = [0, *ends.tolist(), len(costs)]
+        tasks = []
+        for first, last in itertools.pairwise(edges):
+            kernel = trainer_of(kinds[self._verbs[first]])[compute]
+            tasks.append((costs[first:last].sum(), kernel, first, last))
         tasks.sort(key=lambda task: -task[0])
         return [task[1:] for task in tasks]
 
@@ -142,13 +165,15 @@ class Runs:
         Args:
             stop_step: Number of the step before which to stop.
             first_epoch: The epoch that the first column of ``rates`` is of.
-            rates: Learning rates, float64 ``[models, epochs of this launch]``.
+            rates: Learning rates, float64 ``[1 or models, epochs of this launch]``.
         """
         rates = np.ascontiguousarray(rates)
-        self._records["stop_step"], self._records["first_epoch"] = stop_step, first_epoch
-        self._records["rates"] = rates.ctypes.data + rates.strides[0] * np.array(
-            self._models, np.int64
+        self._records["stop_step"] = np.minimum(
+            stop_step, pick(self._problem.n_steps, self._models)
         )
+        self._records["first_epoch"] = first_epoch
+        own = self._places if len(rates) > 1 else 0
+        self._records["rates"] = rates.ctypes.data + rates.strides[0] * own
         at, tasks = self._records.ctypes.data, self._tasks
 
         def run(task):

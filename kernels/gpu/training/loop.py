@@ -117,15 +117,15 @@ def batch_weight(weight_ptr, keys, first, stop, n_rows, SHUFFLE: tl.constexpr, B
 # a kernel would be compiled anew for a number that is 1 or a multiple of 16
 @triton.jit(
     do_not_specialize=[
-        "n_parameters", "n_rows", "n_out", "n_val_rows", "batch_rows", "weight_stride", "n_epochs",
-        "first_epoch", "n_rates", "stop_step", "patience",
+        "n_parameters", "n_in", "n_out", "n_epochs", "every", "n_columns", "first_epoch",
+        "rates_stride", "stop_step", "patience",
     ]
 )  # fmt: skip
 def train_kernel(
     theta_ptr, moment1_ptr, moment2_ptr, best_ptr, grad_ptr, trained_ptr, starts_ptr, models_ptr,
-    x_ptr, y_ptr, weight_ptr, val_x_ptr, val_y_ptr, state_ptr, hyper_ptr, rates_ptr, seeds_ptr,
-    streams_ptr, train_loss_ptr, val_loss_ptr, grad_norm_ptr, n_parameters, n_rows, n_out,
-    n_val_rows, batch_rows, weight_stride, n_epochs, first_epoch, n_rates, stop_step, patience,
+    rows_ptr, x_ptr, y_ptr, weight_ptr, val_x_ptr, val_y_ptr, val_weight_ptr, state_ptr, hyper_ptr,
+    rates_ptr, seeds_ptr, streams_ptr, train_loss_ptr, val_loss_ptr, grad_norm_ptr, n_parameters,
+    n_in, n_out, n_epochs, every, n_columns, first_epoch, rates_stride, stop_step, patience,
     MODEL: tl.constexpr, UPDATE: tl.constexpr, LOSS: tl.constexpr, SHUFFLE: tl.constexpr,
     DRAWS: tl.constexpr, SIZES: tl.constexpr, CONSTANTS: tl.constexpr, COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -133,17 +133,23 @@ def train_kernel(
     """Advance one model a program from its step to ``stop_step``, or until it stops by itself.
 
     Shapes: theta, moments, best, grad, trained [all parameters], a model's part at ``starts``;
-    state [all models, 9], hyper [all models, 11], losses [all models, n_epochs], float64. Grid: one
-    program for each of ``models``. Reads the batch and the parameters from cache at every step.
+    rows [all models, 7], int64: the first row, how many, the first weight, rows of a batch, then
+    the first three for validation; state [all models, 9], hyper [all models, 11], losses
+    [all models, n_columns], a column every ``every`` epochs, float64. Grid: one program for each of
+    ``models``. Reads the batch and the parameters from cache at every step.
     """
     model = tl.load(models_ptr + tl.program_id(0)).to(tl.int64)
     state_ptr += model * 9
     hyper_ptr += model * 11
-    rates_ptr += model * n_rates
-    train_loss_ptr += model * n_epochs
-    val_loss_ptr += model * n_epochs
+    rates_ptr += model * rates_stride
+    train_loss_ptr += model * n_columns
+    val_loss_ptr += model * n_columns
     if grad_norm_ptr is not None:
-        grad_norm_ptr += model * n_epochs
+        grad_norm_ptr += model * n_columns
+    rows_ptr += model * 7
+    n_rows, batch_rows = tl.load(rows_ptr + 1).to(tl.int32), tl.load(rows_ptr + 3).to(tl.int32)
+    x_ptr += tl.load(rows_ptr) * n_in
+    y_ptr += tl.load(rows_ptr) * n_out
     start = tl.load(starts_ptr + model)
     theta_ptr += start
     moment1_ptr += start
@@ -152,10 +158,11 @@ def train_kernel(
     grad_ptr += start
     trained_ptr += start
     if weight_ptr is not None:
-        weight_ptr += model * weight_stride
+        weight_ptr += tl.load(rows_ptr + 2)
     seed, stream = tl.load(seeds_ptr + model), tl.load(streams_ptr + model)
     clip_norm = tl.load(hyper_ptr + 7)
     steps_per_epoch = tl.cdiv(n_rows, batch_rows)
+    stop_step = tl.minimum(stop_step, n_epochs * steps_per_epoch)
     step = tl.load(state_ptr + STEP).to(tl.int32)
     updates = tl.load(state_ptr + UPDATES).to(tl.int32)
     status = tl.load(state_ptr + STATUS).to(tl.int32)
@@ -207,7 +214,7 @@ def train_kernel(
                 tl.debug_barrier()
             step += 1
             if batch == steps_per_epoch - 1:
-                tl.store(train_loss_ptr + epoch, loss_sum * tl.load(hyper_ptr + 8))
+                tl.store(train_loss_ptr + epoch // every, loss_sum * tl.load(hyper_ptr + 8))
                 loss_sum = tl.zeros((), tl.float64)
                 weight_sum = tl.zeros((), tl.float64)
                 if grad_norm_ptr is not None:
@@ -221,16 +228,23 @@ def train_kernel(
                     )  # fmt: skip
                     tl.debug_barrier()
                     square = squared_norm(grad_ptr, trained_ptr, n_parameters, BLOCK)
-                    tl.store(grad_norm_ptr + epoch, tl.sqrt(square))
+                    tl.store(grad_norm_ptr + epoch // every, tl.sqrt(square))
                     tl.debug_barrier()
                 if val_x_ptr is not None:
                     one = tl.full((), 1.0, COMPUTE)
+                    val_first = tl.load(rows_ptr + 4)
+                    n_val_rows = tl.load(rows_ptr + 5).to(tl.int32)
+                    if val_weight_ptr is None:
+                        held_weight_ptr = None
+                    else:
+                        held_weight_ptr = val_weight_ptr + tl.load(rows_ptr + 6)
                     val_loss = MODEL(
-                        theta_ptr, None, val_x_ptr, val_y_ptr, None, (), (), 0, n_val_rows,
+                        theta_ptr, None, val_x_ptr + val_first * n_in,
+                        val_y_ptr + val_first * n_out, held_weight_ptr, (), (), 0, n_val_rows,
                         n_val_rows, one, False, SIZES, CONSTANTS, LOSS, COMPUTE,
                     )  # fmt: skip
                     val_loss *= tl.load(hyper_ptr + 9)
-                    tl.store(val_loss_ptr + epoch, val_loss)
+                    tl.store(val_loss_ptr + epoch // every, val_loss)
                     best_epoch = tl.load(state_ptr + BEST_EPOCH).to(tl.int32)
                     if val_loss < tl.load(state_ptr + BEST_LOSS):
                         # all threads must have read before one writes
@@ -246,7 +260,7 @@ def train_kernel(
                         status = tl.full((), NO_PROGRESS, tl.int32)
         else:
             status = tl.full((), NOT_FINITE, tl.int32)
-            tl.store(train_loss_ptr + epoch, loss_sum * tl.load(hyper_ptr + 8))
+            tl.store(train_loss_ptr + epoch // every, loss_sum * tl.load(hyper_ptr + 8))
     tl.store(state_ptr + STEP, step.to(tl.float64))
     tl.store(state_ptr + UPDATES, updates.to(tl.float64))
     tl.store(state_ptr + STATUS, status.to(tl.float64))

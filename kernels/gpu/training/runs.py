@@ -16,38 +16,45 @@ BLOCK = 512
 
 
 class Runs:
-    """The runs of the models that are this process's own.
+    """The runs of some models, side by side.
 
     Args:
         problem: A ``fastmlp.training.problem.Problem``: data, settings and state.
+        models: Those to train, int64.
     """
 
-    def __init__(self, problem):
+    at_once = None
+    """Models that are trained side by side: all."""
+
+    def __init__(self, problem, models):
         self._problem = p = problem
-        device = p.x.device
+        members, device = p.members, p.theta.device
+        n_models = len(members)
         self._grad = torch.zeros_like(p.theta)
-        trained = np.zeros(int(p.offsets[-1]), np.int8)
-        for offset, segments in zip(p.offsets[:-1], p.segments, strict=True):
+        trained = np.zeros(int(members.offsets[-1]), np.int8)
+        for kind, segments in enumerate(members.segments):
+            firsts = members.offsets[:-1][members.kinds == kind]
             for first, stop in segments:
-                trained[offset + first : offset + stop] = 1
+                trained[(firsts[:, None] + np.arange(first, stop)).ravel()] = 1
         self._trained = torch.from_numpy(trained).to(device)
-        self._starts = torch.from_numpy(p.offsets).to(device)
-        n_models = len(p.models)
-        totals = np.full(n_models, float(len(p.x)))
-        if p.weight is not None:
-            totals[:] = p.weight.double().sum(1).cpu().numpy()
-        n_out = p.y[0].numel()
+        self._starts = torch.from_numpy(members.offsets).to(device)
+        n_out = p.data.y[0].numel()
         shares = {
-            "train_share": 1 / totals,
+            "train_share": 1 / _totals(p.data, n_models),
             "val_share": np.zeros(n_models),
             "out_share": np.full(n_models, 1 / n_out),
         }
-        if p.val_x is not None:
-            shares["val_share"] += 1 / (len(p.val_x) * n_out)
+        if p.validation is not None:
+            shares["val_share"] += 1 / (_totals(p.validation, n_models) * n_out)
         if p.loss == "sse":
             shares = dict.fromkeys(shares, np.ones(n_models))
         columns = [{**p.hyper, **shares}.get(name, np.zeros(n_models)) for name in HYPER]
         self._hyper = torch.from_numpy(np.stack(columns, 1).copy()).to(device)
+        rows = [p.data.first, p.data.count, p.data.first_weight, p.batch_rows]
+        held_out = p.validation or p.data
+        rows += [held_out.first, held_out.count, held_out.first_weight]
+        rows = np.stack([np.broadcast_to(column, n_models) for column in rows], 1)
+        self._rows = torch.from_numpy(np.ascontiguousarray(rows)).to(device)
         self._seeds = torch.from_numpy(p.seeds.astype(np.int64)).to(device)
         self._streams = torch.from_numpy(p.streams.astype(np.int64)).to(device)
         self._train_loss = torch.from_numpy(p.train_loss).to(device)
@@ -57,29 +64,37 @@ class Runs:
         self._grad_norm = None
         if p.grad_norm is not None:
             self._grad_norm = torch.from_numpy(p.grad_norm).to(device)
+        shuffle = np.broadcast_to(p.shuffle, n_models)[models]
+        batch = np.broadcast_to(p.batch_rows, n_models)
         groups = {}
-        for i in p.own:
-            groups.setdefault(p.structures[i][:5], []).append(i)
+        for kind, structure in enumerate(members.structures):
+            for mixed in (False, True):
+                chosen = models[(members.kinds[models] == kind) & (shuffle == mixed)]
+                if len(chosen):
+                    # those that differ in names alone are one group
+                    groups.setdefault((structure[:5], mixed), []).append(chosen)
         self._groups = []
-        for key, models in groups.items():
-            verb = self._verb(key, models[0])
-            places = torch.tensor(models, dtype=torch.int64, device=device)
-            self._groups.append((verb, key[4], places, models[0]))
+        for (key, mixed), parts in groups.items():
+            chosen = np.sort(np.concatenate(parts))
+            verb = self._verb(key, int(chosen[0]), int(batch[chosen].max()))
+            places = torch.from_numpy(chosen).to(device)
+            self._groups.append((verb, key[4], mixed, places, int(chosen[0])))
 
-    def _verb(self, key, first):
+    def _verb(self, key, first, batch_rows):
         """The verb of a structure, of which model ``first`` is one."""
         kind, sizes, constants = key[:3]
         p = self._problem
-        _, compute = compute_dtype(p.x.dtype)
-        n_in = p.x[0].numel()
+        _, compute = compute_dtype(p.data.x.dtype)
+        n_in = p.data.x[0].numel()
         try:
             if kind not in VERBS:
                 raise ValueError(f"there is none of the kind {kind!r}")
-            return VERBS[kind](sizes, constants, n_in, p.batch_rows, compute)
+            return VERBS[kind](sizes, constants, n_in, batch_rows, compute)
         except ValueError as error:
+            label, module = p.members.label(first), p.members.module(first)
             raise ValueError(
-                f"models[{first}], {p.models[first]}, has no training kernel on the backend "
-                f'"triton": {error}; fastmlp.backend("numba") trains it on the CPU'
+                f'{label}, {module}, has no training kernel on the backend "triton": {error}; '
+                'fastmlp.backend("numba") trains it on the CPU'
             ) from None
 
     def advance(self, stop_step, first_epoch, rates):
@@ -88,31 +103,32 @@ class Runs:
         Args:
             stop_step: Number of the step before which to stop.
             first_epoch: The epoch that the first column of ``rates`` is of.
-            rates: Learning rates, float64 ``[models, epochs of this launch]``.
+            rates: Learning rates, float64 ``[1 or models, epochs of this launch]``.
         """
         p = self._problem
-        device = p.x.device
+        device = p.theta.device
         states = np.stack([p.states[name].astype(np.float64) for name in STATE.names], 1)
         states = torch.from_numpy(states).to(device)
         rates = torch.from_numpy(np.ascontiguousarray(rates)).to(device)
-        _, compute = compute_dtype(p.x.dtype)
-        weight_stride = 0
-        if p.weight is not None and len(p.weight) > 1:
-            weight_stride = p.weight.shape[1]
-        with device_of(p.x), side_by_side(p.x, len(self._groups)) as streams:
-            for (verb, draws, places, one), stream in zip(self._groups, streams, strict=True):
-                n_parameters = int(p.offsets[one + 1] - p.offsets[one])
+        rates_stride = rates.shape[1] if len(rates) > 1 else 0
+        x, y, weight, *_ = p.data
+        val_x, val_y, val_weight, *_ = (None,) * 3 if p.validation is None else p.validation
+        _, compute = compute_dtype(x.dtype)
+        with device_of(x), side_by_side(x, len(self._groups)) as streams:
+            for group, stream in zip(self._groups, streams, strict=True):
+                verb, draws, mixed, places, one = group
+                n_parameters = int(p.members.offsets[one + 1] - p.members.offsets[one])
                 with stream:
                     train_kernel[(len(places),)](
                         p.theta, p.moment1, p.moment2, p.theta if p.best is None else p.best,
-                        self._grad, self._trained, self._starts, places, p.x, p.y, p.weight,
-                        p.val_x, p.val_y, states, self._hyper, rates, self._seeds, self._streams,
-                        self._train_loss, self._val_loss, self._grad_norm, n_parameters, len(p.x),
-                        p.y[0].numel(),
-                        0 if p.val_x is None else len(p.val_x), p.batch_rows, weight_stride,
-                        p.epochs, first_epoch, rates.shape[1], stop_step, p.patience or 0,
+                        self._grad, self._trained, self._starts, places, self._rows, x, y, weight,
+                        val_x, val_y, val_weight, states, self._hyper, rates, self._seeds,
+                        self._streams, self._train_loss, self._val_loss, self._grad_norm,
+                        n_parameters, x[0].numel(), y[0].numel(), p.epochs, p.every,
+                        self._train_loss.shape[1], first_epoch, rates_stride, stop_step,
+                        p.patience or 0,
                         MODEL=verb.function, UPDATE=OPTIMIZERS[p.optimizer], LOSS=p.loss,
-                        SHUFFLE=p.shuffle, DRAWS=draws, SIZES=verb.sizes,
+                        SHUFFLE=mixed, DRAWS=draws, SIZES=verb.sizes,
                         CONSTANTS=verb.constants, COMPUTE=compute,
                         BLOCK=min(BLOCK, triton.next_power_of_2(n_parameters)),
                         num_warps=verb.warps,
@@ -125,6 +141,17 @@ class Runs:
             p.val_loss[:] = self._val_loss.cpu().numpy()
         if p.grad_norm is not None:
             p.grad_norm[:] = self._grad_norm.cpu().numpy()
+
+
+def _totals(rows, n_models):
+    """The weight of all rows of each model, float64."""
+    if rows.weight is None:
+        return np.broadcast_to(rows.count.astype(np.float64), n_models)
+    first, count = np.broadcast_arrays(rows.first_weight, rows.count)
+    # up to each end, and from it to the next beginning, which is dropped
+    weight = np.append(rows.weight.double().cpu().numpy(), 0.0)
+    totals = np.add.reduceat(weight, np.stack([first, first + count], 1).ravel())[::2]
+    return np.broadcast_to(totals, n_models)
 
 
 @contextlib.contextmanager

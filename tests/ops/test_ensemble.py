@@ -1,0 +1,177 @@
+"""The ops of many models: bits of each model's own call, under vmap too."""
+
+import pytest
+import torch
+
+import fastmlp
+from fastmlp import Ensemble
+
+N, ROWS = 4, 7
+MODELS = {
+    "sines": lambda: fastmlp.SineSum(3),
+    "sines_all": lambda: fastmlp.SineSum(3, learn_amplitude=True, learn_phase=True, scale=2.0),
+    "elementwise": lambda: fastmlp.ElementwiseMLP(5),
+    "elementwise_tanh": lambda: fastmlp.ElementwiseMLP(5, activation="tanh", bias=False),
+    "elementwise_deep": lambda: fastmlp.ElementwiseMLP([5, 4]),
+    "additive": lambda: fastmlp.AdditiveMLP(3, 4, 2),
+    "additive_silu": lambda: fastmlp.AdditiveMLP(3, 4, 1, activation="silu", bias=False),
+    "per_feature": lambda: fastmlp.AdditiveMLP(3, 4, 2, shared=False),
+    "mlp": lambda: fastmlp.MLP(3, [4, 5], 2, activation="sigmoid"),
+    "mlp_no_bias": lambda: fastmlp.MLP(3, [4], 1, bias=False, output_activation="tanh"),
+}
+
+
+def case(name, dtype, own, n=N, rows=ROWS):
+    generator = torch.Generator().manual_seed(3)
+    ensemble = Ensemble(MODELS[name]().to(dtype), n, seed=0)
+    shape = (n, rows, 3) if own else (rows, 3)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    return ensemble, x.requires_grad_()
+
+
+def gradients(y, x, parameters):
+    generator = torch.Generator().manual_seed(4)
+    dy = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)
+    return torch.autograd.grad(y, [x, *parameters], dy), dy
+
+
+def assert_bits_of_each(ensemble, x, own):
+    y = ensemble(x, own=own)
+    (dx, *of_all), dy = gradients(y, x, ensemble.parameters())
+    dxs = []
+    for i, model in enumerate(ensemble):
+        xi = (x[i] if own else x).detach().requires_grad_()
+        yi = model(xi)
+        assert torch.equal(y[i], yi)
+        dxi, *of_one = torch.autograd.grad(yi, [xi, *model.parameters()], dy[i])
+        dxs.append(dxi)
+        for whole, one in zip(of_all, of_one, strict=True):
+            assert torch.equal(whole[i], one)
+    total = torch.stack(dxs)
+    # of rows that all share: by halves, as four are
+    wanted = total if own else (total[0] + total[2]) + (total[1] + total[3])
+    assert torch.equal(dx, wanted)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("backend", ["numba", "triton"])
+def test_bits_of_each_model_alone(backend, name, own):
+    pytest.importorskip(backend)
+    with fastmlp.backend(backend):
+        assert_bits_of_each(*case(name, torch.float32, own), own)
+
+
+@pytest.mark.parametrize("name", ["sines_all", "elementwise", "additive", "mlp"])
+def test_large_models_run_one_after_the_other(name, monkeypatch):
+    pytest.importorskip("numba")
+    from fastmlp.kernels.cpu import ensemble
+
+    monkeypatch.setattr(ensemble, "LARGE", 1)
+    for own in (False, True):
+        assert_bits_of_each(*case(name, torch.float32, own), own)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("name", MODELS)
+def test_vmap_over_stacked_state_calls_the_same_kernels(name, own):
+    pytest.importorskip("numba")
+    ensemble, x = case(name, torch.float32, own)
+    models = ensemble.to_modules()
+    parameters, _ = torch.func.stack_module_state(models)
+
+    def call(parameters, x):
+        return torch.func.functional_call(models[0], parameters, (x,))
+
+    mapped = torch.vmap(call, in_dims=(0, 0 if own else None))(parameters, x)
+    y = ensemble(x, own=own)
+    assert torch.equal(mapped, y)
+    pairs = zip(
+        gradients(mapped, x, parameters.values())[0],
+        gradients(y, x, ensemble.parameters())[0],
+        strict=True,
+    )
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["sines_all", "additive", "mlp"])
+def test_vmap_over_inputs_alone_and_one_in_another(name):
+    pytest.importorskip("numba")
+    ensemble, x = case(name, torch.float32, True)
+    model = ensemble[0]
+    assert torch.equal(torch.vmap(model)(x), torch.stack([model(one) for one in x]))
+    parameters, _ = torch.func.stack_module_state(ensemble.to_modules())
+
+    def call(parameters, x):
+        return torch.func.functional_call(model, parameters, (x,))
+
+    inner = torch.vmap(call, in_dims=(None, 0))
+    both = torch.vmap(inner, in_dims=(0, None))(parameters, x)
+    for i, one in enumerate(ensemble):
+        for k in range(N):
+            # the reference may serve the inner one: float32 with a few terms
+            assert torch.allclose(both[i, k], one(x[k]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_second_derivatives(name):
+    pytest.importorskip("numba")
+    ensemble, x = case(name, torch.float64, True, n=2, rows=2)
+    inputs = x, *ensemble.parameters()
+    names = [n for n, _ in ensemble.named_parameters()]
+
+    def call(x, *parameters):
+        given = dict(zip(names, parameters, strict=True))
+        return torch.func.functional_call(ensemble, given, (x, True))
+
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_dtypes_and_shapes(dtype):
+    pytest.importorskip("numba")
+    for name in ("sines", "additive", "mlp"):
+        for own in (False, True):
+            ensemble, x = case(name, dtype, own)
+            y = ensemble(x, own=own)
+            assert y.dtype is dtype
+            wanted = torch.stack([m(x[i] if own else x) for i, m in enumerate(ensemble)])
+            assert torch.equal(y, wanted)
+            assert all(g.dtype is dtype for g in gradients(y, x, ensemble.parameters())[0])
+    ensemble = Ensemble(fastmlp.SineSum(2, dtype=dtype), 3, seed=0)
+    assert ensemble(torch.zeros((), dtype=dtype)).shape == (3,)
+    assert ensemble(torch.zeros(3, dtype=dtype), own=True).shape == (3,)
+    assert ensemble(torch.zeros(0, 4, dtype=dtype)).shape == (3, 0, 4)
+    empty = torch.zeros(0, dtype=dtype, requires_grad=True)
+    ensemble(empty).sum().backward()
+    assert not bool(ensemble.w.grad.any())
+
+
+def test_strided_inputs_and_many_models():
+    pytest.importorskip("numba")
+    ensemble = Ensemble(fastmlp.SineSum(3), 300, seed=0)
+    x = torch.randn(5, 600).T[::2]
+    y = ensemble(x, own=True)
+    assert all(torch.equal(y[i], ensemble[i](x[i])) for i in (0, 7, 299))
+
+
+def test_dropout_draws_masks_for_each_model():
+    ensemble = Ensemble(fastmlp.MLP(1, [64], 1, dropout=0.5), 2, seed=0)
+    ensemble[1].load_state_dict(ensemble[0].state_dict())
+    x = torch.ones(3, 1)
+    torch.manual_seed(0)
+    one = ensemble(x)
+    torch.manual_seed(0)
+    assert torch.equal(one, ensemble(x))
+    assert not torch.equal(one[0], one[1])
+    ensemble.eval()
+    assert torch.equal(ensemble(x)[0], ensemble(x)[1])
+
+
+def test_compiled():
+    pytest.importorskip("numba")
+    ensemble, x = case("mlp", torch.float32, True)
+    compiled = torch.compile(ensemble, fullgraph=True, backend="aot_eager")
+    y = compiled(x, own=True)
+    assert torch.equal(y, ensemble(x, own=True))
