@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,10 @@ def test_a_dry_run_fills_every_file_within_its_seconds(of_bench, tmp_path):
         # the clocks of a device have other names
         fields = {field for figure in figures for field in figure}
         assert not any(field.startswith(("graph", "eager")) for field in fields)
-        assert not any("error" in figure for figure in figures), figures
+        errors = [figure["error"] for figure in figures if "error" in figure]
+        # a peer that is not there is named, and costs itself alone
+        expected = [] if find_spec("jax") else ["RuntimeError: JAX: not installed"]
+        assert set(errors) <= set(expected), errors
     assert files["machine.json"]["versions"]["torch"]
     assert re.fullmatch("[0-9a-f]{12}", files["machine.json"]["sources"])
     summary = (out / "summary.md").read_text("utf-8")
