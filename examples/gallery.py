@@ -28,6 +28,7 @@ SETTINGS = {
     "sinenet_lm": [],
     "xor_parity": [],
     "ill_conditioned": ["--draws", "10"],
+    "million_curves": ["--n", "20000", "--quiet"],
     "deep_sets": ["--quiet"],
     "learned_activation": ["--quiet"],
     "neural_additive": ["--quiet"],
