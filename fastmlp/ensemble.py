@@ -259,8 +259,10 @@ def _known(module, name):
     if spec is None:
         raise TypeError(f"{name} must be a Module, got {told(module)}")
     reason = spec.obstacle or spec.layout or spec.randomness
-    if reason is None and (spec.record is None or not stacked.has_kernel(spec.record)):
-        reason = "its activations or biases differ from layer to layer"
+    if reason is None and spec.record is None:
+        reason = "its activations follow each other"
+    if reason is None:
+        reason = stacked.obstacle(spec.record)
     if reason is not None:
         raise ValueError(
             f"{name} is a {type(module).__name__}, of which there is no ensemble: {reason}; "

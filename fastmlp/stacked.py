@@ -4,16 +4,31 @@ import math
 
 from fastmlp.arguments import check_tensor
 from fastmlp.functional import as_autocast
-from fastmlp.kernels.spec import Layers, Sines, Subnet
+from fastmlp.kernels.spec import KINK_SLOPES, Layers, Sines, Subnet
+from fastmlp.op_arguments import MAX_HIDDEN, MAX_WIDTH
 from fastmlp.ops import ensemble
 
 
-def has_kernel(record):
-    """Whether there is an op for a record: of layers one activation between and biases alike."""
-    if not isinstance(record, Layers):
-        return len({*record.biases}) == 1 if isinstance(record, Subnet) else True
-    alike = len({*record.biases}) == 1 and record.hidden_activation is not None
-    return alike or len(record.biases) == 1
+def obstacle(record):
+    """Why there is no op for the models of a record, or ``None``."""
+    if isinstance(record, Sines):
+        return None
+    if len({*record.biases}) > 1:
+        return "some of its layers have a bias and some have none"
+    subnet = isinstance(record, Subnet)
+    widths = (record.n_hidden,) if subnet else record.widths
+    is_scalar = subnet or (record.elementwise and len(record.biases) == 2)
+    most = MAX_HIDDEN if is_scalar else MAX_WIDTH
+    if max(widths) > most:
+        return f"its widest layer has {max(widths)} units, more than {most}"
+    if subnet:
+        return None
+    if record.hidden_activation is None and len(record.biases) > 1:
+        return "its hidden layers have activations that differ, or slopes of their own"
+    last = record.activations[-1]
+    if last == "leaky_relu" and record.slopes[-1] != KINK_SLOPES[last]:
+        return "its output activation has a slope of its own"
+    return None
 
 
 def check(record, x, first, own):

@@ -222,6 +222,16 @@ class TestRefusals:
         ):
             with pytest.raises(ValueError, match=r"module is a .* of which there is no ensemble"):
                 Ensemble(module, 3)
+        for module, why in (
+            (reference.MLP(1, [200], 1), "200 units, more than 128"),
+            (reference.ElementwiseMLP(1500), "1500 units, more than 1024"),
+            (
+                torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.LeakyReLU(0.3)),
+                "output activation has a slope of its own",
+            ),
+        ):
+            with pytest.raises(ValueError, match=why):
+                Ensemble(module, 3)
         with pytest.raises(TypeError, match="module must be a Module, got int 3"):
             Ensemble(3, 3)
 

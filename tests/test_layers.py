@@ -30,7 +30,7 @@ ALLOWED = {
     "arguments": {"boundary"},
     "backends": set(),
     "boundary": set(),
-    "stacked": {"arguments", "functional", "ops", "kernels.spec"},
+    "stacked": {"arguments", "op_arguments", "functional", "ops", "kernels.spec"},
     "ensemble": {"stacked", "arguments", "models", "kernels.spec"},
     "explanation": {"backends", "boundary", "functional"},
     "graphs": {"boundary", "parts"},
