@@ -11,7 +11,7 @@ def forward(op, info, in_dims, *arguments):
         op: A :class:`.fused.FusedOp`.
         info: How many there are.
         in_dims: Of each argument the dimension that is mapped over, or ``None``.
-        arguments: As the registered op takes them.
+        *arguments: As the registered op takes them.
     """
     flat, tree = _pytree.tree_flatten(arguments)
     dims = _pytree.tree_leaves(in_dims, is_leaf=lambda dim: dim is None)

@@ -249,7 +249,7 @@ def check_solvable(model, description, rows, settings):
             "subnet, and MLP or a Sequential of linear layers and activations without an output "
             f"activation, all parameters trained, got {type(model).__name__}"
         )
-    n_residuals = rows.y[0].numel() * int(rows.count.min())
+    n_residuals = math.prod(rows.y.shape[1:]) * int(rows.count.min())
     if n_residuals < n_parameters:
         warnings.warn(
             f"{n_parameters} parameters for {n_residuals} residuals: of all solutions of a step "

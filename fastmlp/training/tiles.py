@@ -149,14 +149,13 @@ class _Data:
 
     def __init__(self, description, rows, models):
         """``models``: of each run the model whose rows it takes."""
-        x, y, weight = prepare(description, rows.x, rows.y, None)
-        per_row = len(x) // len(rows.x)
-        if rows.weight is not None:
-            weight = rows.weight.double().cpu().sqrt()
-            if per_row > 1:
-                weight = weight.repeat_interleave(per_row)
-        self.alive = [x, y, weight]
         is_shared = rows.are_shared
+        given = rows.weight if is_shared else None
+        x, y, weight = prepare(description, rows.x, rows.y, given)
+        per_row = len(x) // len(rows.x)
+        if rows.weight is not None and not is_shared:
+            weight = rows.weight.double().cpu().sqrt().repeat_interleave(per_row)
+        self.alive = [x, y, weight]
         models = np.zeros(1, np.int64) if is_shared else models
         first, count, at = (
             np.broadcast_to(pick(v, models), len(models)) * per_row
