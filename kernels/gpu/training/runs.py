@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import triton
 
-from ...runs import STATE
+from ...runs import RUNNING, STATE, pick
 from ..machine.launch import compute_dtype, device_of
 from .loop import HYPER, OPTIMIZERS, train_kernel
 from .models import VERBS
@@ -77,8 +77,7 @@ class Runs:
         for (key, mixed), parts in groups.items():
             chosen = np.sort(np.concatenate(parts))
             verb = self._verb(key, int(chosen[0]), int(batch[chosen].max()))
-            places = torch.from_numpy(chosen).to(device)
-            self._groups.append((verb, key[4], mixed, places, int(chosen[0])))
+            self._groups.append((verb, key[4], mixed, chosen))
 
     def _verb(self, key, first, batch_rows):
         """The verb of a structure, of which model ``first`` is one."""
@@ -96,6 +95,11 @@ class Runs:
                 f'{label}, {module}, has no training kernel on the backend "triton": {error}; '
                 'fastmlp.backend("numba") trains it on the CPU'
             ) from None
+
+    def _goes_on(self, models, stop_step):
+        """Which models have a step to make: a program without one would only write its state."""
+        states, ends = self._problem.states[models], pick(self._problem.n_steps, models)
+        return (states["status"] == RUNNING) & (states["step"] < np.minimum(stop_step, ends))
 
     def advance(self, stop_step, first_epoch, rates):
         """Advance every model that still runs to ``stop_step``.
@@ -116,7 +120,11 @@ class Runs:
         _, compute = compute_dtype(x.dtype)
         with device_of(x), side_by_side(x, len(self._groups)) as streams:
             for group, stream in zip(self._groups, streams, strict=True):
-                verb, draws, mixed, places, one = group
+                verb, draws, mixed, models = group
+                models = models[self._goes_on(models, stop_step)]
+                if len(models) == 0:
+                    continue
+                one, places = models[0], torch.from_numpy(models).to(device)
                 n_parameters = int(p.members.offsets[one + 1] - p.members.offsets[one])
                 with stream:
                     train_kernel[(len(places),)](
