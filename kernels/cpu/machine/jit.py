@@ -9,8 +9,9 @@ import contextlib
 import numba
 import numpy as np
 import torch
+from llvmlite import ir
 from numba import _dynfunc
-from numba.core import sigutils, types
+from numba.core import cgutils, sigutils, types
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
@@ -242,14 +243,25 @@ def add(sums, grad, real):
         grad[i] += real(sums[i])
 
 
+def call_intrinsic(builder, name, args):
+    """LLVM's own function of numbers, or vectors, of one type."""
+    kind = args[0].type
+    is_vector = isinstance(kind, ir.VectorType)
+    suffix = f"v{kind.count}{kind.element.intrinsic_name}" if is_vector else kind.intrinsic_name
+    called = ir.FunctionType(kind, [kind] * len(args))
+    function = cgutils.get_or_insert_function(builder.module, called, f"{name}.{suffix}")
+    return builder.call(function, args)
+
+
 @intrinsic
 def fma(typingctx, a, b, c):
-    """a·b + c with one rounding."""
+    """a·b + c with one rounding; of numbers, or of vectors and numbers (``vectors.py``)."""
+    widest = next((kind for kind in (a, b, c) if not isinstance(kind, types.Float)), a)
 
     def codegen(context, builder, signature, args):
-        return builder.fma(*args)
+        return call_intrinsic(builder, "llvm.fma", args)
 
-    return a(a, a, a), codegen
+    return widest(widest, widest, widest), codegen
 
 
 @intrinsic
@@ -257,29 +269,85 @@ def rint(typingctx, a):
     """The nearest integer, ties to even; one vector instruction."""
 
     def codegen(context, builder, signature, args):
-        kind = args[0].type
-        function = builder.module.declare_intrinsic("llvm.rint", [kind])
-        return builder.call(function, args)
+        return call_intrinsic(builder, "llvm.rint", args)
 
     return a(a), codegen
 
 
-_SAME_SIZE = {
-    types.float32: types.int32,
-    types.float64: types.int64,
-    types.int32: types.float32,
-    types.int64: types.float64,
-}
+@intrinsic
+def select(typingctx, condition, a, b):
+    """``a if condition else b`` of numbers, or lane by lane of vectors and numbers."""
+    widest = next((kind for kind in (a, b) if not isinstance(kind, types.Float)), a)
+    if isinstance(widest, types.Float) and not isinstance(condition, types.Boolean):
+        widest = condition.of(widest)
+
+    def codegen(context, builder, signature, args):
+        return builder.select(*args)
+
+    return widest(condition, widest, widest), codegen
+
+
+def _integers_of(kind):
+    """The LLVM type of integers as long as the floats of a type, and a function of a constant."""
+    is_vector = isinstance(kind, ir.VectorType)
+    element = kind.element if is_vector else kind
+    integer = ir.IntType(32 if isinstance(element, ir.FloatType) else 64)
+    if not is_vector:
+        return integer, integer
+    vector = ir.VectorType(integer, kind.count)
+    return vector, lambda value: vector([integer(value)] * kind.count)
+
+
+def exponents(offset, digits):
+    """Intrinsic: the float with the bits (bits of a float + offset)·2^digits."""
+
+    @intrinsic
+    def exponent(typingctx, a):
+        def codegen(context, builder, signature, args):
+            kind, number = _integers_of(args[0].type)
+            bits = builder.add(builder.bitcast(args[0], kind), number(offset))
+            return builder.bitcast(builder.shl(bits, number(digits)), args[0].type)
+
+        return a(a), codegen
+
+    return exponent
 
 
 @intrinsic
-def bitcast(typingctx, a):
-    """The float with the bits of an integer of its size, or the integer with those of a float."""
+def sign_of_odd(typingctx, a):
+    """−1 where the last bit of a float is set, else 1."""
+    size = getattr(a, "element", a).bitwidth
 
     def codegen(context, builder, signature, args):
-        return builder.bitcast(args[0], context.get_value_type(signature.return_type))
+        kind, number = _integers_of(args[0].type)
+        sign = builder.shl(builder.bitcast(args[0], kind), number(size - 1))
+        one = number(127 << 23 if size == 32 else 1023 << 52)
+        return builder.bitcast(builder.or_(sign, one), args[0].type)
 
-    return _SAME_SIZE[a](a), codegen
+    return a(a), codegen
+
+
+@intrinsic
+def widened(typingctx, a):
+    """The same number, or vector of numbers, in float64."""
+    wide = types.float64 if isinstance(a, types.Float) else a.of(types.float64)
+
+    def codegen(context, builder, signature, args):
+        return args[0] if wide == a else builder.fpext(args[0], context.get_value_type(wide))
+
+    return wide(a), codegen
+
+
+@intrinsic
+def narrowed(typingctx, a, real):
+    """A number of float64, or a vector of them, rounded to the scalar type ``real``."""
+    narrow = real.instance_type
+    narrow = narrow if isinstance(a, types.Float) else a.of(narrow)
+
+    def codegen(context, builder, signature, args):
+        return args[0] if narrow == a else builder.fptrunc(args[0], context.get_value_type(narrow))
+
+    return narrow(a, real), codegen
 
 
 @intrinsic

@@ -30,7 +30,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..machine.jit import bitcast, fma, inner, inner_in_order
+from ..machine.jit import (
+    exponents,
+    fma,
+    inner,
+    inner_in_order,
+    narrowed,
+    select,
+    sign_of_odd,
+    widened,
+)
 
 # lowest power first
 # fmt: off
@@ -127,24 +136,23 @@ _PRECISIONS = {
 }
 
 
-def _exponential(real):
+def exponential_of(real):
     """e^x and e^x − 1 of a number x ≤ 0."""
     p = _PRECISIONS[real]
-    integer = np.int32 if real is np.float32 else np.int64
     quotient = _polynomial(p.expm1, real)
     per_ln2, rounder, lowest = real(1 / math.log(2)), real(p.rounder), real(p.lowest)
     high, low, one = real(p.ln2_high), real(p.ln2_low), real(1)
-    mantissa, bias = integer(p.mantissa), integer(p.bias + p.shift)
+    exponent = exponents(p.bias + p.shift, p.mantissa)
     unshift = real(2.0**-p.shift)
 
     @inner_in_order
     def exponential(x):
-        x = lowest if x < lowest else x
+        x = select(x < lowest, lowest, x)
         shifted = fma(x, per_ln2, rounder)
         n = shifted - rounder
         r = fma(-n, low, fma(-n, high, x))
         # the last bits of `shifted` are n; the higher ones leave through the shift
-        power = bitcast(integer((bitcast(shifted) + bias) << mantissa))
+        power = exponent(shifted)
         m = fma(r * r, quotient(r), r)
         power_down = power * unshift
         return fma(power, m, power) * unshift, fma(power_down, m, power_down - one)
@@ -154,7 +162,7 @@ def _exponential(real):
 
 def _normal_tail(real):
     """Φ(−|z|) and the density φ(z) of the normal distribution."""
-    exponential = _exponential(real)
+    exponential = exponential_of(real)
     smooth = _polynomial(_TAIL_32 if real is np.float32 else _TAIL_64, real)
     largest = real(15 if real is np.float32 else 40)
     half, one, four, eight = real(0.5), real(1), real(4), real(8)
@@ -163,7 +171,7 @@ def _normal_tail(real):
     @inner_in_order
     def normal_tail(z):
         a = abs(z)
-        a = largest if a > largest else a
+        a = select(a > largest, largest, a)
         square = a * a
         rest = fma(a, a, -square)
         e = exponential(-half * square)[0]
@@ -181,18 +189,16 @@ def _reduction(real):
     """z less the nearest multiple n·π, |r| ≤ π/2, and (−1)^n."""
     rounder, per_pi, largest = 1.5 * 2.0**52, 1 / math.pi, 1.5708
     pi1, pi2, pi3 = _PI
-    last_bit, to_sign = np.int64(1), np.int64(63)
 
     @inner_in_order
     def reduction(z):
-        wide = np.float64(z)
+        wide = widened(z)
         shifted = fma(wide, per_pi, rounder)
         n = shifted - rounder
         r = fma(-n, pi3, fma(-n, pi2, fma(-n, pi1, wide)))
-        r = largest if r > largest else r
-        r = -largest if r < -largest else r
-        sign = bitcast(bitcast(1.0) ^ ((bitcast(shifted) & last_bit) << to_sign))
-        return real(r), real(sign)
+        r = select(r > largest, largest, r)
+        r = select(r < -largest, -largest, r)
+        return narrowed(r, real), narrowed(sign_of_odd(shifted), real)
 
     return reduction
 
@@ -258,8 +264,8 @@ def _leaky(slope):
         def pair(z):
             # written so that NaN is passed on
             if slope == 0:
-                return (zero if z <= zero else z), (zero if z <= zero else one)
-            return (z if z > zero else below * z), (one if z > zero else below)
+                return select(z <= zero, zero, z), select(z <= zero, zero, one)
+            return select(z > zero, z, below * z), select(z > zero, one, below)
 
         return _from_pair(pair)
 
@@ -267,27 +273,27 @@ def _leaky(slope):
 
 
 def _sigmoid(real):
-    exponential, zero, one = _exponential(real), real(0), real(1)
+    exponential, zero, one = exponential_of(real), real(0), real(1)
 
     @inner
     def pair(z):
         e = exponential(-abs(z))[0]
         inverse = one / (one + e)
         small = e * inverse
-        return (small if z < zero else inverse), small * inverse
+        return select(z < zero, small, inverse), small * inverse
 
     return _from_pair(pair)
 
 
 def _tanh(real):
-    exponential, two, four = _exponential(real), real(2), real(4)
+    exponential, two, four = exponential_of(real), real(2), real(4)
 
     @inner
     def pair(z):
         e, m = exponential(-two * abs(z))
         inverse = real(1) / (two + m)
         t = m * inverse
-        return (t if z < real(0) else -t), four * e * inverse * inverse
+        return select(z < real(0), t, -t), four * e * inverse * inverse
 
     return _from_pair(pair)
 
@@ -309,16 +315,20 @@ def _gelu(real):
     @inner
     def pair(z):
         tail, density = normal_tail(z)
-        p = tail if z < zero else one - tail
+        p = select(z < zero, tail, one - tail)
         return z * p, fma(z, density, p)
 
     return _from_pair(pair)
 
 
+def artanh_of(real):
+    """(artanh(s) − s)/s³ of q = s², s ≤ 1/3."""
+    return _polynomial(_ARTANH_32 if real is np.float32 else _ARTANH_64, real)
+
+
 def _softplus(real):
-    exponential, zero, one, two = _exponential(real), real(0), real(1), real(2)
-    rest = _polynomial(_ARTANH_32 if real is np.float32 else _ARTANH_64, real)
-    straight = real(20)
+    exponential, zero, one, two = exponential_of(real), real(0), real(1), real(2)
+    rest, straight = artanh_of(real), real(20)
 
     @inner
     def pair(z):
@@ -326,9 +336,9 @@ def _softplus(real):
         inverse = one / (one + e)
         s = e / (two + e)
         q = s * s
-        curved = (zero if z < zero else z) + two * fma(s * q, rest(q), s)
-        slope = e * inverse if z < zero else inverse
-        return (z if z > straight else curved), (one if z > straight else slope)
+        curved = select(z < zero, zero, z) + two * fma(s * q, rest(q), s)
+        slope = select(z < zero, e * inverse, inverse)
+        return select(z > straight, z, curved), select(z > straight, one, slope)
 
     return _from_pair(pair)
 

@@ -23,21 +23,37 @@ _32 = np.uint64(32)
 
 
 @inner
+def _words(at, block, layer, key):
+    """The four words of a block of one element."""
+    c0, c1 = at & _LOW, at >> _32
+    c2, c3 = np.uint64(block), np.uint64(layer)
+    k0, k1 = key & _LOW, key >> _32
+    for _ in range(10):
+        product0, product1 = _M0 * c0, _M1 * c2
+        c0, c2 = (product1 >> _32) ^ c1 ^ k0, (product0 >> _32) ^ c3 ^ k1
+        c1, c3 = product1 & _LOW, product0 & _LOW
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
+
+
+@inner
 def draw_words(seed, place, block, n, words, to=0, layer=0):
     """words[0 … 3, to + e] = the words of a block, for the elements at ``place`` + e, e < n."""
     w0, w1 = words[0][to : to + n], words[1][to : to + n]
     w2, w3 = words[2][to : to + n], words[3][to : to + n]
+    key = np.uint64(seed)
     for e in range(n):
         at = np.uint64(place) + np.uint64(e)
-        c0, c1 = at & _LOW, at >> _32
-        c2, c3 = np.uint64(block), np.uint64(layer)
-        k0, k1 = np.uint64(seed) & _LOW, np.uint64(seed) >> _32
-        for _ in range(10):
-            product0, product1 = _M0 * c0, _M1 * c2
-            c0, c2 = (product1 >> _32) ^ c1 ^ k0, (product0 >> _32) ^ c3 ^ k1
-            c1, c3 = product1 & _LOW, product0 & _LOW
-            k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
-        w0[e], w1[e], w2[e], w3[e] = np.uint32(c0), np.uint32(c1), np.uint32(c2), np.uint32(c3)
+        w0[e], w1[e], w2[e], w3[e] = _words(at, block, layer, key)
+
+
+@inner
+def draw_lane_words(keys, places, block, words, layer):
+    """words[0 … 3, l] = the words of a block of the element at places[l], of the key keys[l]."""
+    w0, w1, w2, w3 = words[0], words[1], words[2], words[3]
+    for l in range(keys.size):
+        at, key = np.uint64(places[l]), np.uint64(keys[l])
+        w0[l], w1[l], w2[l], w3[l] = _words(at, block, layer, key)
 
 
 @inner

@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from ...runs import OPTIMIZERS
-from ..machine.jit import array_at, entry, estimated_quotients, inner
+from ..machine.jit import array_at, entry, estimated_quotients, inner, select
 
 SGD, ADAM, ADAMW = (OPTIMIZERS.index(name) for name in ("sgd", "adam", "adamw"))
 
@@ -33,26 +33,35 @@ def _sgd(p, g, m, lr, momentum, dampening, nesterov, weight_decay, is_first):
 
 
 @inner
+def adam_number(
+    p, g, m, v, shrink, coupled, rest1, keep2, root2, step_size, root_scale, least, inf
+):
+    """What Adam makes of one parameter and its moments; numbers, or vectors of a model a lane."""
+    p = p * shrink
+    g = select(coupled != 0, g + coupled * p, g)  # 0 times an infinite p is NaN
+    m = m + rest1 * (g - m)
+    # not (1 − β₂)·g², of which g² overflows alone
+    small = root2 * g
+    v = keep2 * v + small * small
+    below = math.sqrt(v) * root_scale + least
+    # an estimated reciprocal of 0 is NaN
+    return p - step_size * select(below != 0, m / below, m * inf), m, v
+
+
+@inner
 def _adam(p, g, m, v, lr, power1, power2, beta1, beta2, eps, weight_decay, decoupled, real):
     """torch.optim.Adam, or AdamW if ``decoupled``; the powers are β₁ⁿ and β₂ⁿ of step n."""
     estimated_quotients()
     step_size, root_scale = real(lr / (1 - power1)), real(1 / math.sqrt(1 - power2))
     rest1, keep2, least = real(1 - beta1), real(beta2), real(eps)
-    root2 = real(math.sqrt(1 - beta2))
+    root2, inf = real(math.sqrt(1 - beta2)), real(math.inf)
     shrink = real(1 - lr * weight_decay if decoupled else 1.0)
     coupled = real(0.0 if decoupled else weight_decay)
     for e in range(p.size):
-        pe = p[e] * shrink
-        ge = g[e] + coupled * pe if coupled != 0 else g[e]  # 0 times an infinite p is NaN
-        me = m[e] + rest1 * (ge - m[e])
-        # not (1 − β₂)·ge², of which ge² overflows alone
-        small = root2 * ge
-        ve = keep2 * v[e] + small * small
-        m[e] = me
-        v[e] = ve
-        below = math.sqrt(ve) * root_scale + least
-        # an estimated reciprocal of 0 is NaN
-        p[e] = pe - step_size * (me / below if below != 0 else me * math.inf)
+        p[e], m[e], v[e] = adam_number(
+            p[e], g[e], m[e], v[e], shrink, coupled, rest1, keep2, root2, step_size, root_scale,
+            least, inf,
+        )  # fmt: skip
 
 
 @inner
