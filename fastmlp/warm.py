@@ -55,8 +55,10 @@ def _data(module, rows, dtype):
 
 
 def _fit(make, dtype):
+    """The loops for small models and for others: with many rows in a step none is small."""
     module = make(dtype=dtype)
-    fastmlp.fit([module], *_data(module, 64, dtype), epochs=2, progress=False)
+    for rows in (8, MANY):
+        fastmlp.fit([module], *_data(module, rows, dtype), epochs=2, progress=False)
 
 
 def _least_squares(make, dtype):

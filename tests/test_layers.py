@@ -313,6 +313,7 @@ LARGE = {
     "fastmlp/training/least_squares.py": {"fit"},
     "fastmlp/training/problem.py": {"make_problem"},
     # one pass over the data each, whose parts share their registers
+    "kernels/cpu/lanes/loop.py": {"trainer", "build"},
     "kernels/cpu/layers/blocks.py": {"blocks"},
     "kernels/cpu/numbers/linalg.py": {"fold"},
     "kernels/cpu/sines/rows.py": {"backward"},

@@ -10,7 +10,7 @@ from fastmlp.kernels.runs import FINISHED, RUNNING, pick
 
 _RUNS = {
     "torch": "fastmlp.training.loop",
-    "numba": "fastmlp.kernels.cpu.training.runs",
+    "numba": "fastmlp.kernels.cpu.runs",
     "triton": "fastmlp.kernels.gpu.training.runs",
 }
 

@@ -37,6 +37,7 @@ class Problem:
     every: int
     batch_rows: np.ndarray  # int64 [1 or models], as is what follows from it
     shuffled: bool
+    shared_order: bool  # whether all models that shuffle have one order
     optimizer_settings: Optimizer
     optimizer: str
     hyper: dict  # name to float64 [models]
@@ -100,6 +101,18 @@ def _check_seeds(seed, n_models):
     return np.array(seeds, np.int64), np.zeros(n_models, np.int64)
 
 
+def _check_shared(members, seed):
+    """Raise unless one order of rows can be that of all models."""
+    if isinstance(each("seed", seed, checks.seed), list):
+        raise ValueError("seed must be one number with shuffle='shared', whose order has one key")
+    for structure, label in members.examples():
+        if structure.draws:
+            raise ValueError(
+                f"shuffle must be True or False with {label}, whose dropout needs a key of each "
+                "model's own, got 'shared'"
+            )
+
+
 def check_history(history, epochs):
     """``history``, and of how many epochs each column of the losses tells the last."""
     if isinstance(history, str):
@@ -119,7 +132,10 @@ def make_problem(
     epochs = integer("epochs", epochs, 1)
     batch_size = None if batch_size is None else integer("batch_size", batch_size, 1)
     patience = None if patience is None else integer("patience", patience, 1)
-    shuffle, own = flag("shuffle", shuffle), flag("own", own)
+    shared_order, own = isinstance(shuffle, str), flag("own", own)
+    if shared_order:
+        check_choice("shuffle", shuffle, ("shared",))
+    shuffle = shared_order or flag("shuffle", shuffle)
     history, every = check_history(history, epochs)
     if not isinstance(loss, str):
         raise TypeError(f"loss must be a str, got {type(loss).__name__}")
@@ -152,6 +168,9 @@ def make_problem(
     clips = np.inf if clip_norm is None else each("clip_norm", clip_norm, not_negative)
     hyper["clip_norm"] = spread("clip_norm", clips, n_models)
     seeds, streams = _check_seeds(seed, n_models)
+    if shared_order:
+        _check_shared(members, seed)
+        streams = np.zeros_like(streams)
     theta = members.gather()
     n_columns = -(-epochs // every)
 
@@ -166,6 +185,7 @@ def make_problem(
         every=every,
         batch_rows=data.count if batch_size is None else np.minimum(data.count, batch_size),
         shuffled=shuffle,
+        shared_order=shared_order,
         optimizer_settings=optimizer,
         optimizer=getattr(optimizer, "name", None),
         hyper=hyper,
@@ -225,7 +245,7 @@ def _describe(problem, own, history, folds):
         "dtype": str(members.dtype),
         "rows": rows(data.count),
         "batch_size": rows(problem.batch_rows),
-        "shuffle": problem.shuffle.any().item(),
+        "shuffle": "shared" if problem.shared_order else problem.shuffle.any().item(),
         "optimizer": problem.optimizer_settings.describe(),
         "scheduler": repr(problem.scheduler),
         "loss": problem.loss,

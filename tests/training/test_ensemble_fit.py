@@ -114,7 +114,7 @@ class TestFirstOrder:
         assert all(same(a, b) for a, b in zip(ensemble, modules, strict=True))
 
     def test_many_models_are_trained_some_at_a_time(self, monkeypatch):
-        from fastmlp.kernels.cpu.training import runs
+        from fastmlp.kernels.cpu import runs
 
         x, y = data_for("sines", N)
         whole, parts, seen = ensemble_of("sines"), ensemble_of("sines"), []

@@ -7,79 +7,37 @@ import itertools
 import pytest
 import torch
 from closeness import assert_run_as_good_as_torch
+from equivalence_cases import (
+    BATCH,
+    DTYPES,
+    EPOCHS,
+    MODELS,
+    N_ROWS,
+    ON_DEVICE,
+    OPTIMIZERS,
+    TRITON_DEVICE,
+    assert_follows_the_torch_loop,
+    data_for,
+)
 from torch import nn
 from torch.nn import functional as F
 
 import fastmlp
 from fastmlp.training import first_order
 
-N_ROWS, BATCH, EPOCHS = 24, 8, 100  # 300 steps
 LOSSES = {
     "mse": F.mse_loss,
     "l1": F.l1_loss,
     "huber": F.huber_loss,
     "bce_with_logits": F.binary_cross_entropy_with_logits,
 }
-OPTIMIZERS = {
-    "sgd": (fastmlp.SGD(lr=0.01), torch.optim.SGD, {"lr": 0.01}),
-    "sgd_momentum": (
-        fastmlp.SGD(lr=0.01, momentum=0.9, dampening=0.1, weight_decay=0.1),
-        torch.optim.SGD,
-        {"lr": 0.01, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1},
-    ),
-    "nesterov": (
-        fastmlp.SGD(lr=0.003, momentum=0.9, nesterov=True),
-        torch.optim.SGD,
-        {"lr": 0.003, "momentum": 0.9, "nesterov": True},
-    ),
-    "adam": (
-        fastmlp.Adam(lr=3e-3, weight_decay=0.1),
-        torch.optim.Adam,
-        {"lr": 3e-3, "weight_decay": 0.1},
-    ),
-    "adamw": (
-        fastmlp.AdamW(lr=3e-3, betas=(0.8, 0.95), eps=1e-6),
-        torch.optim.AdamW,
-        {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-6},
-    ),
-}
-MODELS = {
-    "elementwise_mlp": lambda: fastmlp.ElementwiseMLP(6),
-    "elementwise_mlp_no_bias": lambda: fastmlp.ElementwiseMLP(3, bias=False),
-    "additive_mlp": lambda: fastmlp.AdditiveMLP(3, 5),
-    "additive_mlp_two_outputs": lambda: fastmlp.AdditiveMLP(3, 4, 2),
-    "additive_mlp_no_bias": lambda: fastmlp.AdditiveMLP(3, 4, bias=False),
-    "elementwise_mlp_tanh": lambda: fastmlp.ElementwiseMLP(4, activation="tanh"),
-    "additive_mlp_per_feature": lambda: fastmlp.AdditiveMLP(
-        3, 4, 2, shared=False, activation="silu", bias=False
-    ),
-    "elementwise_mlp_deep": lambda: fastmlp.ElementwiseMLP([4, 3]),
-    "mlp": lambda: fastmlp.MLP(3, [5, 4], 2, activation="sigmoid"),
-    "mlp_no_bias": lambda: fastmlp.MLP(3, [6], 2, bias=False, output_activation="tanh"),
-    "mlp_three_outputs": lambda: fastmlp.MLP(3, 4, 3),
-    "sine_sum": lambda: fastmlp.SineSum(3),
-    "sine_sum_wide": lambda: fastmlp.SineSum(20),
-    "sine_sum_amplitude": lambda: fastmlp.SineSum(3, learn_amplitude=True, reduction="sum"),
-    "sine_sum_all": lambda: fastmlp.SineSum(20, learn_amplitude=True, learn_phase=True, scale=2.0),
-    "sine_sum_phase": lambda: fastmlp.SineSum(17, learn_phase=True),
-}
 # the loop takes loss and optimizer each as a function of its own, and knows no model: one model has
 # every pair, the richest of every other kind every optimizer and every loss, the others a few
 KINDS = ("additive_mlp", "sine_sum_all", "additive_mlp_per_feature", "mlp")
 ALL_PAIRS = list(itertools.product(OPTIMIZERS, LOSSES))
 EACH_ONCE = list(zip(OPTIMIZERS, itertools.cycle(LOSSES)))
-DTYPES = (torch.float32, torch.float64)
-
 # a millisecond or two each, for the same epochs in every loop
 order_of = functools.cache(fastmlp.training.batch_order)
-
-
-def data_for(model, dtype, x_shape=(N_ROWS, 3)):
-    generator = torch.Generator().manual_seed(7)
-    x = torch.randn(x_shape, generator=generator, dtype=torch.float64).to(dtype)
-    shape = model(x.to(dtype)).shape
-    y = torch.rand(shape, generator=generator, dtype=torch.float64)
-    return x, y.to(dtype)
 
 
 def plain_loop(model, x, y, loss, optimizer, *, seed=0, place=0, epochs=EPOCHS, batch=BATCH):
@@ -99,11 +57,20 @@ def plain_loop(model, x, y, loss, optimizer, *, seed=0, place=0, epochs=EPOCHS, 
     return torch.tensor(losses, dtype=torch.float64)
 
 
+@pytest.fixture
+def in_lanes(request, monkeypatch):
+    """Whether the CPU trains a model a lane, whatever the table of sizes says."""
+    runs = pytest.importorskip("fastmlp.kernels.cpu.runs")
+    monkeypatch.setattr(runs, "is_small", lambda *arguments: request.param)
+
+
+PATHS = pytest.mark.parametrize("in_lanes", [False, True], ids=["rows", "lanes"], indirect=True)
+
+
 # a model a test: two workers do not compile the same at the same time
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("backend", ["numba"])
-def test_fit_follows_torch_optim(backend, name):
-    pytest.importorskip(backend)
+@PATHS
+def test_fit_follows_torch_optim(in_lanes, name):
     torch.manual_seed(3)
     start = MODELS[name]()
     # float64 judges both, from numbers that float32 has too
@@ -121,7 +88,7 @@ def test_fit_follows_torch_optim(backend, name):
             plain[dtype] = [losses, *net.parameters()]
         for dtype in DTYPES:
             model = copy.deepcopy(start).to(dtype)
-            with fastmlp.backend(backend):
+            with fastmlp.backend("numba"):
                 result = fastmlp.fit(
                     model, x.to(dtype), y.to(dtype), epochs=EPOCHS, batch_size=BATCH,
                     optimizer=settings, loss=loss, progress=False,
@@ -159,37 +126,6 @@ DROPOUT_MODELS = {
         3, 4, 2, shared=False, activation="gelu", dropout=0.2
     ),
 }
-ON_DEVICE = torch.cuda.is_available()
-TRITON_DEVICE = "cuda" if ON_DEVICE else "cpu"
-
-
-def assert_follows_the_torch_loop(
-    backend, build, *, dtype=torch.float64, x_shape=(N_ROWS, 3), **options
-):
-    """Train on a backend and by the torch loop in both dtypes; return the result of the former."""
-    pytest.importorskip(backend)
-    device = TRITON_DEVICE if backend == "triton" else "cpu"
-    torch.manual_seed(3)
-    start = build().eval()  # fit trains, whatever the mode, and leaves the mode alone
-    # numbers that float32 has too: so both loops of PyTorch begin alike
-    x, y = data_for(start, torch.float32, x_shape)
-    options = {"batch_size": BATCH + 2, **options}
-    runs = []
-    for name, kind in (("torch", torch.float32), ("torch", torch.float64), (backend, dtype)):
-        net = copy.deepcopy(start).to(device, kind)
-        x_there, y_there = (t.to(device, kind) for t in (x, y))
-        validation = x_there[:5], y_there[:5]
-        with fastmlp.backend(name):
-            result = fastmlp.fit(
-                net, x_there, y_there, progress=False, validation=validation, **options
-            )
-        assert not net.training
-        runs.append([result.train_loss, result.val_loss, *net.parameters()])
-    short, exact, ours = runs
-    assert_run_as_good_as_torch(ours, short, exact, dtype=dtype)
-    return result
-
-
 # in the interpreter few steps: it is slow; on a device the same kernels run compiled
 TRITON_EPOCHS = EPOCHS if ON_DEVICE else 1
 
@@ -224,22 +160,33 @@ def test_triton_walks_over_the_tiles_of_a_batch(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["mlp", "additive_mlp_two_outputs", "additive_mlp_dropout"])
-@pytest.mark.parametrize("backend", ["numba", "triton"])
-def test_rows_may_have_any_shape(backend, name):
-    build = {**MODELS, "additive_mlp_dropout": lambda: fastmlp.AdditiveMLP(3, 4, dropout=0.2)}[name]
-    assert_follows_the_torch_loop(
-        backend, build, x_shape=(10, 4, 3), epochs=20 if backend == "numba" else TRITON_EPOCHS
-    )
+class TestRowsOfAnyShape:
+    def follow(self, backend, name, epochs):
+        dropout = {"additive_mlp_dropout": lambda: fastmlp.AdditiveMLP(3, 4, dropout=0.2)}
+        build = {**MODELS, **dropout}[name]
+        assert_follows_the_torch_loop(backend, build, x_shape=(10, 4, 3), epochs=epochs)
+
+    @PATHS
+    def test_numba(self, in_lanes, name):
+        self.follow("numba", name, 20)
+
+    def test_triton(self, name):
+        self.follow("triton", name, TRITON_EPOCHS)
 
 
 @pytest.mark.parametrize("name", DROPOUT_MODELS)
-@pytest.mark.parametrize("backend", ["numba", "triton"])
-def test_dropout_has_the_masks_of_the_torch_loop(backend, name):
-    result = assert_follows_the_torch_loop(
-        backend, DROPOUT_MODELS[name], epochs=EPOCHS if backend == "numba" else TRITON_EPOCHS
-    )
-    # with dropout the loss of an epoch is not that of the evaluated model
-    assert (result.train_loss - result.val_loss).abs().min() > 0
+class TestDropoutHasTheMasksOfTheTorchLoop:
+    def follow(self, backend, name, epochs):
+        result = assert_follows_the_torch_loop(backend, DROPOUT_MODELS[name], epochs=epochs)
+        # with dropout the loss of an epoch is not that of the evaluated model
+        assert (result.train_loss - result.val_loss).abs().min() > 0
+
+    @PATHS
+    def test_numba(self, in_lanes, name):
+        self.follow("numba", name, EPOCHS)
+
+    def test_triton(self, name):
+        self.follow("triton", name, TRITON_EPOCHS)
 
 
 def test_backward_takes_the_input_as_it_was_dropped():

@@ -1,11 +1,11 @@
 """The runs of many models: their records, and the tasks that the threads are dealt."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 
 from ...runs import LOSSES, OPTIMIZERS, pick
-from ..machine import pool
 from . import full_batch
 from .loop import RUN
 from .models import VERBS, kind_of, trainer_of
@@ -14,18 +14,33 @@ TASKS = 64
 """Tasks of a launch, about: enough to balance a few threads, few enough to deal in no time."""
 
 
+def takes_sums(problem, net, models):
+    """Of which models of one structure the steps can take sums of all rows: see `full_batch.py`.
+
+    Args:
+        problem: A ``fastmlp.training.problem.Problem``.
+        net: The net of one variable that the structure is, or ``None``.
+        models: Their indices.
+    """
+    data = problem.data
+    counts = np.broadcast_to(pick(data.count, models), len(models))
+    whole = pick(problem.batch_rows, models) == counts
+    if net is None or problem.loss != "mse" or data.weight is not None:
+        return np.zeros(len(models), bool)
+    different, which = np.unique(counts, return_inverse=True)
+    n_in = data.x[0].numel()
+    pay = [full_batch.applies(n * n_in, net.widths) for n in different.tolist()]
+    return whole & np.array(pay)[which]
+
+
 class Runs:
-    """The runs of some models, side by side.
+    """The runs of some models, side by side, a model at a time.
 
     Args:
         problem: A ``fastmlp.training.problem.Problem``: data, settings and state, as tensors and
             arrays that stay where they are.
         models: Those to train, int64.
     """
-
-    at_once = 1 << 14
-    """Models that are trained side by side; then come the next. All data that they need stays near,
-    and the records of a launch are a few megabytes."""
 
     def __init__(self, problem, models):
         self._problem = problem
@@ -113,17 +128,10 @@ class Runs:
     def _fill_sums(self, net, places):
         """Fields that have the steps take sums of all rows, where model and settings allow it."""
         p, records = self._problem, self._records
-        if net is None or p.loss != "mse" or p.data.weight is not None:
-            return
-        widths = np.array(net.widths, np.int64)
-        counts, n_in = records["n_rows"][places], int(records["n_in"][places[0]])
-        whole = records["batch_rows"][places] == counts
-        different, which = np.unique(counts, return_inverse=True)
-        pay = [full_batch.applies(n * n_in, net.widths) for n in different.tolist()]
-        whole &= np.array(pay)[which]
-        places = places[whole]
+        places = places[takes_sums(p, net, self._models[places])]
         if len(places) == 0:
             return
+        widths = np.array(net.widths, np.int64)
         self._alive.append(widths)
         for name, value in (
             ("widths", widths.ctypes.data),
@@ -159,25 +167,19 @@ class Runs:
         tasks.sort(key=lambda task: -task[0])
         return [task[1:] for task in tasks]
 
-    def advance(self, stop_step, first_epoch, rates):
-        """Advance every model that still runs to ``stop_step``.
+    def tasks(self, stop_step, first_epoch, rates):
+        """Functions that advance all that still run to ``stop_step``, to be called once each.
 
         Args:
             stop_step: Number of the step before which to stop.
             first_epoch: The epoch that the first column of ``rates`` is of.
-            rates: Learning rates, float64 ``[1 or models, epochs of this launch]``.
+            rates: Learning rates, float64 ``[1 or models, epochs of this launch]``, contiguous.
         """
-        rates = np.ascontiguousarray(rates)
         self._records["stop_step"] = np.minimum(
             stop_step, pick(self._problem.n_steps, self._models)
         )
         self._records["first_epoch"] = first_epoch
         own = self._places if len(rates) > 1 else 0
         self._records["rates"] = rates.ctypes.data + rates.strides[0] * own
-        at, tasks = self._records.ctypes.data, self._tasks
-
-        def run(task):
-            kernel, first, last = tasks[task]
-            kernel(at, first, last)
-
-        pool.run_pieces(run, len(tasks))
+        at = self._records.ctypes.data
+        return [partial(kernel, at, first, last) for kernel, first, last in self._tasks]

@@ -1,0 +1,64 @@
+"""The runs of many models: small ones a model a lane of vectors, the others a model at a time."""
+
+import numpy as np
+
+from ..runs import pick
+from .lanes.models import is_small
+from .lanes.runs import Runs as LaneRuns
+from .machine import pool
+from .training.runs import Runs as RowRuns
+from .training.runs import takes_sums
+
+
+def _are_small(problem, models):
+    """Which models are trained a model a lane: by the structure and its rows alone.
+
+    A model's numbers must not depend on how many there are.
+    """
+    members, small = problem.members, np.zeros(len(models), bool)
+    rows = np.empty((len(models), 2), np.int64)
+    rows[:, 0], rows[:, 1] = pick(problem.data.count, models), pick(problem.batch_rows, models)
+    kinds, n_in = members.kinds[models], problem.data.x[0].numel()
+    for kind in np.unique(kinds).tolist():
+        places = np.flatnonzero(kinds == kind)
+        different, which = np.unique(rows[places], axis=0, return_inverse=True)
+        fit = [is_small(members.structures[kind], n_in, *counts) for counts in different.tolist()]
+        sums = takes_sums(problem, members.univariate[kind], models[places])
+        small[places] = np.array(fit)[which.reshape(-1)] & ~sums
+    return small
+
+
+class Runs:
+    """The runs of some models, side by side.
+
+    Args:
+        problem: A ``fastmlp.training.problem.Problem``: data, settings and state, as tensors and
+            arrays that stay where they are.
+        models: Those to train, int64.
+    """
+
+    at_once = 1 << 14
+    """Models that are trained side by side; then come the next. All data that they need stays near,
+    and the records of a launch are a few megabytes."""
+
+    def __init__(self, problem, models):
+        small = _are_small(problem, models)
+        self._parts = []
+        for runs, places in ((LaneRuns, small.nonzero()[0]), (RowRuns, (~small).nonzero()[0])):
+            if len(places):
+                self._parts.append((runs(problem, models[places]), places))
+
+    def advance(self, stop_step, first_epoch, rates):
+        """Advance every model that still runs to ``stop_step``.
+
+        Args:
+            stop_step: Number of the step before which to stop.
+            first_epoch: The epoch that the first column of ``rates`` is of.
+            rates: Learning rates, float64 ``[1 or models, epochs of this launch]``.
+        """
+        tasks, kept = [], []
+        for part, places in self._parts:
+            own = np.ascontiguousarray(rates[places] if len(rates) > 1 else rates)
+            kept.append(own)  # the tasks have addresses alone
+            tasks += part.tasks(stop_step, first_epoch, own)
+        pool.run_pieces(lambda task: tasks[task](), len(tasks))
