@@ -29,7 +29,14 @@ def _adamw(theta, grads, state, lr, weight_decay, beta1=0.9, beta2=0.999):
     return pick(0), (pick(1), pick(2), step)
 
 
-def _trainer(predict, x, y, batch_size, epochs, lr, weight_decay):
+def _sgd(theta, grads, state, lr, weight_decay):
+    return jax.tree.map(lambda p, g: p - lr * (g + weight_decay * p), theta, grads), state
+
+
+OPTIMIZERS = {"adamw": _adamw, "sgd": _sgd}
+
+
+def _trainer(predict, x, y, batch_size, epochs, lr, weight_decay, optimizer="adamw"):
     """Function of one model's weights; the batches come in order."""
     n_batches = len(x) // batch_size
     xs = x[: n_batches * batch_size].reshape(n_batches, batch_size, *x.shape[1:])
@@ -41,7 +48,7 @@ def _trainer(predict, x, y, batch_size, epochs, lr, weight_decay):
     def step(carry, batch):
         theta, state = carry
         value, grads = jax.value_and_grad(loss)(theta, *batch)
-        return _adamw(theta, grads, state, lr, weight_decay), value
+        return OPTIMIZERS[optimizer](theta, grads, state, lr, weight_decay), value
 
     def epoch(carry, _):
         carry, losses = lax.scan(step, carry, (xs, ys))
@@ -63,7 +70,7 @@ def compiled(predict, theta, x, y, **options):
         theta: NumPy arrays.
         x: Inputs, a NumPy array.
         y: Targets, likewise.
-        options: ``batch_size``, ``epochs``, ``lr``, ``weight_decay``.
+        options: ``batch_size``, ``epochs``, ``lr``, ``weight_decay``, ``optimizer``.
 
     Returns:
         ``run`` and the seconds that compiling took; ``run()`` returns the weights and the loss of

@@ -22,12 +22,13 @@ def _sine(scale):
 _ACTIVATIONS = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh}
 
 
-def _mlp(activation, names):
+def _mlp(activation, output_activation, names):
     def predict(p, x):
         values = [p[name] for name in names]  # layer by layer: JAX sorts a dictionary's keys
         for i in range(0, len(values), 2):
             x = x @ values[i].T + values[i + 1]
-            x = _ACTIVATIONS[activation](x) if i + 2 < len(values) else x
+            name = activation if i + 2 < len(values) else output_activation
+            x = x if name is None else _ACTIVATIONS[name](x)
         return x
 
     return predict
@@ -36,7 +37,8 @@ def _mlp(activation, names):
 def predictor(op, plain):
     """What a plain module computes, as a function of (its weights by name, x)."""
     if op == "mlp":
-        return _mlp(plain.activation, [name for name, _ in plain.named_parameters()])
+        names = [name for name, _ in plain.named_parameters()]
+        return _mlp(plain.activation, plain.output_activation, names)
     if op == "sine_sum":
         return _sine(plain.scale)
     return {"additive_mlp": _additive, "elementwise_mlp": _subnet}[op]
