@@ -1,37 +1,13 @@
 """`fit` of an ensemble: the numbers of a list, data of its own for each model, folds, histories."""
 
-import numpy as np
 import pytest
 import torch
+from ensemble_cases import LM, MODELS, ROWS, N, data_for, ensemble_of, same
 from fit_cases import quiet_fit, waves
 
 import fastmlp
-from fastmlp import Ensemble
 
 pytest.importorskip("numba")
-N, ROWS = 6, 40
-MODELS = {
-    "sines": lambda: fastmlp.SineSum(3),
-    "hinges": lambda: fastmlp.ElementwiseMLP(4),
-    "mlp": lambda: fastmlp.MLP(1, [4], 1, activation="tanh"),
-}
-LM = fastmlp.LevenbergMarquardt
-
-
-def ensemble_of(name, n=N):
-    return Ensemble(MODELS[name](), n, seed=1)
-
-
-def data_for(name, *lead):
-    """x and y of a shape, or those of all models."""
-    generator = torch.Generator().manual_seed(2)
-    x = 4 * torch.rand(*lead, ROWS, generator=generator) - 2
-    x = x.unsqueeze(-1) if name == "mlp" else x
-    return x, (2 * x).sin()
-
-
-def same(one, other):
-    return all(torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def curves(result):
@@ -332,112 +308,3 @@ class TestLevenbergMarquardt:
         result = quiet_fit(ensemble, x, y, own=True, epochs=5, optimizer=LM(max_time=1e-9))
         assert set(result.stopped) == {"max_time"}
         assert same(ensemble, ensemble_of("sines"))
-
-
-class TestRefusals:
-    @pytest.mark.parametrize("optimizer", [fastmlp.Adam(), LM()], ids=["adam", "lm"])
-    @pytest.mark.parametrize(
-        ("options", "error", "match"),
-        [
-            ({"own": 1}, TypeError, "own must be a bool, got int 1"),
-            ({"own": True}, ValueError, r"x must have at least one row of shape \[n, N, …\]"),
-            ({"folds": 4}, ValueError, "folds must divide the number of models, 6"),
-            ({"folds": 1}, ValueError, "folds must be at least 2, got 1"),
-            ({"folds": 2.0}, TypeError, "folds must be an int"),
-            ({"folds": 3, "validation": waves()}, ValueError, "validation must be None with folds"),
-            ({"offsets": torch.arange(7)}, ValueError, "offsets needs own=True"),
-            ({"history": "some"}, ValueError, "history must be one of all, last, got 'some'"),
-            ({"history": 0}, ValueError, "history must be at least 1, got 0"),
-        ],
-        ids=str,
-    )
-    def test_options(self, optimizer, options, error, match):
-        with pytest.raises(error, match=match):
-            quiet_fit(ensemble_of("sines"), *waves(), epochs=2, optimizer=optimizer, **options)
-
-    def test_leading_dimensions(self):
-        x, y = data_for("sines", N)
-        with pytest.raises(ValueError, match=r"x must have 6 as first dimension, .* got shape"):
-            quiet_fit(ensemble_of("sines"), x[:5], y[:5], own=True, epochs=2)
-        with pytest.raises(ValueError, match="y must have 6 as first dimension"):
-            quiet_fit(ensemble_of("sines"), x, y[:5], own=True, epochs=2)
-        with pytest.raises(ValueError, match="x and y must have as many rows, got 40 and 39"):
-            quiet_fit(ensemble_of("sines"), x, y[:, 1:], own=True, epochs=2)
-        with pytest.raises(ValueError, match="y must have the shape of models"):
-            quiet_fit(ensemble_of("sines"), x, y[..., None], own=True, epochs=2)
-
-    @pytest.mark.parametrize(
-        ("offsets", "error", "match"),
-        [
-            ([0, 10, 20], ValueError, r"offsets must have shape \[7\], .* got \[3\]"),
-            ([0, 1, 2, 3, 4, 5, 6], ValueError, "from 0 to the number of rows, 40, got 0 to 6"),
-            ([1, 2, 3, 4, 5, 6, 40], ValueError, "from 0 to the number of rows, 40, got 1 to 40"),
-            ([0, 5, 5, 6, 7, 8, 40], ValueError, "at least one row, got 5 and 5 for model 1"),
-            ([0, 5, 4, 6, 7, 8, 40], ValueError, "at least one row, got 5 and 4 for model 1"),
-            ([0.0, 1, 2, 3, 4, 5, 40], TypeError, "offsets must hold integers, got float64"),
-        ],
-        ids=str,
-    )
-    def test_offsets(self, offsets, error, match):
-        with pytest.raises(error, match=match):
-            quiet_fit(ensemble_of("sines"), *waves(), own=True, offsets=np.array(offsets), epochs=2)
-
-    def test_models(self):
-        with pytest.raises(ValueError, match="clip_norm must hold 6 values, one per model, got 5"):
-            quiet_fit(ensemble_of("sines"), *waves(), epochs=2, clip_norm=torch.ones(5))
-        with pytest.raises(ValueError, match="lr must be at least 0, got -1"):
-            fastmlp.Adam(lr=torch.tensor([1.0, -1.0]))
-        with pytest.raises(ValueError, match="lr must be finite, got nan"):
-            fastmlp.Adam(lr=np.array([1.0, np.nan]))
-        with pytest.raises(TypeError, match="models must be modules or one Ensemble"):
-            quiet_fit([ensemble_of("sines")], *waves(), epochs=2)
-        short = ensemble_of("sines").half()
-        with pytest.raises(TypeError, match=r"models\.w must be float32 or float64"):
-            quiet_fit(short, *waves(), epochs=2)
-
-
-class TestTriton:
-    """The other wing, in Triton's interpreter under the sanitizer."""
-
-    @pytest.fixture(autouse=True)
-    def wing(self):
-        pytest.importorskip("triton")
-        with fastmlp.backend("triton"):
-            yield
-
-    @pytest.mark.parametrize("batch_size", [None, 3])
-    def test_ragged_folds_and_weights(self, batch_size):
-        counts = torch.tensor([9, 4, 6, 5])
-        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-        x = torch.linspace(-1, 1, int(offsets[-1]), dtype=torch.float64)
-        options = {
-            "own": True, "offsets": offsets, "folds": 2, "batch_size": batch_size, "epochs": 3,
-            "sample_weight": x.abs() + 0.5, "history": 2,
-        }  # fmt: skip
-        ours, numbas = ensemble_of("sines", 4).double(), ensemble_of("sines", 4).double()
-        result = quiet_fit(ours, x, x.sin(), **options)
-        with fastmlp.backend("numba"):
-            wanted = quiet_fit(numbas, x, x.sin(), **options)
-        # float64 on both sides: what differs are the orders of sums
-        for a, b in ((result.train_loss, wanted.train_loss), (result.val_loss, wanted.val_loss)):
-            assert torch.allclose(a, b, rtol=1e-12, atol=0)
-        assert torch.allclose(ours.w, numbas.w, rtol=1e-12, atol=1e-14)
-
-    def test_bits_of_a_list(self):
-        x, y = data_for("mlp", 2)
-        ensemble = ensemble_of("mlp", 2)
-        modules = ensemble.to_modules()
-        quiet_fit(ensemble, x[0, :6], y[0, :6], epochs=2)
-        quiet_fit(modules, x[0, :6], y[0, :6], epochs=2)
-        assert all(same(a, b) for a, b in zip(ensemble, modules, strict=True))
-
-    def test_least_squares(self):
-        x, y = data_for("sines", 3)
-        for own in (False, True):
-            ours, numbas = ensemble_of("sines", 3).double(), ensemble_of("sines", 3).double()
-            data = (x[:, :8], y[:, :8]) if own else (x[0, :8], y[0, :8])
-            quiet_fit(ours, *data, own=own, epochs=2, optimizer=LM())
-            with fastmlp.backend("numba"):
-                quiet_fit(numbas, *data, own=own, epochs=2, optimizer=LM())
-            # two steps in float64 by other orders of sums
-            assert torch.allclose(ours.w, numbas.w, rtol=1e-9, atol=1e-11)
