@@ -190,7 +190,7 @@ def _training_cases():
             },
             dtype=dtype,
             everywhere=options.get("everywhere", True),
-            config=Config(rows=verb.sizes[-1], cols=1, warps=verb.warps),
+            config=Config(rows=verb.sizes.items, cols=1, warps=verb.warps),
             types=_TRAINING_TYPES,
         )  # fmt: skip
 

@@ -1,5 +1,29 @@
 """What both wings of Levenberg–Marquardt share: codes and constants of the solver."""
 
+from typing import NamedTuple
+
+
+class Limits(NamedTuple):
+    """Numbers of a run, as its settings have them; the damping is that of the first trial."""
+
+    ftol: float
+    xtol: float
+    gtol: float
+    damping: float
+    scale_floor: float
+    step: float
+
+
+class Choices(NamedTuple):
+    """Choices of a run: places in the tables below, and how many parameters to project out."""
+
+    solver: int
+    max_steps: int
+    max_attempts: int
+    n_readout: int
+    accept: int
+
+
 SOLVERS = ("cholesky", "qr", "auto")
 """Choices of the solver; the code is the position."""
 

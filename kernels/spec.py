@@ -115,6 +115,92 @@ class Sines(NamedTuple):
         return 1.0 / self.width if self.reduction == "mean" else 1.0
 
 
+class SineSizes(NamedTuple):
+    """What the verbs of whole runs are told of :class:`Sines`; the numbers are turns and factor."""
+
+    width: int
+    amplitude: int
+    phase: int
+
+
+class SubnetSizes(NamedTuple):
+    """What they are told of a subnet 1 → H → 1; the numbers are the probabilities of dropout.
+
+    The quick form of ReLU needs no more than the first two, with a read-out the first four.
+    """
+
+    n_hidden: int
+    bias: int
+    n_in: int = 1
+    n_out: int = 1
+    activation: int = CODES["relu"]
+    stacked: int = 0
+    readout: int = 0
+
+
+class LayerSizes(NamedTuple):
+    """What they are told of layers, before their widths; the numbers are those of dropout."""
+
+    n_layers: int
+    bias: int
+    hidden: int
+    output: int
+
+
+def layer_sizes(sizes):
+    """:class:`LayerSizes` and the widths."""
+    n = len(LayerSizes._fields)
+    return LayerSizes(*sizes[:n]), tuple(sizes[n:])
+
+
+class AdditiveWords(NamedTuple):
+    """What Jacobians are told of a shared subnet; the number is leaky ReLU's slope below 0."""
+
+    model: int
+    n_in: int
+    n_hidden: int
+    n_out: int
+    bias: int
+    activation: int
+
+
+class SineWords(NamedTuple):
+    """What Jacobians are told of :class:`Sines`; the numbers are turns and factor."""
+
+    model: int
+    n_in: int
+    width: int
+    n_out: int
+    amplitude: int
+    phase: int
+
+
+class LayerWords(NamedTuple):
+    """What Jacobians are told of layers; L + 1 widths, L biases, L activations follow.
+
+    The numbers are the slopes of the layers' leaky ReLU below 0.
+    """
+
+    model: int
+    n_layers: int
+
+
+def layers_of(words, n_layers):
+    """Widths, biases and activations of the words of so many layers; a compiler takes it too."""
+    at_biases = 3 + n_layers
+    at_activations = at_biases + n_layers
+    return words[2:at_biases], words[at_biases:at_activations], words[at_activations:]
+
+
+def model_of(words):
+    """The words of a model by their names."""
+    kinds = {MLP: LayerWords, ADDITIVE: AdditiveWords, SINE: SineWords}
+    kind = dict(zip(MODELS, for_each(MODELS, kinds, "model"), strict=True)).get(next(iter(words)))
+    if kind is None:
+        raise ValueError(f"{next(iter(words))} is no model")
+    return kind(*words[: len(kind._fields)])
+
+
 def for_each(choices, branches, what="activation"):
     """Return what there is for each choice, in their order: a mapping's values, or the names.
 

@@ -94,6 +94,24 @@ def lazy(tree):
                 yield name
 
 
+VECTORS = {"sizes", "constants", "reals", "limits", "choices", "SIZES", "CONSTANTS"}
+VECTORS |= {"NUMBERS", "ACTS"}
+"""Names of what a specification, or a state, goes by where it is a vector."""
+
+
+def positions(tree):
+    """Subscripts of such vectors by a literal, where a record has names."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript):
+            name = ast.unparse(node.value).rpartition(".")[2]
+            index = node.slice
+            while isinstance(index, ast.BinOp) and isinstance(index.op, ast.Add):
+                index = index.left
+            is_literal = isinstance(index, ast.Constant) and isinstance(index.value, int)
+            if name in VECTORS and is_literal:
+                yield ast.unparse(node)
+
+
 def _is_private(name):
     return name.startswith("_") and not name.startswith("__")
 

@@ -358,6 +358,13 @@ def test_only_compilers_and_optional_packages_are_imported_late(path):
     assert not list(source_rules.lazy(parse(path)))
 
 
+@pytest.mark.parametrize(
+    "path", [*KERNELS, *(ROOT / "fastmlp" / "training").glob("*.py")], ids=name_of
+)
+def test_a_model_is_read_by_names(path):
+    assert not list(source_rules.positions(parse(path)))
+
+
 @pytest.mark.parametrize("path", [*PACKAGE, *KERNELS], ids=name_of)
 def test_private_names_stay_in_their_file(path):
     assert not list(source_rules.private(parse(path)))

@@ -70,6 +70,18 @@ def test_private_names(source, found):
     assert bool([*source_rules.private(ast.parse(source))]) == found
 
 
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("n = sizes[0]", True), ("n = structure.sizes[5]", True), ("SIZES[3 + 2 * n + l]", True),
+        ("reals[1]", True), ("sizes[i]", False), ("sizes[2 * i + 1]", False),
+        ("sizes[N_SIZES:]", False), ("sizes.n_hidden", False), ("widths[0]", False),
+    ],
+)  # fmt: skip
+def test_positions(source, found):
+    assert bool([*source_rules.positions(ast.parse(source))]) == found
+
+
 def test_large_functions():
     body = "\n".join(f"    x = {i}" for i in range(9))
     source = f'def long():\n    """One\n\n\n    two."""\n{body}\n\ndef wide(a, b, *, c): pass'

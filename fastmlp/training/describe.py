@@ -12,6 +12,8 @@ from fastmlp.kernels.spec import (
     Layers,
     Sines,
     Subnet,
+    layers_of,
+    model_of,
 )
 from fastmlp.models import spec_of
 
@@ -48,36 +50,52 @@ def describe(module):
 
 def is_hinge_net(description):
     """Whether this is a net 1 → H → 1 with ReLU or leaky ReLU: linear between breakpoints."""
-    net = description.net
+    model = model_of(description.net)
+    if model.model != MLP or model.n_layers != 2:
+        return False
+    (n_in, _, n_out), _, (hidden, last) = layers_of(description.net, model.n_layers)
     hinges, linear = (CODES["relu"], CODES["leaky_relu"]), CODES["identity"]
-    return net[:3] == (MLP, 2, 1) and net[4] == 1 and net[7] in hinges and net[8] == linear
+    return n_in == n_out == 1 and hidden in hinges and last == linear
 
 
 def has_biases(description):
     """Whether both layers of a hinge net have a bias."""
-    return description.net[5:7] == (1, 1)
+    _, biases, _ = layers_of(description.net, 2)
+    return all(biases)
+
+
+def hidden_units(description):
+    """Hidden units of a hinge net."""
+    (_, n_hidden, _), _, _ = layers_of(description.net, 2)
+    return n_hidden
 
 
 def n_readout(description):
     """Parameters of the last layer, the last ones, if the outputs are linear in them; else 0."""
-    net = description.net
-    if net[0] == ADDITIVE:
-        return net[3] * (net[1] + net[4])
-    if net[0] == MLP and net[-1] == CODES["identity"]:
-        n_layers = net[1]
-        return net[2 + n_layers] * (net[1 + n_layers] + net[2 + 2 * n_layers])
+    model = model_of(description.net)
+    if model.model == ADDITIVE:
+        return model.n_out * (model.n_in + model.bias)
+    if model.model == MLP:
+        widths, biases, codes = layers_of(description.net, model.n_layers)
+        if codes[-1] == CODES["identity"]:
+            return widths[-1] * (widths[-2] + biases[-1])
     return 0
 
 
 def widest_layer(description):
     """Numbers in the widest layer of an MLP, its input among them; 0 for the other models."""
-    net = description.net
-    return max(net[2 : 3 + net[1]]) if net[0] == MLP else 0
+    model = model_of(description.net)
+    if model.model != MLP:
+        return 0
+    widths, _, _ = layers_of(description.net, model.n_layers)
+    return max(widths)
 
 
 def below_zero(description):
     """The slope of a hinge net's activation below 0."""
-    return description.reals[0] if description.net[7] == CODES["leaky_relu"] else 0.0
+    _, _, (hidden, _) = layers_of(description.net, 2)
+    slope, _ = description.reals
+    return slope if hidden == CODES["leaky_relu"] else 0.0
 
 
 def _layers(record):

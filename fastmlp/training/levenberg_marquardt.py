@@ -11,12 +11,13 @@ import torch
 
 from fastmlp import backends
 from fastmlp.arguments import dense, flag, integer, real
-from fastmlp.kernels.lm import ACCEPT, MAX_WIDTH, SOLVERS
+from fastmlp.kernels.lm import ACCEPT, MAX_WIDTH, SOLVERS, Choices, Limits
 from fastmlp.training import batched, generic, hinge_starts, tiles
 from fastmlp.training.describe import (
     below_zero,
     describe,
     has_biases,
+    hidden_units,
     is_hinge_net,
     n_readout,
     widest_layer,
@@ -138,16 +139,13 @@ class LevenbergMarquardt:
     @property
     def limits(self):
         """The numbers that the kernels take."""
-        return torch.tensor(
-            [self.ftol, self.xtol, self.gtol, self.damping, self.scale_floor, self.step],
-            dtype=torch.float64,
-            device="cpu",
-        )
+        limits = Limits(*(getattr(self, name) for name in Limits._fields))
+        return torch.tensor(limits, dtype=torch.float64, device="cpu")
 
     def choices(self, max_steps, n_readout):
         """The integers that the kernels take."""
         solver, accept = SOLVERS.index(self.first_solver), ACCEPT.index(self.accept)
-        choices = solver, max_steps, self.max_attempts, n_readout, accept
+        choices = Choices(solver, max_steps, self.max_attempts, n_readout, accept)
         return torch.tensor(choices, device="cpu")
 
     @property
@@ -319,7 +317,7 @@ def hinge_starts_of(description, n_models, restarts, seed, rows):
     """First parameters of hinge nets, drawn from the data, ``[models * restarts, P]``."""
     generator, starts = torch.Generator().manual_seed(seed), []
     n_sets = 1 if rows.are_shared else n_models
-    n_units, slope = description.net[3], below_zero(description)
+    n_units, slope = hidden_units(description), below_zero(description)
     for i in range(n_sets):
         data = tiles.prefix_sums(*tiles.prepare(description, *rows.of(i)))
         n_starts = n_models // n_sets * restarts

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from fastmlp import reference
 from fastmlp.backends import backend
 from fastmlp.kernels.runs import NO_PROGRESS, NOT_FINITE, RUNNING, pick
-from fastmlp.kernels.spec import ACTIVATIONS
+from fastmlp.kernels.spec import ACTIVATIONS, SubnetSizes, layer_sizes
 from fastmlp.training.order import batch_order, step_key
 
 _LOSSES = {
@@ -51,10 +51,12 @@ class Runs:
 
 def _masked(structure, leaves, x, seed):
     """The outputs of a structure with dropout masks of a seed."""
-    has_bias, rates = bool(structure.sizes[1]), structure.constants
+    is_deep, rates = structure.kind == "mlp", structure.constants
+    model = layer_sizes(structure.sizes)[0] if is_deep else SubnetSizes(*structure.sizes)
+    has_bias = bool(model.bias)
     weights, biases = leaves[:: 1 + has_bias], leaves[1::2] if has_bias else None
-    if structure.kind == "mlp":
-        names = [ACTIVATIONS[code] for code in structure.sizes[2:4]]
+    if is_deep:
+        names = [ACTIVATIONS[code] for code in (model.hidden, model.output)]
         rates = rates[0] if len(rates) == 1 else rates
         if structure.features is not None:
             return reference.mlp(x, weights, biases, *names, rates, seed)
@@ -62,7 +64,7 @@ def _masked(structure, leaves, x, seed):
     biases = [None] * len(weights) if biases is None else biases
     layers = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
     op = reference.elementwise_mlp if len(weights) == 2 else reference.additive_mlp
-    return op(x, *layers, ACTIVATIONS[structure.sizes[4]], rates, seed)
+    return op(x, *layers, ACTIVATIONS[model.activation], rates, seed)
 
 
 class _Run:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from fastmlp.kernels.spec import CODES, KINK_SLOPES, Layers, Sines, Subnet
+from fastmlp.kernels.spec import CODES, KINK_SLOPES, Layers, Sines, Subnet, SubnetSizes, layer_sizes
 from fastmlp.models import NAMESAKES, base_of, spec_of
 
 _KNOWN = ", ".join(cls.__name__ for cls in NAMESAKES)
@@ -155,13 +155,14 @@ def univariate_of(structure):
     """The :class:`Univariate` that a structure is, or ``None``."""
     kind, sizes = structure.kind, structure.sizes
     if kind == "elementwise_mlp":
-        return Univariate((1, sizes[0], 1), bool(sizes[1]), 0.0)
+        model = SubnetSizes(*sizes)
+        return Univariate((1, model.n_hidden, 1), bool(model.bias), 0.0)
     if kind == "dense":
-        n_hidden, bias, _, _, code, stacked, has_readout = sizes
+        n_hidden, bias, _, _, code, stacked, has_readout = SubnetSizes(*sizes)
         if code in _KINKS and not (stacked or has_readout or structure.draws):
             return Univariate((1, n_hidden, 1), bool(bias), _KINKS[code])
     if kind == "mlp" and not structure.draws:
-        _, bias, code, last, *widths = sizes
+        (_, bias, code, last), widths = layer_sizes(sizes)
         if code in _KINKS and last == _IDENTITY and widths[0] == widths[-1] == 1:
             return Univariate(tuple(widths), bool(bias), _KINKS[code])
     return None

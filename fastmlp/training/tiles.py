@@ -13,7 +13,8 @@ import torch
 from fastmlp import backends
 from fastmlp.kernels.lm import SOLVERS
 from fastmlp.kernels.runs import pick
-from fastmlp.training.describe import is_hinge_net, n_readout
+from fastmlp.kernels.spec import SINE, model_of
+from fastmlp.training.describe import hidden_units, is_hinge_net, n_readout
 from fastmlp.training.outcomes import Outcome, numerical_rank
 
 WORK_OF_A_PIECE = 2e7
@@ -46,6 +47,7 @@ class Runs:
         self.counters[:, kernels.PHASE] = kernels.START
         self.history = torch.full((n_runs, max_steps + 1, 2), math.nan, **real)
         self.limits, self.choices = settings.limits, settings.choices(max_steps, n_readout)
+        self.n_readout = n_readout
         self.ld = (self.p + 3) // 4 * 4
         self.factors = {}
         self.unfinished = "max_time"  # why a run without a reason of its own stopped
@@ -120,7 +122,8 @@ def prepare(description, x, y, sample_weight, device="cpu"):
 def kernel_words(description):
     """The integers and the numbers of a model as the kernels take them: sines count in turns."""
     scale, *others = description.reals
-    return description.net, (scale if description.net[0] < 2 else scale / (2 * math.pi), *others)
+    is_sine = model_of(description.net).model == SINE
+    return description.net, (scale / (2 * math.pi) if is_sine else scale, *others)
 
 
 def prefix_sums(x, y, weight):
@@ -167,7 +170,7 @@ class _Data:
         table[:, 1], table[:, 3] = x.dtype is torch.float64, y.dtype is torch.float64
         table[:, 7] = count
         self.is_piecewise = is_hinge_net(description) and bool(
-            (count > ROWS_TO_SUM_UP * description.net[3]).any()
+            (count > ROWS_TO_SUM_UP * hidden_units(description)).any()
         )
         if not self.is_piecewise:
             table[:, 0] = x.data_ptr() + first * x.shape[1] * x.element_size()
@@ -292,7 +295,7 @@ def _run_alone(runs, index, model_at, n_rows, rows, deadline):
         ):
             break
         theta = state[p : 2 * p] if of_trial else state[:p]
-        at = p - int(runs.choices[3]) if ask == k.READOUT else 0
+        at = p - runs.n_readout if ask == k.READOUT else 0
 
         def evaluate(piece, ask=ask, theta=theta, at=at):
             k.lm_piece(

@@ -1,21 +1,28 @@
 """Outputs and rows of ∂y/∂θ of layers: see `levenberg_marquardt/models.py`."""
 
-from ..machine.jit import inner
+from ...spec import LayerWords, layers_of
+from ..machine.jit import inner, named, record
 from ..numbers.tile import TILE, activate
+
+WORDS = record(LayerWords)
+
+parts = inner(layers_of)
+"""Widths, biases and activations of a net's words."""
 
 
 @inner
 def mlp_forward(net, reals, theta, x, n, work, f):
     """Work: outputs and derivatives of every layer, [Σ n_l, TILE] each, then two rows of δ."""
-    n_layers = net[1]
+    n_layers = named(net, WORDS).n_layers
+    widths, biases, codes = parts(net, n_layers)
     at_theta, at_work = 0, 0
     source = x[:]
     for l in range(n_layers):
-        n_in, n_out = net[2 + l], net[3 + l]
+        n_in, n_out = widths[l], widths[l + 1]
         at_bias = at_theta + n_in * n_out
         for i in range(n_out):
             z = work[at_work + i * TILE :][:n]
-            bias = theta[at_bias + i] if net[3 + n_layers + l] else 0.0
+            bias = theta[at_bias + i] if biases[l] else 0.0
             for e in range(n):
                 z[e] = bias
             for j in range(n_in):
@@ -23,27 +30,28 @@ def mlp_forward(net, reals, theta, x, n, work, f):
                 for e in range(n):
                     z[e] += weight * column[e]
             s = work[at_work + (n_out + i) * TILE :][:n]
-            activate(net[3 + 2 * n_layers + l], reals[l], z, s)
+            activate(codes[l], reals[l], z, s)
         source = work[at_work : at_work + n_out * TILE]
-        at_theta = at_bias + (n_out if net[3 + n_layers + l] else 0)
+        at_theta = at_bias + (n_out if biases[l] else 0)
         at_work += 2 * n_out * TILE
-    for e in range(net[2 + n_layers] * TILE):
+    for e in range(widths[n_layers] * TILE):
         f[e] = source[e]
 
 
 @inner
 def mlp_jacobian(net, theta, x, n, work, m, jacobian):
-    n_layers = net[1]
+    n_layers = named(net, WORDS).n_layers
+    widths, biases, _ = parts(net, n_layers)
     widest, at_work, at_theta = 0, 0, 0
     for l in range(n_layers):
-        widest = max(widest, net[3 + l])
-        at_work += 2 * net[3 + l] * TILE
-        at_theta += net[3 + l] * (net[2 + l] + (1 if net[3 + n_layers + l] else 0))
+        widest = max(widest, widths[l + 1])
+        at_work += 2 * widths[l + 1] * TILE
+        at_theta += widths[l + 1] * (widths[l] + (1 if biases[l] else 0))
     deltas = work[at_work : at_work + widest * TILE]
     earlier = work[at_work + widest * TILE : at_work + 2 * widest * TILE]
     for l in range(n_layers - 1, -1, -1):
-        n_in, n_out = net[2 + l], net[3 + l]
-        has_bias = net[3 + n_layers + l] != 0
+        n_in, n_out = widths[l], widths[l + 1]
+        has_bias = biases[l] != 0
         at_work -= 2 * n_out * TILE
         at_theta -= n_out * (n_in + (1 if has_bias else 0))
         at_bias = at_theta + n_in * n_out

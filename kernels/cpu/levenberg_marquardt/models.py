@@ -20,10 +20,10 @@ The slope is that of leaky ReLU, unused elsewhere. An ElementwiseMLP is the MLP 
 
 from ... import spec
 from ...spec import ADDITIVE, MLP, SINE
-from ..layers.jacobian import mlp_forward, mlp_jacobian
-from ..machine.jit import inner
-from ..sines.jacobian import sine_forward, sine_jacobian
-from ..subnet.jacobian import additive_forward, additive_jacobian
+from ..layers import jacobian as layers
+from ..machine.jit import inner, named
+from ..sines import jacobian as sines
+from ..subnet import jacobian as subnet
 
 # what the choices below have branches for
 spec.for_each(spec.MODELS, (MLP, ADDITIVE, SINE), "model")
@@ -32,42 +32,50 @@ spec.for_each(spec.MODELS, (MLP, ADDITIVE, SINE), "model")
 @inner
 def workspace_rows(net):
     """Rows of the workspace."""
-    if net[0] == MLP:
+    model = named(net, layers.WORDS)
+    if model.model == MLP:
+        widths, _, _ = layers.parts(net, model.n_layers)
         total, widest = 0, 0
-        for l in range(net[1]):
-            total += net[3 + l]
-            widest = max(widest, net[3 + l])
+        for l in range(model.n_layers):
+            total += widths[l + 1]
+            widest = max(widest, widths[l + 1])
         return 2 * total + 2 * widest
-    if net[0] == ADDITIVE:
-        return net[1] + 3
-    return 2 * net[2]
+    if model.model == ADDITIVE:
+        return named(net, subnet.WORDS).n_in + 3
+    return 2 * named(net, sines.WORDS).width
 
 
 @inner
 def sizes(net):
     """Inputs F and outputs M of a model."""
-    if net[0] == MLP:
-        return net[2], net[2 + net[1]]
-    return net[1], net[3]
+    model = named(net, layers.WORDS)
+    if model.model == MLP:
+        widths, _, _ = layers.parts(net, model.n_layers)
+        return widths[0], widths[model.n_layers]
+    # sines have a number for either, as subnets
+    model = named(net, subnet.WORDS)
+    return model.n_in, model.n_out
 
 
 @inner
 def forward(net, reals, theta, x, n, work, f):
     """f(x; θ) of the first n rows of a tile."""
-    if net[0] == MLP:
-        mlp_forward(net, reals, theta, x, n, work, f)
-    elif net[0] == ADDITIVE:
-        additive_forward(net, reals, theta, x, n, work, f)
+    kind = named(net, layers.WORDS).model
+    if kind == MLP:
+        layers.mlp_forward(net, reals, theta, x, n, work, f)
+    elif kind == ADDITIVE:
+        subnet.additive_forward(net, reals, theta, x, n, work, f)
     else:
-        sine_forward(net, reals, theta, x, n, work, f)
+        sines.sine_forward(net, reals, theta, x, n, work, f)
 
 
 @inner
 def jacobian(net, reals, theta, x, n, work, m, out):
     """∂f_m/∂θ of the first n rows of the tile that :func:`forward` has just seen."""
-    if net[0] == MLP:
-        mlp_jacobian(net, theta, x, n, work, m, out)
-    elif net[0] == ADDITIVE:
-        additive_jacobian(net, reals, theta, x, n, work, m, out)
+    kind = named(net, layers.WORDS).model
+    if kind == MLP:
+        layers.mlp_jacobian(net, theta, x, n, work, m, out)
+    elif kind == ADDITIVE:
+        subnet.additive_jacobian(net, reals, theta, x, n, work, m, out)
     else:
-        sine_jacobian(net, reals, theta, x, n, work, out)
+        sines.sine_jacobian(net, reals, theta, x, n, work, out)

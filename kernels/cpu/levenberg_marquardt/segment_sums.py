@@ -11,10 +11,12 @@ import math
 
 import numpy as np
 
-from ..machine.jit import inner
+from ..layers.jacobian import parts
+from ..machine.jit import inner, named
 from ..numbers.block_activations import LEAKY_RELU
 from ..numbers.linalg import add_gram, add_products, dot, fold
 from ..numbers.tile import TILE
+from ..subnet.jacobian import NUMBERS
 
 N_SUMS = 6
 """Of w, w·x, w·y, w·x², w·x·y, w·y², with the weights w of the rows, x and y centred."""
@@ -38,8 +40,9 @@ def _first_active_row(x, w, b):
 @inner
 def _segment_rows(net, reals, theta, x, sums, centre, first, last, rows, at, residual):
     """Write the two rows of the segment [first, last) at column ``at``; return what is left."""
-    n_hidden, bias1, bias2 = net[3], net[5], net[6]
-    below = reals[0] if net[7] == LEAKY_RELU else 0.0
+    widths, biases, codes = parts(net, 2)
+    n_hidden, bias1, bias2 = widths[1], biases[0], biases[1]
+    below = named(reals, NUMBERS).slope if codes[0] == LEAKY_RELU else 0.0
     at_v = n_hidden * (1 + bias1)
     stride = x.size + 1
     weight = sums[last] - sums[first]
@@ -86,7 +89,8 @@ def evaluate_segments(
     Of R only the columns from ``at`` on. ``sums`` [N_SUMS, N + 1]: prefix sums of what is centred
     at ``centre``.
     """
-    n_hidden, bias = net[3], net[5]
+    widths, biases, _ = parts(net, 2)
+    n_hidden, bias = widths[1], biases[0]
     cuts = np.empty(n_hidden + 2, np.int64)
     for k in range(n_hidden):
         cuts[k] = _first_active_row(x, theta[k], theta[n_hidden + k] if bias else 0.0)

@@ -15,7 +15,8 @@ alike in all three: the bits do not depend on threads.
 
 import numpy as np
 
-from ..machine.jit import array_at, copy, inner, kernel
+from ...lm import Choices, Limits
+from ..machine.jit import array_at, copy, inner, kernel, record
 from ..numbers.linalg import add_gram, add_products, all_zero, dot, fold
 from ..numbers.tile import TILE
 from .models import forward, jacobian, sizes, workspace_rows
@@ -41,6 +42,8 @@ from .steps import (  # noqa: F401  callers read a state by these names
     advance,
     padded,
 )
+
+LIMITS, CHOICES = record(Limits, np.float64), record(Choices)
 
 
 @inner
@@ -176,12 +179,13 @@ def _run(
     """
     net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
     data = array_at(data_at, 7, np.int64)
-    limits, choices = array_at(limits_at, 6, np.float64), array_at(choices_at, 5, np.int64)
+    limits = array_at(limits_at, 1, LIMITS)[0]
+    choices = array_at(choices_at, 1, CHOICES)[0]
     state, counters = (
         array_at(state_at, 3 * p + N_NUMBERS, np.float64),
         array_at(counters_at, N_COUNTERS, np.int64),
     )
-    history = array_at(history_at, 2 * (choices[1] + 1), np.float64)
+    history = array_at(history_at, 2 * (choices.max_steps + 1), np.float64)
     ld = padded(p)
     factor, rotated, damped = np.zeros(ld * ld), np.zeros(ld), np.zeros(ld * ld)
     part, part_rotated = np.zeros(ld * ld), np.zeros(ld)
@@ -196,7 +200,7 @@ def _run(
             if budget < 0:
                 return
         theta = state[p : 2 * p] if ask in (LOSS, READOUT) else state[:p]
-        at = p - choices[3] if ask == READOUT else 0
+        at = p - choices.n_readout if ask == READOUT else 0
         whole, whole_rotated = (readout, readout_rotated) if ask == READOUT else (factor, rotated)
         total = 0.0
         for first in range(0, n_rows, rows_per_piece):
@@ -223,7 +227,7 @@ def _lm_runs(
     the one before it. The data of the next, nine integers, are ``data_step`` bytes further: those
     of :func:`_evaluate`, the number of rows and the rows of a piece.
     """
-    choices, ld = array_at(choices_at, 5, np.int64), padded(p)
+    choices, ld = array_at(choices_at, 1, CHOICES)[0], padded(p)
     for i in range(first, last):
         counters = array_at(counters_at + 8 * N_COUNTERS * i, N_COUNTERS, np.int64)
         if counters[PHASE] == DONE:
@@ -233,7 +237,7 @@ def _lm_runs(
         _run(
             net_at, n_net, reals_at, n_reals, p, here, data[7], data[8], limits_at, choices_at,
             state_at + 8 * (3 * p + N_NUMBERS) * i, counters_at + 8 * N_COUNTERS * i,
-            history_at + 16 * (choices[1] + 1) * i,
+            history_at + 16 * (choices.max_steps + 1) * i,
             factor_at + 8 * ld * ld * i if factor_at != 0 else 0, budget,
         )  # fmt: skip
 
@@ -272,12 +276,13 @@ def _lm_advance(
 
     ``factor_at``: [ld, ld] and [ld], kept between calls. Each part is what ``lm_piece`` writes.
     """
-    limits, choices = array_at(limits_at, 6, np.float64), array_at(choices_at, 5, np.int64)
+    limits = array_at(limits_at, 1, LIMITS)[0]
+    choices = array_at(choices_at, 1, CHOICES)[0]
     state, counters = (
         array_at(state_at, 3 * p + N_NUMBERS, np.float64),
         array_at(counters_at, N_COUNTERS, np.int64),
     )
-    history = array_at(history_at, 2 * (choices[1] + 1), np.float64)
+    history = array_at(history_at, 2 * (choices.max_steps + 1), np.float64)
     ld = padded(p)
     size = ld * ld + ld + 1
     kept = array_at(factor_at, ld * ld + ld, np.float64)

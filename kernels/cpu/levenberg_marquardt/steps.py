@@ -128,10 +128,10 @@ def _propose(p, limits, choices, state, counters, factor, rotated, damped):
     numbers = state[3 * p :]
     theta, trial, scale = state[:p], state[p : 2 * p], state[2 * p : 3 * p]
     step = np.empty(p)
-    auto = choices[0] == 2 and counters[SOLVER] == NORMAL
+    auto = choices.solver == 2 and counters[SOLVER] == NORMAL
     while True:
         predicted = _solve(
-            counters[SOLVER], p, numbers[DAMPING], limits[5], scale, factor, rotated, damped, step
+            counters[SOLVER], p, numbers[DAMPING], limits.step, scale, factor, rotated, damped, step
         )
         if predicted >= 0:
             break
@@ -140,25 +140,25 @@ def _propose(p, limits, choices, state, counters, factor, rotated, damped):
             return _ask(counters, QR)
         _damp_more(numbers)
         counters[ATTEMPTS] += 1
-        if counters[ATTEMPTS] >= choices[2] or choices[4] == ALWAYS:
+        if counters[ATTEMPTS] >= choices.max_attempts or choices.accept == ALWAYS:
             return _stop(counters, _NO_DESCENT)
     moved = False
     for i in range(p):
         trial[i] = theta[i] + step[i]
         moved = moved or trial[i] != theta[i]
-    if not moved and choices[4] != ALWAYS:
+    if not moved and choices.accept != ALWAYS:
         if auto:
             counters[SOLVER] = QR
             return _ask(counters, QR)
         return _stop(counters, _XTOL)
     numbers[PREDICTED] = predicted
-    return _ask(counters, READOUT if choices[3] > 0 else LOSS)
+    return _ask(counters, READOUT if choices.n_readout > 0 else LOSS)
 
 
 @inner
 def _take_readout(p, choices, state, counters, factor, rotated, damped):
-    """Variable projection: solve the read-out of the trial, the last ``choices[3]`` parameters."""
-    n, ld = choices[3], padded(p)
+    """Variable projection: solve the read-out of the trial, the last ``n_readout`` parameters."""
+    n, ld = choices.n_readout, padded(p)
     first = p - n
     trial, scale = state[p + first :][:n], state[2 * p + first :][:n]
     corner = factor[first * ld + first :]
@@ -183,13 +183,13 @@ def _take_jacobian(p, limits, choices, state, counters, history, factor, rotated
     norms, gradient = np.empty(p), np.empty(p)
     _column_norms_and_gradient(counters[PHASE], p, factor, rotated, norms, gradient)
     slope = size = largest = 0.0
-    n_alpha = p - choices[3]
+    n_alpha = p - choices.n_readout
     for j in range(n_alpha):
         largest = max(largest, scale[j], norms[j])
     for j in range(p):
         if j < n_alpha:
             # the floor holds where they are those θ_j that have next to no influence
-            scale[j] = max(scale[j], norms[j], limits[4] * largest)
+            scale[j] = max(scale[j], norms[j], limits.scale_floor * largest)
         else:
             # outputs are linear in β: it needs no memory of where it was
             scale[j] = norms[j]
@@ -205,9 +205,9 @@ def _take_jacobian(p, limits, choices, state, counters, history, factor, rotated
         return _stop(counters, _NOT_FINITE)
     if sse == 0:
         return _stop(counters, _ZERO)
-    if slope <= limits[2] * math.sqrt(sse):
+    if slope <= limits.gtol * math.sqrt(sse):
         return _stop(counters, _GTOL)
-    if counters[STEPS] >= choices[1]:
+    if counters[STEPS] >= choices.max_steps:
         return _stop(counters, _MAX_STEPS)
     counters[ATTEMPTS] = 0
     return _propose(p, limits, choices, state, counters, factor, rotated, damped)
@@ -228,7 +228,7 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
     numbers = state[3 * p :]
     theta, trial, scale = state[:p], state[p : 2 * p], state[2 * p : 3 * p]
     sse, new = numbers[SSE], numbers[DELIVERED]
-    if choices[4] == ALWAYS:
+    if choices.accept == ALWAYS:
         _take_trial(p, state, counters, history)
         return _ask(counters, counters[SOLVER])
     predicted = numbers[PREDICTED]
@@ -239,9 +239,9 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
         size += (scale[i] * theta[i]) ** 2
         moved += (scale[i] * (trial[i] - theta[i])) ** 2
     reason = 0
-    if abs(sse - new) <= limits[0] * sse and predicted <= limits[0] * sse and gain <= 2:
+    if abs(sse - new) <= limits.ftol * sse and predicted <= limits.ftol * sse and gain <= 2:
         reason = _FTOL
-    elif math.sqrt(moved) <= limits[1] * math.sqrt(size):
+    elif math.sqrt(moved) <= limits.xtol * math.sqrt(size):
         reason = _XTOL
     if accepted:
         _take_trial(p, state, counters, history)
@@ -252,10 +252,10 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
     else:
         _damp_more(numbers)
         counters[ATTEMPTS] += 1
-        if reason == 0 and counters[ATTEMPTS] >= choices[2]:
+        if reason == 0 and counters[ATTEMPTS] >= choices.max_attempts:
             reason = _NO_DESCENT
     if reason != 0:
-        if choices[0] == 2 and counters[SOLVER] == NORMAL:
+        if choices.solver == 2 and counters[SOLVER] == NORMAL:
             # what JᵀJ says of the end, QR has to confirm
             counters[SOLVER] = QR
             if not accepted:
@@ -272,17 +272,15 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
 def advance(p, limits, choices, state, counters, history, factor, rotated, damped):
     """Take what was asked for and say what is needed next: NORMAL, QR, LOSS, READOUT or DONE.
 
-    ``limits``: ftol, xtol, gtol, first damping, floor of the scale, fraction of a step that is
-    made. ``choices``: solver, max_steps, max_attempts, parameters of the read-out to project out
-    or 0, place in ``ACCEPT``. ``factor`` and ``rotated`` are those of the last Jacobian, and those
-    asked for where that was a read-out. ``history`` [max_steps + 1, 2]: sum of squares and
-    ‖∇‖ before every step.
+    ``limits`` and ``choices``: records of :class:`.lm.Limits` and :class:`.lm.Choices`. ``factor``
+    and ``rotated`` are those of the last Jacobian, and those asked for where that was a read-out.
+    ``history`` [max_steps + 1, 2]: sum of squares and ‖∇‖ before every step.
     """
     if counters[PHASE] == START:
         numbers = state[3 * p :]
-        numbers[DAMPING], numbers[GROWTH] = limits[3], 2.0
-        counters[SOLVER] = QR if choices[0] == 1 else NORMAL
-        if choices[3] > 0:
+        numbers[DAMPING], numbers[GROWTH] = limits.damping, 2.0
+        counters[SOLVER] = QR if choices.solver == 1 else NORMAL
+        if choices.n_readout > 0:
             copy(state[:p], state[p : 2 * p])
             return _ask(counters, READOUT)
         return _ask(counters, counters[SOLVER])

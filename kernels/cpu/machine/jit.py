@@ -216,6 +216,17 @@ def address_of(typingctx, array):
     return types.int64(array), codegen
 
 
+def record(names, real=np.int64):
+    """The type of a record of numbers, from a NamedTuple that names them."""
+    return np.dtype([(name, real) for name in names._fields])
+
+
+@inner
+def named(numbers, kind):
+    """The first numbers of an array by the names of a :func:`record`; no copy."""
+    return array_at(address_of(numbers), 1, kind)[0]
+
+
 @inner
 def vector_at(address, size, real):
     """The numbers at an address, not to be written to; zeros where the address is 0."""

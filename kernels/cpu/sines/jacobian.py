@@ -4,9 +4,13 @@ import math
 
 import numpy as np
 
-from ..machine.jit import inner, inner_vectorized, wide_vectors
+from ...spec import SineWords
+from ..machine.jit import inner, inner_vectorized, named, record, wide_vectors
 from ..numbers.sine import COS, SIN, frequencies, reduced
 from ..numbers.tile import TILE
+from .verbs import NUMBERS
+
+WORDS = record(SineWords)
 
 _TURNS_PER_RADIAN = 1 / (2 * math.pi)
 
@@ -17,8 +21,9 @@ _sin_turns, _cos_turns = SIN[np.float64], COS[np.float64]
 def sine_forward(net, reals, theta, x, n, work, f):
     """Work: sine and cosine of every unit, [W, TILE] each."""
     wide_vectors()
-    width, has_amplitude, has_phase = net[2], net[4], net[5]
-    turns, factor = reals[0], reals[1]
+    model, numbers = named(net, WORDS), named(reals, NUMBERS)
+    width, has_amplitude, has_phase = model.width, model.amplitude, model.phase
+    turns, factor = numbers.turns, numbers.factor
     hi, lo = frequencies(theta[:width], turns, np.float64)
     out, column = f[:n], x[:n]
     for e in range(n):
@@ -37,8 +42,9 @@ def sine_forward(net, reals, theta, x, n, work, f):
 
 @inner
 def sine_jacobian(net, reals, theta, x, n, work, jacobian):
-    width, has_amplitude, has_phase = net[2], net[4], net[5]
-    scale, factor = reals[0] / _TURNS_PER_RADIAN, reals[1]
+    model, numbers = named(net, WORDS), named(reals, NUMBERS)
+    width, has_amplitude, has_phase = model.width, model.amplitude, model.phase
+    scale, factor = numbers.turns / _TURNS_PER_RADIAN, numbers.factor
     column = x[:n]
     for i in range(width):
         a = factor * (theta[width + i] if has_amplitude else 1.0)

@@ -78,7 +78,8 @@ def backward(real):
         last,
     ):
         gradients_at = (dw_at, da_at, dphase_at)
-        sizes = (width, width if a_at != 0 else 0, width if phase_at != 0 else 0)
+        n_amplitudes, n_phases = width if a_at != 0 else 0, width if phase_at != 0 else 0
+        sizes = (width, n_amplitudes, n_phases)
         wide_vectors()
         w, phase = vector_at(w_at, width, real), vector_at(phase_at, width, real)
         a = np.ones(width, real) if a_at == 0 else array_at(a_at, width, real)
@@ -128,8 +129,8 @@ def backward(real):
                 sum_cos[i] += only_cos
                 sum_sin[i] += only_sin
         if need_dparams:
-            sums = np.empty(sizes[0] + sizes[1] + sizes[2], np.float64)
-            at_phase = sizes[0] + sizes[1]
+            sums = np.empty(width + n_amplitudes + n_phases, np.float64)
+            at_phase = width + n_amplitudes
             for i in range(width):
                 sums[i] = factor * radians * a[i] * sum_x_cos[i]
                 if a_at != 0:

@@ -4,9 +4,12 @@ Where a block has many numbers they are those of the op, whose loops run over nu
 a few, the loops here run over the sines.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 
-from ..machine.jit import DTYPES, add, address, fma, inner, rint, wide_vectors
+from ...spec import SineSizes
+from ..machine.jit import DTYPES, add, address, fma, inner, named, record, rint, wide_vectors
 from ..numbers.blocks import BLOCK_NUMBERS, FEW
 from ..numbers.sine import COS, SIN
 from . import rows
@@ -18,6 +21,16 @@ NARROW = 16
 """Sines of a model, below which loops over many numbers are the faster ones."""
 
 
+class Numbers(NamedTuple):
+    """Turns a unit of w·x, and what the sum is multiplied by."""
+
+    turns: float
+    factor: float
+
+
+SIZES, NUMBERS = record(SineSizes), record(Numbers, np.float64)
+
+
 @inner
 def _over_units(width, n):
     return n < FEW or width >= NARROW
@@ -26,8 +39,9 @@ def _over_units(width, n):
 @inner
 def _sine_parts(theta, sizes):
     """w, amplitude, phase; one that is absent is empty."""
-    width = sizes[0]
-    stop = width * (1 + sizes[1])
+    model = named(sizes, SIZES)
+    width = model.width
+    stop = width * (1 + model.amplitude)
     return theta[:width], theta[width:stop], theta[stop:]
 
 
@@ -37,7 +51,8 @@ def sine_forward(real):
     @inner
     def sine_sum_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
         wide_vectors()
-        width, turns, factor = sizes[0], constants[0], constants[1]
+        width, numbers = named(sizes, SIZES).width, named(constants, NUMBERS)
+        turns, factor = numbers.turns, numbers.factor
         w, amplitude, phase = _sine_parts(theta, sizes)
         n = x.size
         if not _over_units(width, n):
@@ -88,7 +103,8 @@ def sine_backward(real):
     @inner
     def sine_sum_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
         wide_vectors()
-        width, turns, factor = sizes[0], constants[0], constants[1]
+        width, numbers = named(sizes, SIZES).width, named(constants, NUMBERS)
+        turns, factor = numbers.turns, numbers.factor
         w, amplitude, phase = _sine_parts(theta, sizes)
         n = x.size
         if not _over_units(width, n):
@@ -122,10 +138,12 @@ def sine_backward(real):
 
 
 def sine_block_rows(sizes, n_in):
-    rows = KEPT // (sizes[0] * n_in) if sizes[0] >= NARROW else BLOCK_NUMBERS // n_in
+    width = SineSizes(*sizes).width
+    rows = KEPT // (width * n_in) if width >= NARROW else BLOCK_NUMBERS // n_in
     return max(1, rows)
 
 
 def sine_n_kept(sizes, n_in):
-    rows = sine_block_rows(sizes, n_in) if sizes[0] >= NARROW else 1
-    return 2 * sizes[0] * max(FEW, rows * n_in)
+    width = SineSizes(*sizes).width
+    rows = sine_block_rows(sizes, n_in) if width >= NARROW else 1
+    return 2 * width * max(FEW, rows * n_in)

@@ -1,14 +1,29 @@
 """Outputs and rows of ∂y/∂θ of a shared subnet and a read-out, as `levenberg_marquardt` wants."""
 
-from ..machine.jit import inner
+from typing import NamedTuple
+
+import numpy as np
+
+from ...spec import AdditiveWords
+from ..machine.jit import inner, named, record
 from ..numbers.block_activations import RELU
 from ..numbers.tile import TILE, activate
+
+
+class Numbers(NamedTuple):
+    """The slope of leaky ReLU below 0."""
+
+    slope: float
+
+
+WORDS, NUMBERS = record(AdditiveWords), record(Numbers, np.float64)
 
 
 @inner
 def _additive_layout(net):
     """Where b, v, d, V and c begin in θ (w begins at 0); without biases b, d and c are empty."""
-    n_in, n_hidden, n_out, bias = net[1], net[2], net[3], net[4]
+    model = named(net, WORDS)
+    n_in, n_hidden, n_out, bias = model.n_in, model.n_hidden, model.n_out, model.bias
     at_b = n_hidden
     at_v = at_b + n_hidden * bias
     at_d = at_v + n_hidden
@@ -19,7 +34,9 @@ def _additive_layout(net):
 @inner
 def additive_forward(net, reals, theta, x, n, work, f):
     """Work: f(x_j) [F, TILE], then rows for z, σ', and the sums of a unit."""
-    n_in, n_hidden, n_out, bias, code = net[1], net[2], net[3], net[4], net[5]
+    model = named(net, WORDS)
+    n_in, n_hidden, n_out, bias = model.n_in, model.n_hidden, model.n_out, model.bias
+    code, slope = model.activation, named(reals, NUMBERS).slope
     at_b, at_v, at_d, at_readout, at_c = _additive_layout(net)
     z, s = work[n_in * TILE :][:n], work[(n_in + 1) * TILE :][:n]
     for j in range(n_in):
@@ -36,7 +53,7 @@ def additive_forward(net, reals, theta, x, n, work, f):
             else:
                 for e in range(n):
                     z[e] = w * xj[e] + b
-                activate(code, reals[0], z, s)
+                activate(code, slope, z, s)
                 for e in range(n):
                     fj[e] += v * z[e]
     for m in range(n_out):
@@ -68,7 +85,9 @@ def _add_active(x, weights, j, n, w, b, a_sum, b_sum):
 @inner
 def additive_jacobian(net, reals, theta, x, n, work, m, jacobian):
     """With A = Σ_j V_mj σ'(z_kj), B = Σ_j V_mj x_j σ'(z_kj): ∂w = v·B, ∂b = v·A, ∂v = Σ V σ."""
-    n_in, n_hidden, n_out, bias, code = net[1], net[2], net[3], net[4], net[5]
+    model = named(net, WORDS)
+    n_in, n_hidden, n_out, bias = model.n_in, model.n_hidden, model.n_out, model.bias
+    code, slope = model.activation, named(reals, NUMBERS).slope
     at_b, at_v, at_d, at_readout, at_c = _additive_layout(net)
     z, s = work[n_in * TILE :][:n], work[(n_in + 1) * TILE :][:n]
     a_sum = work[(n_in + 2) * TILE :][:n]
@@ -92,7 +111,7 @@ def additive_jacobian(net, reals, theta, x, n, work, m, jacobian):
             xj, weight = x[j * TILE :][:n], weights[j]
             for e in range(n):
                 z[e] = w * xj[e] + b
-            activate(code, reals[0], z, s)
+            activate(code, slope, z, s)
             for e in range(n):
                 g = weight * s[e]
                 a_sum[e] += g

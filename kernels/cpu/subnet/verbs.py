@@ -5,13 +5,26 @@ a few, the loops here run over the units.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-from ..machine.jit import DTYPES, add, address, inner
+from ...spec import SubnetSizes
+from ..machine.jit import DTYPES, add, address, inner, named, record
 from ..numbers.blocks import FEW
 from . import additive, dense, elementwise, stacked
 from .canonical import plain_gradients, plain_value
+
+
+class Numbers(NamedTuple):
+    """Probabilities of dropping an input, a hidden unit, an output of the subnet."""
+
+    input: float
+    hidden: float
+    output: float
+
+
+SIZES, NUMBERS = record(SubnetSizes), record(Numbers, np.float64)
 
 
 @inner
@@ -28,7 +41,8 @@ def subnet_forward(real):
 
     @inner
     def elementwisemlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
-        n_hidden, bias = sizes[0], sizes[1]
+        model = named(sizes, SIZES)
+        n_hidden, bias = model.n_hidden, model.bias
         w, b, v, d, _ = _subnet_parts(theta, n_hidden, bias)
         if x.size < FEW and bias:
             for e in range(x.size):
@@ -45,7 +59,8 @@ def subnet_backward(real):
 
     @inner
     def elementwisemlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
-        n_hidden, bias = sizes[0], sizes[1]
+        model = named(sizes, SIZES)
+        n_hidden, bias = model.n_hidden, model.bias
         w, b, v, _, _ = _subnet_parts(theta, n_hidden, bias)
         sums = np.zeros(3 * n_hidden + 1, np.float64)
         if x.size < FEW and bias:
@@ -68,7 +83,8 @@ def additive_forward(real):
 
     @inner
     def additivemlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
-        n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
+        model = named(sizes, SIZES)
+        n_hidden, bias, n_in, n_out = model.n_hidden, model.bias, model.n_in, model.n_out
         w, b, v, d, rest = _subnet_parts(theta, n_hidden, bias)
         addresses = address(x), address(w), address(b), address(v), address(d)
         readout, c = address(rest), address(rest[n_in * n_out :])
@@ -82,7 +98,8 @@ def additive_backward(real):
 
     @inner
     def additivemlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
-        n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
+        model = named(sizes, SIZES)
+        n_hidden, bias, n_in, n_out = model.n_hidden, model.bias, model.n_in, model.n_out
         w, b, v, d, rest = _subnet_parts(theta, n_hidden, bias)
         at_readout = 3 * n_hidden + 1
         sums = np.empty(at_readout + n_in * n_out + n_out, np.float64)
@@ -104,8 +121,9 @@ def additive_backward(real):
 @inner
 def _dense_parts(theta, sizes):
     """As _subnet_parts, for subnets that may be stacked: one for each feature."""
-    n_hidden, bias, n_in, stacked = sizes[0], sizes[1], sizes[2], sizes[5]
-    n_nets = n_in if stacked != 0 else 1
+    model = named(sizes, SIZES)
+    n_hidden, bias = model.n_hidden, model.bias
+    n_nets = model.n_in if model.stacked != 0 else 1
     w, rest = theta[: n_nets * n_hidden], theta[n_nets * n_hidden :]
     b, rest = rest[: n_nets * n_hidden * bias], rest[n_nets * n_hidden * bias :]
     v, rest = rest[: n_nets * n_hidden], rest[n_nets * n_hidden :]
@@ -115,7 +133,8 @@ def _dense_parts(theta, sizes):
 @inner
 def _dense_place(x, n_rows, n_in, place, constants):
     """The index of the block's first row, as the masks have it; 0 where there are no masks."""
-    drops = place >= 0 and constants[0] + constants[1] + constants[2] > 0
+    p = named(constants, NUMBERS)
+    drops = place >= 0 and p.input + p.hidden + p.output > 0
     return (place * (x.size // n_in // n_rows) if drops else 0), drops
 
 
@@ -124,18 +143,19 @@ def _dense_forward(ops, real):
 
     @inner
     def dense_verb_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
-        n_hidden, n_in, n_out = sizes[0], sizes[2], sizes[3]
+        model, p = named(sizes, SIZES), named(constants, NUMBERS)
+        n_hidden, n_in, n_out = model.n_hidden, model.n_in, model.n_out
         w, b, v, d, rest = _dense_parts(theta, sizes)
         first, drops = _dense_place(x, n_rows, n_in, place, constants)
         on = 1.0 if drops else 0.0
         key = np.empty(1, np.int64)
         key[0] = seed
-        readout = rest if sizes[6] != 0 else rest[:0]
-        c = rest[n_in * n_out :] if sizes[6] != 0 else rest[:0]
+        readout = rest if model.readout != 0 else rest[:0]
+        c = rest[n_in * n_out :] if model.readout != 0 else rest[:0]
         arguments = (
             address(x) - first * n_in * x.itemsize, address(w), address(b), address(v),
             address(d), address(readout), address(c), address(key) if drops else np.int64(0),
-            sizes[4], on * constants[0], on * constants[1], on * constants[2],
+            model.activation, on * p.input, on * p.hidden, on * p.output,
             n_hidden, n_in, n_out, address(y) - first * n_out * x.itemsize,
             first, first + x.size // n_in,
         )  # fmt: skip
@@ -150,21 +170,22 @@ def _dense_backward(ops, real):
 
     @inner
     def dense_verb_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
-        n_hidden, bias, n_in, n_out = sizes[0], sizes[1], sizes[2], sizes[3]
+        model, p = named(sizes, SIZES), named(constants, NUMBERS)
+        n_hidden, bias, n_in, n_out = model.n_hidden, model.bias, model.n_in, model.n_out
         w, b, v, d, rest = _dense_parts(theta, sizes)
         first, drops = _dense_place(x, n_rows, n_in, place, constants)
         on = 1.0 if drops else 0.0
         key = np.empty(1, np.int64)
         key[0] = seed
-        readout = rest if sizes[6] != 0 else rest[:0]
-        n_nets = n_in if sizes[5] != 0 else 1
+        readout = rest if model.readout != 0 else rest[:0]
+        n_nets = n_in if model.stacked != 0 else 1
         at_readout = n_nets * (3 * n_hidden + 1)
-        sums = np.empty(at_readout + (n_in + 1) * n_out * sizes[6], np.float64)
+        sums = np.empty(at_readout + (n_in + 1) * n_out * model.readout, np.float64)
         arguments = (
             address(dy) - first * n_out * x.itemsize, address(x) - first * n_in * x.itemsize,
             address(w), address(b), address(v), address(d), address(readout),
-            address(key) if drops else np.int64(0), sizes[4],
-            on * constants[0], on * constants[1], on * constants[2], n_hidden, n_in, n_out,
+            address(key) if drops else np.int64(0), model.activation,
+            on * p.input, on * p.hidden, on * p.output, n_hidden, n_in, n_out,
             0, address(sums), 0, 0, 0, 0, 0, 0, first, first + x.size // n_in,
         )  # fmt: skip
         op(*arguments)

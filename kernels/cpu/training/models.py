@@ -3,6 +3,7 @@
 from functools import cache
 from typing import NamedTuple
 
+from ...spec import SubnetSizes
 from ..layers.verbs import mlp_backward, mlp_block_rows, mlp_forward, mlp_n_kept
 from ..numbers.blocks import BLOCK_NUMBERS
 from ..sines.verbs import sine_backward, sine_block_rows, sine_forward, sine_n_kept
@@ -70,7 +71,7 @@ VERBS = {
 
 def kind_of(structure):
     """The key of the model's verbs."""
-    has_many = structure.kind == "dense" and structure.sizes[5]
+    has_many = structure.kind == "dense" and SubnetSizes(*structure.sizes).stacked
     return "stacked" if has_many else structure.kind
 
 

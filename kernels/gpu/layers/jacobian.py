@@ -1,5 +1,7 @@
 """The verb of layers for least squares: see `levenberg_marquardt/models.py`."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -39,15 +41,23 @@ def layer_value(
     return tl.where((o < N_OUT)[None, :], value, 0.0), slope
 
 
+class Sizes(NamedTuple):
+    """The model; its activations and slopes below 0 are one a layer."""
+
+    widths: tuple
+    biases: tuple
+    n_layers: int
+
+
 @triton.jit
 def mlp_jacobian(
     theta_ptr, x_ptr, rows, stop, root, m, out_ptr, places, stride,
     SIZES: tl.constexpr, ACTS: tl.constexpr, NUMBERS: tl.constexpr,
 ):  # fmt: skip
     """h_l = σ_l(W_l h_{l-1} + b_l), y = h_L; with δ = ∂y_m/∂z_l: ∂W_l = δ h_{l-1}^T, ∂b_l = δ."""
-    WIDTHS: tl.constexpr = SIZES[0]
-    BIASES: tl.constexpr = SIZES[1]
-    N_LAYERS: tl.constexpr = SIZES[2]
+    WIDTHS: tl.constexpr = SIZES.widths
+    BIASES: tl.constexpr = SIZES.biases
+    N_LAYERS: tl.constexpr = SIZES.n_layers
     cols = tl.arange(0, padded(WIDTHS[0]))
     h = load_tile(x_ptr, rows, cols, stop, WIDTHS[0], WIDTHS[0], tl.float64)
     values = (h,)

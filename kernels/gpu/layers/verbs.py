@@ -1,5 +1,7 @@
 """The verb of layers for whole training runs: see `training/loop.py` for its contract."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -22,15 +24,15 @@ def mlp(
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """h_l = σ_l(W_l h_{l-1} + b_l) of every item."""
-    WIDTHS: tl.constexpr = SIZES[0]
-    N_LAYERS: tl.constexpr = SIZES[1]
-    BIAS: tl.constexpr = SIZES[2]
-    PER_ROW: tl.constexpr = SIZES[3]
-    ITEMS: tl.constexpr = SIZES[4]
-    HIDDEN: tl.constexpr = CONSTANTS[0]
-    OUTPUT: tl.constexpr = CONSTANTS[1]
+    WIDTHS: tl.constexpr = SIZES.widths
+    N_LAYERS: tl.constexpr = SIZES.n_layers
+    BIAS: tl.constexpr = SIZES.bias
+    PER_ROW: tl.constexpr = SIZES.per_row
+    ITEMS: tl.constexpr = SIZES.items
+    HIDDEN: tl.constexpr = CONSTANTS.hidden
+    OUTPUT: tl.constexpr = CONSTANTS.output
     # without a gradient the model is evaluated
-    DROPOUT: tl.constexpr = CONSTANTS[3] if grad_ptr is None else CONSTANTS[2]
+    DROPOUT: tl.constexpr = CONSTANTS.no_dropout if grad_ptr is None else CONSTANTS.dropout
     N_IN: tl.constexpr = WIDTHS[0]
     N_OUT: tl.constexpr = WIDTHS[N_LAYERS]
     ins, outs = tl.arange(0, padded(N_IN)), tl.arange(0, padded(N_OUT))
@@ -60,9 +62,28 @@ def mlp(
     return total
 
 
+class Sizes(NamedTuple):
+    """The model, items in a row of x, and items in a tile."""
+
+    widths: tuple
+    n_layers: int
+    bias: int
+    per_row: int
+    items: int
+
+
+class Constants(NamedTuple):
+    """Functions of the activations; thresholds and factors of dropout, and those of none."""
+
+    hidden: object
+    output: object
+    dropout: tuple
+    no_dropout: tuple
+
+
 def verb_of(sizes, constants, n_in, batch_rows, compute):
-    n_layers, bias, hidden, output, *widths = sizes
-    config = mlp_config("mlp_bwd", tuple(widths), compute)
+    (n_layers, bias, hidden, output), widths = spec.layer_sizes(sizes)
+    config = mlp_config("mlp_bwd", widths, compute)
     per_row = n_in // widths[0]
     # all layers' values and slopes are kept
     rows = config.rows if n_layers <= 4 else config.rows // 2
@@ -70,9 +91,9 @@ def verb_of(sizes, constants, n_in, batch_rows, compute):
     # four values a thread, or two in float64, which take two registers each
     warps = min(config.warps, items * config.cols // (64 if compute == tl.float64 else 128))
     functions = spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
-    sizes = tuple(widths), n_layers, bias, per_row, items
+    sizes = Sizes(widths, n_layers, bias, per_row, items)
     rates = constants
     if len(rates) == 1:
         rates = 0.0, *rates * (n_layers - 1), 0.0
     dropout = dropout_constants(*rates), dropout_constants(*[0.0] * len(rates))
-    return Verb(mlp, sizes, (functions[hidden], functions[output], *dropout), warps)
+    return Verb(mlp, sizes, Constants(functions[hidden], functions[output], *dropout), warps)

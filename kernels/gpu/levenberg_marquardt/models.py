@@ -15,13 +15,13 @@ from typing import NamedTuple
 
 from ... import spec
 from ...lm import MAX_WIDTH
-from ...spec import ADDITIVE, MLP, SINE
-from ..layers.jacobian import mlp_jacobian
+from ...spec import ADDITIVE, SINE
+from ..layers import jacobian as layers
 from ..layers.rows import padded
 from ..machine.launch import block_of
 from ..numbers.activations import ACTIVATIONS
-from ..sines.jacobian import sine_jacobian
-from ..subnet.jacobian import additive_jacobian
+from ..sines import jacobian as sines
+from ..subnet import jacobian as subnet
 
 
 class Verb(NamedTuple):
@@ -53,23 +53,21 @@ def verb_of(net, reals):
         ValueError: A layer wider than the kernels take, or no model.
     """
     functions = spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
-    if net[0] == MLP:
-        n_layers = net[1]
-        widths, biases = net[2 : 3 + n_layers], net[3 + n_layers : 3 + 2 * n_layers]
-        if max(widths) > MAX_WIDTH:
-            raise ValueError(f"its widest layer has {max(widths)} numbers, at most {MAX_WIDTH}")
-        acts = tuple(functions[code] for code in net[3 + 2 * n_layers :])
-        widest = padded(max(widths))
-        constants = (tuple(widths), tuple(biases), n_layers), acts, tuple(reals)
-        return Verb(mlp_jacobian, constants, widths[-1], 16, max(1, widest // 32), 16)
-    if net[0] == ADDITIVE:
-        _, n_in, n_hidden, n_out, bias, code = net
-        block = block_of(n_in, 16)
-        constants = (n_in, n_hidden, n_out, bias, block), (functions[code],), tuple(reals)
-        return Verb(additive_jacobian, constants, n_out, 64, 4, 32)
-    if net[0] != SINE:
-        raise ValueError(f"{net[0]} is no model")
-    _, _, width, _, has_amplitude, has_phase = net
-    block = block_of(width, 64)
-    constants = (width, has_amplitude, has_phase, block), (), tuple(reals)
-    return Verb(sine_jacobian, constants, 1, min(128, 1024 // block), 4, 32)
+    model = spec.model_of(net)
+    if model.model == SINE:
+        block = block_of(model.width, 64)
+        sizes = sines.Sizes(model.width, model.amplitude, model.phase, block)
+        constants = sizes, (), sines.Numbers(*reals)
+        return Verb(sines.sine_jacobian, constants, 1, min(128, 1024 // block), 4, 32)
+    if model.model == ADDITIVE:
+        block = block_of(model.n_in, 16)
+        sizes = subnet.Sizes(model.n_in, model.n_hidden, model.n_out, model.bias, block)
+        constants = sizes, subnet.Acts(functions[model.activation]), subnet.Numbers(*reals)
+        return Verb(subnet.additive_jacobian, constants, model.n_out, 64, 4, 32)
+    widths, biases, codes = spec.layers_of(net, model.n_layers)
+    if max(widths) > MAX_WIDTH:
+        raise ValueError(f"its widest layer has {max(widths)} numbers, at most {MAX_WIDTH}")
+    acts = tuple(functions[code] for code in codes)
+    constants = layers.Sizes(tuple(widths), tuple(biases), model.n_layers), acts, tuple(reals)
+    warps = max(1, padded(max(widths)) // 32)
+    return Verb(layers.mlp_jacobian, constants, widths[-1], 16, warps, 16)

@@ -1,10 +1,28 @@
 """The verb of sums of sines for least squares: see `levenberg_marquardt/models.py`."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from ..machine.tiles import put_columns
 from ..numbers.sine import cos_turns, reduce_turns_any, sin_turns
+
+
+class Sizes(NamedTuple):
+    """The model, and sines at a time."""
+
+    width: int
+    amplitude: int
+    phase: int
+    block: int
+
+
+class Numbers(NamedTuple):
+    """Turns a unit of w·x, and what the sum is multiplied by."""
+
+    turns: float
+    factor: float
 
 
 @triton.jit
@@ -13,14 +31,14 @@ def sine_jacobian(
     SIZES: tl.constexpr, ACTS: tl.constexpr, NUMBERS: tl.constexpr,
 ):  # fmt: skip
     """y = FACTOR Σ_i a_i sin(2π TURNS w_i x + φ_i)."""
-    WIDTH: tl.constexpr = SIZES[0]
-    HAS_A: tl.constexpr = SIZES[1]
-    HAS_PHASE: tl.constexpr = SIZES[2]
-    BLOCK: tl.constexpr = SIZES[3]
+    WIDTH: tl.constexpr = SIZES.width
+    HAS_A: tl.constexpr = SIZES.amplitude
+    HAS_PHASE: tl.constexpr = SIZES.phase
+    BLOCK: tl.constexpr = SIZES.block
     PHASE_AT: tl.constexpr = WIDTH * (1 + HAS_A)
-    turns = tl.full((), NUMBERS[0], tl.float64)
-    factor = tl.full((), NUMBERS[1], tl.float64)
-    scale = tl.full((), NUMBERS[0] * 6.283185307179586, tl.float64)
+    turns = tl.full((), NUMBERS.turns, tl.float64)
+    factor = tl.full((), NUMBERS.factor, tl.float64)
+    scale = tl.full((), NUMBERS.turns * 6.283185307179586, tl.float64)
     x = tl.load(x_ptr + rows, mask=rows < stop, other=0.0).to(tl.float64)[:, None]
     y = tl.zeros((rows.shape[0], BLOCK), tl.float64)
     xs = tl.broadcast_to(x, y.shape)

@@ -1,8 +1,11 @@
 """The verb of sums of sines for whole training runs: see `training/loop.py` for its contract."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
+from ... import spec
 from ..machine.verbs import Verb, items_of
 from ..numbers.losses import loss_and_gradient
 from ..numbers.order import find
@@ -19,14 +22,14 @@ def sine_sum(
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """y = FACTOR Σ_i a_i sin(2π TURNS w_i x + φ_i) of every number of a row."""
-    WIDTH: tl.constexpr = SIZES[0]
-    HAS_A: tl.constexpr = SIZES[1]
-    HAS_PHASE: tl.constexpr = SIZES[2]
-    PER_ROW: tl.constexpr = SIZES[3]
-    BLOCK: tl.constexpr = SIZES[4]
-    ITEMS: tl.constexpr = SIZES[5]
-    TURNS: tl.constexpr = CONSTANTS[0]
-    FACTOR: tl.constexpr = CONSTANTS[1]
+    WIDTH: tl.constexpr = SIZES.width
+    HAS_A: tl.constexpr = SIZES.amplitude
+    HAS_PHASE: tl.constexpr = SIZES.phase
+    PER_ROW: tl.constexpr = SIZES.per_row
+    BLOCK: tl.constexpr = SIZES.block
+    ITEMS: tl.constexpr = SIZES.items
+    TURNS: tl.constexpr = CONSTANTS.turns
+    FACTOR: tl.constexpr = CONSTANTS.factor
     units = tl.arange(0, BLOCK)
     known = units < WIDTH
     w = tl.load(theta_ptr + units, mask=known, other=0.0)
@@ -73,7 +76,25 @@ def sine_sum(
     return total
 
 
+class Sizes(NamedTuple):
+    """The model, numbers in a row of x, and a tile: sines, and numbers of x."""
+
+    width: int
+    amplitude: int
+    phase: int
+    per_row: int
+    block: int
+    items: int
+
+
+class Constants(NamedTuple):
+    """Turns a unit of w·x, and what the sum is multiplied by."""
+
+    turns: float
+    factor: float
+
+
 def verb_of(sizes, constants, n_in, batch_rows, compute):
-    block = triton.next_power_of_2(sizes[0])
+    block = triton.next_power_of_2(spec.SineSizes(*sizes).width)
     items, warps = items_of(block, n_in * batch_rows, compute, SINE_ELEMENTS)
-    return Verb(sine_sum, (*sizes, n_in, block, items), constants, warps)
+    return Verb(sine_sum, Sizes(*sizes, n_in, block, items), Constants(*constants), warps)

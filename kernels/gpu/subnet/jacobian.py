@@ -1,5 +1,7 @@
 """The verb of a subnet and a read-out for least squares: see `levenberg_marquardt/models.py`."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -8,6 +10,28 @@ from ..numbers.activations import (
     activate,
     preactivation,
 )
+
+
+class Sizes(NamedTuple):
+    """The model, and features at a time."""
+
+    n_in: int
+    n_hidden: int
+    n_out: int
+    bias: int
+    block: int
+
+
+class Acts(NamedTuple):
+    """The function of the activation."""
+
+    activation: object
+
+
+class Numbers(NamedTuple):
+    """The slope of leaky ReLU below 0."""
+
+    slope: float
 
 
 @triton.jit
@@ -19,11 +43,11 @@ def additive_jacobian(
 
     With A = Σ_j V_mj σ'(z_kj), B = Σ_j V_mj x_j σ'(z_kj): ∂w = v·B, ∂b = v·A, ∂v = Σ_j V_mj σ(z).
     """
-    F: tl.constexpr = SIZES[0]
-    H: tl.constexpr = SIZES[1]
-    M: tl.constexpr = SIZES[2]
-    BIAS: tl.constexpr = SIZES[3]
-    BLOCK_F: tl.constexpr = SIZES[4]
+    F: tl.constexpr = SIZES.n_in
+    H: tl.constexpr = SIZES.n_hidden
+    M: tl.constexpr = SIZES.n_out
+    BIAS: tl.constexpr = SIZES.bias
+    BLOCK_F: tl.constexpr = SIZES.block
     B_AT: tl.constexpr = H
     V_AT: tl.constexpr = H * (1 + BIAS)
     D_AT: tl.constexpr = V_AT + H
@@ -43,7 +67,7 @@ def additive_jacobian(
         for k in range(H):
             b = load_scalar(b_ptr, k, True, tl.float64)
             value, _ = activate(
-                preactivation(x, tl.load(theta_ptr + k), b), ACTS[0], NUMBERS[0]
+                preactivation(x, tl.load(theta_ptr + k), b), ACTS.activation, NUMBERS.slope
             )  # fmt: skip
             f += tl.load(theta_ptr + V_AT + k) * value
         # beyond the last feature f may be infinite
@@ -67,7 +91,7 @@ def additive_jacobian(
                 cols = first + features
                 x = load_tile(x_ptr, rows, cols, stop, F, F, tl.float64)
                 weight = tl.load(readout_ptr + cols, mask=cols < F, other=0.0)[None, :]
-                value, slope = activate(preactivation(x, w, b), ACTS[0], NUMBERS[0])
+                value, slope = activate(preactivation(x, w, b), ACTS.activation, NUMBERS.slope)
                 a_sum += weight * slope
                 b_sum += weight * slope * x
                 v_sum += weight * value

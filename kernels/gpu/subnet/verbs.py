@@ -1,5 +1,7 @@
 """The verb of subnets for whole training runs: see `training/loop.py` for its contract."""
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -34,7 +36,7 @@ def hidden_masks(key, place, BLOCK: tl.constexpr, DROPOUT: tl.constexpr, COMPUTE
 
 
 @triton.jit
-def sumitems_of(terms, STACKED: tl.constexpr):
+def sum_items(terms, STACKED: tl.constexpr):
     """Sums over items of [items, features, units], and over features unless each has its own."""
     total = tl.sum(terms, axis=0)
     if STACKED:
@@ -54,20 +56,20 @@ def subnet(
     f(x) = m_out (Σ_k v_k m_k σ(w_k m_in x + b_k) + d), one for all features or one for each, the
     masks m of the element's place in the batch.
     """
-    H: tl.constexpr = SIZES[0]
-    BIAS: tl.constexpr = SIZES[1]
-    F: tl.constexpr = SIZES[2]
-    M: tl.constexpr = SIZES[3]
-    STACKED: tl.constexpr = SIZES[4]
-    READOUT: tl.constexpr = SIZES[5]
-    PER_ROW: tl.constexpr = SIZES[6]
-    BLOCK: tl.constexpr = SIZES[7]
-    BLOCK_F: tl.constexpr = SIZES[8]
-    BLOCK_M: tl.constexpr = SIZES[9]
-    ITEMS: tl.constexpr = SIZES[10]
-    ACT: tl.constexpr = CONSTANTS[0]
+    H: tl.constexpr = SIZES.n_hidden
+    BIAS: tl.constexpr = SIZES.bias
+    F: tl.constexpr = SIZES.n_in
+    M: tl.constexpr = SIZES.n_out
+    STACKED: tl.constexpr = SIZES.stacked
+    READOUT: tl.constexpr = SIZES.readout
+    PER_ROW: tl.constexpr = SIZES.per_row
+    BLOCK: tl.constexpr = SIZES.block
+    BLOCK_F: tl.constexpr = SIZES.block_in
+    BLOCK_M: tl.constexpr = SIZES.block_out
+    ITEMS: tl.constexpr = SIZES.items
+    ACT: tl.constexpr = CONSTANTS.activation
     # without a gradient the model is evaluated
-    DROPOUT: tl.constexpr = NO_DROPOUT if grad_ptr is None else CONSTANTS[1]
+    DROPOUT: tl.constexpr = NO_DROPOUT if grad_ptr is None else CONSTANTS.dropout
     NETS: tl.constexpr = F if STACKED else 1
     BLOCK_NETS: tl.constexpr = BLOCK_F if STACKED else 1
     V_AT: tl.constexpr = NETS * H * (1 + BIAS)
@@ -140,11 +142,11 @@ def subnet(
             db += dz
     if grad_ptr is not None:
         v = tl.load(theta_ptr + V_AT + at_units, mask=known, other=0.0)
-        tl.store(grad_ptr + at_units, sumitems_of(dw, STACKED) * v, mask=known)
-        tl.store(grad_ptr + V_AT + at_units, sumitems_of(dv, STACKED), mask=known)
+        tl.store(grad_ptr + at_units, sum_items(dw, STACKED) * v, mask=known)
+        tl.store(grad_ptr + V_AT + at_units, sum_items(dv, STACKED), mask=known)
         if BIAS:
-            tl.store(grad_ptr + NETS * H + at_units, sumitems_of(db, STACKED) * v, mask=known)
-            dd = tl.sum(sumitems_of(dd[:, :, None], STACKED), axis=1)
+            tl.store(grad_ptr + NETS * H + at_units, sum_items(db, STACKED) * v, mask=known)
+            dd = tl.sum(sum_items(dd[:, :, None], STACKED), axis=1)
             tl.store(grad_ptr + D_AT + nets, dd, mask=nets < NETS)
         if READOUT:
             tl.store(grad_ptr + READOUT_AT + at_readout, tl.sum(dreadout, axis=0), mask=linked)
@@ -153,29 +155,53 @@ def subnet(
     return total
 
 
-def _subnet(sizes, dropout, activation, stacked, has_readout, n_in, batch_rows, compute):
-    n_hidden, _, features, outs = sizes
-    blocks = [triton.next_power_of_2(n) for n in (n_hidden, features, outs)]
-    if dropout[1] > 0:
-        blocks[0] = max(8, triton.next_power_of_2(n_hidden + 2))
-    per_row = n_in // features
-    elements = blocks[1] * max(blocks[0], blocks[2])
-    items, warps = items_of(elements, per_row * batch_rows, compute, SUBNET_ELEMENTS)
-    sizes = *sizes, stacked, has_readout, per_row, *blocks, items
-    constants = (
-        spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)[activation],
-        dropout_constants(*dropout),
+class Sizes(NamedTuple):
+    """The model, items in a row of x, and a tile: units, features, outputs, and items."""
+
+    n_hidden: int
+    bias: int
+    n_in: int
+    n_out: int
+    stacked: int
+    readout: int
+    per_row: int
+    block: int
+    block_in: int
+    block_out: int
+    items: int
+
+
+class Constants(NamedTuple):
+    """The function of the activation, and thresholds and factors of dropout."""
+
+    activation: object
+    dropout: tuple
+
+
+def _verb_of(model, dropout, n_in, batch_rows, compute):
+    widths = model.n_hidden, model.n_in, model.n_out
+    units, features, outs = (triton.next_power_of_2(n) for n in widths)
+    _, p_hidden, _ = dropout
+    if p_hidden > 0:
+        units = max(8, triton.next_power_of_2(model.n_hidden + 2))
+    per_row = n_in // model.n_in
+    items, warps = items_of(
+        features * max(units, outs), per_row * batch_rows, compute, SUBNET_ELEMENTS
     )
-    return Verb(subnet, sizes, constants, warps)
+    n_hidden, bias, n_in, n_out, activation, stacked, readout = model
+    model = n_hidden, bias, n_in, n_out, stacked, readout
+    sizes = Sizes(*model, per_row, units, features, outs, items)
+    functions = spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
+    return Verb(subnet, sizes, Constants(functions[activation], dropout_constants(*dropout)), warps)
 
 
 def elementwise_verb(sizes, constants, *batch):
-    return _subnet((*sizes, 1, 1), (0.0, 0.0, 0.0), 0, 0, 0, *batch)
+    return _verb_of(spec.SubnetSizes(*sizes), (0.0, 0.0, 0.0), *batch)
 
 
 def additive_verb(sizes, constants, *batch):
-    return _subnet(sizes, (0.0, 0.0, 0.0), 0, 0, 1, *batch)
+    return _verb_of(spec.SubnetSizes(*sizes, readout=1), (0.0, 0.0, 0.0), *batch)
 
 
 def dense_verb(sizes, dropout, *batch):
-    return _subnet(sizes[:4], dropout, *sizes[4:7], *batch)
+    return _verb_of(spec.SubnetSizes(*sizes), dropout, *batch)

@@ -48,7 +48,7 @@ def assert_sums_are_of(rows, gram, sse):
 
 
 def test_codes_of_models_and_activations_are_those_of_descriptions():
-    codes = models.MLP, models.ADDITIVE, models.SINE
+    codes = spec.MLP, spec.ADDITIVE, spec.SINE
     assert codes == (describe.MLP, describe.ADDITIVE, describe.SINE) == tuple(spec.MODELS)
     assert tuple(ACTIVATIONS) == spec.ACTIVATIONS
 
@@ -120,6 +120,6 @@ def test_short_input_is_read_as_it_is(draw, device):
 
 
 def test_layers_that_are_too_wide_are_refused():
-    net = (models.MLP, 1, 129, 1, 1, 7)
+    net = (spec.MLP, 1, 129, 1, 1, 7)
     with pytest.raises(ValueError, match="its widest layer has 129 numbers, at most 128"):
         models.verb_of(net, (0.01,))
