@@ -1,7 +1,6 @@
 """`fit`: train a list of models at once, in place."""
 
 import contextlib
-import importlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,7 +10,7 @@ import torch
 from fastmlp.arguments import flag, told
 from fastmlp.ensemble import Ensemble
 from fastmlp.kernels.runs import FINISHED, NOT_FINITE, RUNNING, STATE
-from fastmlp.training import least_squares, shards
+from fastmlp.training import first_order, least_squares, shards
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt
 from fastmlp.training.problem import make_problem
 from fastmlp.training.progress import reporter
@@ -157,7 +156,6 @@ def fit(
         folds=folds, history=history,
     )  # fmt: skip
     seconds = _restore(problem, resume)
-    driver = importlib.import_module(f"fastmlp.training.{problem.optimizer_settings.driver}")
     shards.share_out(problem)
     began = time.perf_counter()
     visible = progress and shards.is_first()
@@ -168,7 +166,7 @@ def fit(
 
     # after Ctrl-C what is there is the result
     with reporter(problem, visible) as report, contextlib.suppress(KeyboardInterrupt):
-        driver.run(problem, lambda: (report(), report_result()))
+        first_order.run(problem, lambda: (report(), report_result()))
     shards.gather(problem)
     _mark_broken(problem)
     curves = problem.train_loss, problem.val_loss, problem.grad_norm

@@ -57,10 +57,8 @@ def _below_one(name, value):
 
 
 class Optimizer:
-    """What all optimizer settings have in common: which loop runs them, and their fields."""
+    """What all optimizer settings have in common: a name for the kernels, and checks of fields."""
 
-    driver: ClassVar[str] = "first_order"
-    """The module of `fastmlp.training` whose ``run(problem, report)`` trains with them."""
     name: ClassVar[str]
     """The optimizer's name in the kernels."""
 

@@ -152,6 +152,8 @@ def _dense_forward(ops, real):
         key[0] = seed
         readout = rest if model.readout != 0 else rest[:0]
         c = rest[n_in * n_out :] if model.readout != 0 else rest[:0]
+        # masks go by a row's place in the batch: the op counts from row 0, this block from `first`,
+        # and it reads no row before it
         arguments = (
             address(x) - first * n_in * x.itemsize, address(w), address(b), address(v),
             address(d), address(readout), address(c), address(key) if drops else np.int64(0),
