@@ -47,3 +47,29 @@ UNSEEN = 1e-10
 
 MAX_WIDTH = 128
 """Widest layer that the Triton kernels take: weights are factors of products on chip."""
+
+
+def verdict(where):
+    """What is made of a trial, for one run or for many: both solvers decide by this.
+
+    Args:
+        where: ``where(condition, a, b)`` of numbers, or of tensors.
+
+    Returns:
+        A function of the sum of squares before and after a trial, the fall that was predicted, the
+        scaled length of the step and of the parameters, ftol and xtol. It returns whether the trial
+        is taken, whether it shows that the loss is flat, whether the step is short, and what the
+        damping of a trial that is taken is multiplied by.
+    """
+
+    def judge(sse, new, predicted, moved, size, ftol, xtol):
+        gain = where(predicted > 0, (sse - new) / predicted, 0.0)
+        taken = gain > MIN_GAIN  # false for NaN
+        bound = ftol * sse
+        flat = (abs(sse - new) <= bound) & (predicted <= bound) & (gain <= 2)
+        short = moved <= xtol * size
+        bent = 2.0 * where(gain < 1.0, gain, 1.0) - 1.0
+        decrease = 1.0 - bent * bent * bent
+        return taken, flat, short, where(decrease > FASTEST_DECREASE, decrease, FASTEST_DECREASE)
+
+    return judge

@@ -14,11 +14,10 @@ from types import SimpleNamespace
 import torch
 
 from fastmlp.kernels.lm import (
-    FASTEST_DECREASE,
     MIN_DAMPING,
-    MIN_GAIN,
     REASONS,
     SOLVERS,
+    verdict,
 )
 from fastmlp.training.describe import n_readout
 from fastmlp.training.outcomes import Outcome, numerical_rank
@@ -31,6 +30,7 @@ NUMBERS_AT_A_TIME = 1 << 27
 """Numbers of float64 that the runs need which are at work at a time, a gibibyte."""
 
 _CHOLESKY, _QR, _AUTO = range(3)
+_judge = verdict(torch.where)
 _CODE = {reason: code for code, reason in enumerate(REASONS)}
 
 
@@ -286,16 +286,14 @@ class _Solver:
         if settings.accept == "always":
             self._take(s, trying, trial, new)
             return
-        gain = torch.where(predicted > 0, (s.sse - new) / predicted, 0.0)
-        taken = trying & (gain > MIN_GAIN)  # false for NaN
         size = (s.scale * s.theta).square().sum(1).sqrt()
         moved = (s.scale * (trial - s.theta)).square().sum(1).sqrt()
-        bound = settings.ftol * s.sse
-        flat = ((s.sse - new).abs() <= bound) & (predicted <= bound) & (gain <= 2)
-        short = moved <= settings.xtol * size
+        taken, flat, short, factor = _judge(
+            s.sse, new, predicted, moved, size, settings.ftol, settings.xtol
+        )
+        taken = trying & taken
         refused = trying & ~taken
         self._take(s, taken, trial, new)
-        factor = (1.0 - (2.0 * gain.clamp(max=1.0) - 1.0) ** 3).clamp(min=FASTEST_DECREASE)
         damping = (s.damping * factor).clamp(min=MIN_DAMPING[solver])
         s.damping = torch.where(taken, damping, s.damping)
         s.growth = torch.where(taken, 2.0, s.growth)

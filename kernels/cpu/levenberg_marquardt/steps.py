@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from ...lm import ACCEPT, FASTEST_DECREASE, MIN_DAMPING, MIN_GAIN, REASONS, SOLVERS  # noqa: F401
+from ...lm import ACCEPT, MIN_DAMPING, REASONS, SOLVERS, verdict  # noqa: F401
 from ..machine.jit import copy, inner
 from ..numbers.least_norm import solve_least_norm
 from ..numbers.linalg import (
@@ -40,6 +40,14 @@ DELIVERED, SSE, DAMPING, GROWTH, PREDICTED, GRADIENT = range(6)
 N_NUMBERS = 8
 PHASE, STEPS, ATTEMPTS, SOLVER, REASON, N_JACOBIANS, N_LOSSES = range(7)
 N_COUNTERS = 8
+
+
+@inner
+def where(condition, a, b):
+    return a if condition else b
+
+
+_judge = inner(verdict(where))
 
 
 @inner
@@ -232,21 +240,17 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
         _take_trial(p, state, counters, history)
         return _ask(counters, counters[SOLVER])
     predicted = numbers[PREDICTED]
-    gain = (sse - new) / predicted if predicted > 0 else 0.0
-    accepted = gain > MIN_GAIN  # false for NaN
     size = moved = 0.0
     for i in range(p):
         size += (scale[i] * theta[i]) ** 2
         moved += (scale[i] * (trial[i] - theta[i])) ** 2
-    reason = 0
-    if abs(sse - new) <= limits.ftol * sse and predicted <= limits.ftol * sse and gain <= 2:
-        reason = _FTOL
-    elif math.sqrt(moved) <= limits.xtol * math.sqrt(size):
-        reason = _XTOL
+    accepted, flat, short, factor_of_damping = _judge(
+        sse, new, predicted, math.sqrt(moved), math.sqrt(size), limits.ftol, limits.xtol
+    )
+    reason = _FTOL if flat else (_XTOL if short else 0)
     if accepted:
         _take_trial(p, state, counters, history)
-        decrease = 1.0 - (2.0 * min(gain, 1.0) - 1.0) ** 3
-        numbers[DAMPING] *= max(FASTEST_DECREASE, decrease)
+        numbers[DAMPING] *= factor_of_damping
         numbers[DAMPING] = max(numbers[DAMPING], MIN_DAMPING[counters[SOLVER]])
         numbers[GROWTH] = 2.0
     else:
