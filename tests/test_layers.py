@@ -316,7 +316,7 @@ LARGE = {
     "kernels/cpu/lanes/loop.py": {"trainer", "build"},
     "kernels/cpu/layers/blocks.py": {"blocks"},
     "kernels/cpu/numbers/linalg.py": {"fold"},
-    "kernels/cpu/sines/rows.py": {"backward"},
+    "kernels/cpu/sines/rows.py": {"backward", "sine_sum_bwd"},
     "kernels/cpu/subnet/additive.py": {"backward", "additive_mlp_bwd"},
     "kernels/cpu/subnet/dense.py": {"backward", "dense_bwd"},
     "kernels/cpu/subnet/stacked.py": {"backward", "stacked_bwd"},
