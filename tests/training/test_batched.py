@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,13 +229,14 @@ def test_fit_of_restarts(device):
 
 
 def test_who_trains_what():
-    cpu = torch.device("cpu")
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    shared, own = SimpleNamespace(are_shared=True), SimpleNamespace(are_shared=False)
+    work_of = levenberg_marquardt.work_of
     with fastmlp.backend("numba"):
-        assert levenberg_marquardt._work(describe(mlp(2, 3, 1)), cpu) is tiles
-    assert levenberg_marquardt._work(None, torch.device("cuda")) is generic
+        assert work_of(describe(mlp(2, 3, 1)), cpu, shared) is tiles
+    assert work_of(None, cuda, shared) is generic
     for model in MODELS.values():
-        work = levenberg_marquardt._work(describe(model()), torch.device("cuda"))
-        assert work is batched
+        assert work_of(describe(model()), cuda, shared) is batched
+        assert work_of(describe(model()), cuda, own) is tiles
     # a layer wider than the kernels take
-    wide = describe(mlp(129, 1))
-    assert levenberg_marquardt._work(wide, torch.device("cuda")) is tiles
+    assert work_of(describe(mlp(129, 1)), cuda, shared) is tiles
