@@ -1,12 +1,16 @@
 """Run every example, with settings that take under eight minutes together on two CPU cores.
 
 Each runs in a process of its own. Its pictures, with 64 colours to keep them small, go to
-FOLDER/<example>-<picture>.png; `make examples` writes to docs/figures, from where the documentation
-takes them. An example that fails ends the script.
+FOLDER/<example>-<picture>.png. With --pages PAGES what an example printed is kept as
+PAGES/output/<example>.txt, and put into the pages: a block of code behind the comment
+`<!-- example: words -->` is the paragraph of that output that begins with these words. `make
+examples` writes to docs/figures and docs/experiments. An example that fails ends the script.
 """
 
 import argparse
 import importlib.util
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,15 +23,16 @@ from tqdm import tqdm
 EXAMPLES = Path(__file__).resolve().parent
 SETTINGS = {
     "x2_sum": ["--steps", "12000", "--reference-seconds", "2"],
-    "x2_sum_fit": ["--epochs", "30", "--plain-steps", "100", "--quiet"],
+    "x2_sum_fit": ["--plain-steps", "100", "--quiet"],
     "x2_sum_lm": ["--restarts", "0"],
     "x2_dropout": ["--steps", "300"],
-    "x2_lightning": ["--limit-batches", "100", "--quiet"],
-    "exhaustion": [],
+    "x2_lightning": ["--quiet"],
+    "exhaustion": ["--gif", "exp(-x)"],
+    "exhaustion_questions": [],
     "sinenet": ["--quiet"],
     "sinenet_lm": [],
     "xor_parity": [],
-    "ill_conditioned": ["--draws", "10"],
+    "ill_conditioned": [],
     "million_curves": ["--n", "20000", "--quiet"],
     "deep_sets": ["--quiet"],
     "learned_activation": ["--quiet"],
@@ -37,7 +42,6 @@ SETTINGS = {
 
 WITHOUT_PICTURES = ("x2_sum_fit", "x2_sum_lm")
 NEEDS = {
-    "x2_lightning": "lightning",
     "learned_activation": "sklearn",
     "neural_additive": "sklearn",
 }
@@ -63,8 +67,45 @@ def shrink(picture, target):
                 return
 
 
-def run(name, folder):
-    """Run one example; print its output, keep its pictures. Seconds it took."""
+BLOCK = re.compile(r"(<!-- (\w+): (.+?) -->\n+```text\n).*?^```$", re.DOTALL | re.MULTILINE)
+"""A block of a page that is some example's output."""
+
+
+def filled(page, outputs):
+    """A page whose blocks are what examples printed.
+
+    Args:
+        page: Its text.
+        outputs: What each example printed, by name; blocks of others stay as they are.
+    """
+
+    def block(found):
+        before, name, words = found.groups()
+        if name not in outputs:
+            return found.group(0)
+        paragraphs = outputs[name].split("\n\n")
+        chosen = [p.strip("\n") for p in paragraphs if p.strip().startswith(words)]
+        if len(chosen) != 1:
+            raise ValueError(f"{len(chosen)} paragraphs of {name} begin with {words!r}")
+        return f"{before}{chosen[0]}\n```"
+
+    return BLOCK.sub(block, page)
+
+
+def recorded(pages):
+    """What the examples printed when they were last run, by name."""
+    files = sorted((pages / "output").glob("*.txt"))
+    return {file.stem: file.read_text("utf-8") for file in files}
+
+
+def fill(pages):
+    """Put what was printed into all pages of a folder."""
+    for file in sorted(pages.glob("*.md")):
+        file.write_text(filled(file.read_text("utf-8"), recorded(pages)), "utf-8")
+
+
+def run(name, folder, pages=None):
+    """Run one example; print its output, keep it and its pictures. Seconds it took."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, str(EXAMPLES / f"{name}.py"), *SETTINGS[name]]
         if name not in WITHOUT_PICTURES:
@@ -77,9 +118,17 @@ def run(name, folder):
         if result.returncode != 0:
             sys.exit(f"{name} failed:\n{result.stdout}\n{result.stderr}")
         arguments = " ".join(["python", f"examples/{name}.py", *SETTINGS[name]])
-        tqdm.write(f"\n$ {arguments}\n{result.stdout.replace(out, str(folder))}", file=sys.stdout)
+        # where it ran is no result
+        lines = [line.rstrip() for line in result.stdout.splitlines() if out not in line]
+        text = "\n".join([f"$ {arguments}", "", *lines]).rstrip() + "\n"
+        tqdm.write(f"\n{text}", file=sys.stdout)
+        if pages is not None:
+            (pages / "output").mkdir(exist_ok=True)
+            (pages / "output" / f"{name}.txt").write_text(text, "utf-8")
         for picture in sorted(Path(out).glob("*.png")):
             shrink(picture, folder / f"{name}-{picture.name}")
+        for film in sorted(Path(out).glob("*.gif")):
+            shutil.copy(film, folder / f"{name}-{film.name}")
     return seconds
 
 
@@ -90,6 +139,7 @@ def main(argv=None):
     )
     parser.add_argument("names", nargs="*", help="examples to run (default all)")
     parser.add_argument("--out", type=Path, default=Path("out/gallery"), help="folder")
+    parser.add_argument("--pages", type=Path, help="folder of pages that show what is printed")
     options = parser.parse_args(argv)
     unknown = set(options.names) - set(SETTINGS)
     if unknown:
@@ -103,7 +153,9 @@ def main(argv=None):
         if needed is not None and importlib.util.find_spec(needed) is None:
             bar.write(f"{name}: left out, {needed} is not installed")
             continue
-        seconds[name] = run(name, options.out)
+        seconds[name] = run(name, options.out, options.pages)
+    if options.pages is not None:
+        fill(options.pages)
     for name, value in seconds.items():
         print(f"{name:<20}{value:>8.1f} s")
     print(f"{'all':<20}{sum(seconds.values()):>8.1f} s")
@@ -111,4 +163,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

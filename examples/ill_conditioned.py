@@ -196,7 +196,7 @@ def main(argv=None):
     curves[LM, None], outcome, _ = second_order(net, x, y)
     print(table(curves))
     print(
-        f"ten times the data, {best[0]}, rate {best[1]:.0e}: relative loss {more.loss[-1]:.1e}, "
+        f"\nten times the data, {best[0]}, rate {best[1]:.0e}: relative loss {more.loss[-1]:.1e}, "
         f"with 1000 rows {curves[best].loss[-1]:.1e}"
     )
     print(
@@ -222,4 +222,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

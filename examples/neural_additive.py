@@ -18,6 +18,7 @@ steepest in the middle.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -180,4 +181,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

@@ -1,21 +1,15 @@
 """The example `sinenet.py`, with few starts and narrow nets."""
 
-import importlib.util
 import math
-from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
 
-FILE = Path(__file__).parents[2] / "examples" / "sinenet.py"
-
 
 @pytest.fixture(scope="module")
-def sinenet():
-    spec = importlib.util.spec_from_file_location("sinenet", FILE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def sinenet(as_script):
+    return as_script("sinenet")
 
 
 def test_points_and_truth(sinenet):
@@ -30,16 +24,30 @@ def test_points_and_truth(sinenet):
 def test_small_targets_are_found_and_the_sweep_agrees_with_pytorch(sinenet, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     pytest.importorskip("numba")
-    arguments = ["--epochs", "4", "--max-width", "16", "--quiet", "--out", str(tmp_path)]
-    small, result, widths = sinenet.main(arguments)
+    arguments = ["--epochs", "4", "--max-width", "16", "--draws", "2", "--quiet"]
+    small, sweeps = sinenet.main([*arguments, "--out", str(tmp_path)])
     for fitted, _ in small.values():
         # a fit that misses a sine leaves a tenth
         assert fitted.val_loss[fitted.best, -1] < 1e-6
-    assert len(widths) == 100
-    assert result.steps == 100 * 60 * 4
-    assert (result.train_loss[:, -1] < result.train_loss[:, 0]).float().mean() > 0.9
+    assert len(sweeps) == 2
+    for found in sweeps:
+        assert len(found.widths) == 100
+        assert found.result.steps == 100 * 60 * 4
+        losses = found.result.train_loss
+        assert (losses[:, -1] < losses[:, 0]).float().mean() > 0.9
+    # the sweep is on eight sines, another eight each draw
+    assert not torch.equal(sweeps[0].frequencies, sweeps[1].frequencies)
     assert "extrapolated" in capsys.readouterr().out
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["extrapolation.png", "sweep.png"]
+    names = ["extrapolation.png", "sweep.png", "traces.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+
+
+def test_the_best_loss_drops_at_the_targets_width(sinenet):
+    """The original's finding: a large drop at width 8, in the median of 12 draws."""
+    pytest.importorskip("numba")
+    options = sinenet.parse(["--quiet"])
+    sweeps = [sinenet.sweep(draw, options, [4, 8]) for draw in range(1, 13)]
+    assert median(sinenet.ratios(sweeps, 8)) >= 10
 
 
 def test_bad_options_are_refused(sinenet, capsys):
