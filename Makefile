@@ -64,7 +64,7 @@ coverage: $(INSTALLED)
 	$(BIN)/coverage report
 
 examples: $(INSTALLED)
-	$(BIN)/python examples/gallery.py --out docs/figures --pages docs/experiments
+	$(BIN)/python examples/gallery.py --jobs 2 --out docs/figures --pages docs/experiments
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
