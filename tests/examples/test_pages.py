@@ -65,7 +65,7 @@ def test_numbers_from_nowhere_are_found(gallery):
 def test_every_example_in_the_pages_was_recorded_with_the_gallerys_settings(gallery):
     outputs = gallery.recorded(PAGES)
     named = {name for file in FILES for name in examples_of(file.read_text("utf-8"))}
-    assert named == set(outputs)
+    assert named <= set(outputs) <= set(gallery.SETTINGS)
     for name, text in outputs.items():
         command = " ".join(["$ python", f"examples/{name}.py", *gallery.SETTINGS[name]])
         assert text.startswith(f"{command}\n"), name
