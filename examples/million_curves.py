@@ -78,13 +78,16 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def plot(results, scipy_seconds, x, y, kind, out):
+def draw(results, scipy_seconds, x, y, kind, out):
     """Some curves with both fits, and the distribution of the errors."""
     try:
-        import matplotlib.pyplot as plt
-    except ImportError:
-        print("matplotlib is not installed: no plot")
+        import matplotlib
+    except ModuleNotFoundError:
+        print("no plot: matplotlib is not installed, `pip install matplotlib` adds it")
         return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
     figure, axes = plt.subplots(2, 4, figsize=(13, 6), layout="constrained")
     grid = torch.linspace(-2, 2, 300)
     for i, ax in enumerate([*axes[0, :3], *axes[1, :3]]):
@@ -167,7 +170,7 @@ def main(argv=None):
             f"{seconds / ours:.0f} × as fast a curve"
         )
     args.out.mkdir(parents=True, exist_ok=True)
-    plot(results, seconds, x, y, args.model, args.out)
+    draw(results, seconds, x, y, args.model, args.out)
     return results
 
 
