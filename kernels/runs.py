@@ -37,3 +37,21 @@ def new_states(n_models):
 def pick(values, models):
     """Of an array of one number for all, or of one for each model, those of some models."""
     return values[models] if len(values) > 1 else values[0]
+
+
+def different(*columns):
+    """The different rows of integer columns, ``[rows, columns]`` sorted, and which row is which.
+
+    Columns are of one length, or one number for all. ``numpy.unique`` of a table sorts bytes: 15 ms
+    for 10 000 rows.
+    """
+    table = np.stack(np.broadcast_arrays(*columns), 1)
+    keys = np.zeros(len(table), np.int64)
+    for column in table.T:
+        if column.min() != column.max():
+            values, places = np.unique(column, return_inverse=True)
+            keys = keys * len(values) + places
+    if keys.max() == 0:
+        return table[:1], keys
+    _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+    return table[first], which

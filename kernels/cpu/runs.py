@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..runs import pick
+from ..runs import different, pick
 from .lanes.models import is_small
 from .lanes.runs import Runs as LaneRuns
 from .machine import pool
@@ -21,10 +21,10 @@ def _are_small(problem, models):
     kinds, n_in = members.kinds[models], problem.data.x[0].numel()
     for kind in np.unique(kinds).tolist():
         places = np.flatnonzero(kinds == kind)
-        different, which = np.unique(rows[places], axis=0, return_inverse=True)
-        fit = [is_small(members.structures[kind], n_in, *counts) for counts in different.tolist()]
+        known, which = different(*rows[places].T)
+        fit = [is_small(members.structures[kind], n_in, *counts) for counts in known.tolist()]
         sums = takes_sums(problem, members.univariate[kind], models[places])
-        small[places] = np.array(fit)[which.reshape(-1)] & ~sums
+        small[places] = np.array(fit)[which] & ~sums
     return small
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ...runs import LOSSES, OPTIMIZERS, RUNNING, pick
+from ...runs import LOSSES, OPTIMIZERS, RUNNING, different, pick
 from ..machine.vectors import LANE_BYTES
 from .models import groups_of, net_of, trainer_of
 from .places import RUN
@@ -36,11 +36,9 @@ class Runs:
         columns = [problem.members.kinds[models], pick(problem.data.count, models)]
         columns += [pick(problem.batch_rows, models)]
         columns += [0 if problem.validation is None else pick(problem.validation.count, models)]
-        table = np.stack([np.broadcast_to(column, len(models)) for column in columns], 1)
-        rows, which = np.unique(table, axis=0, return_inverse=True)
+        rows, which = different(*columns)
         self._groups = [
-            (*self._record(*row), np.flatnonzero(which.reshape(-1) == i))
-            for i, row in enumerate(rows.tolist())
+            (*self._record(*row), np.flatnonzero(which == i)) for i, row in enumerate(rows.tolist())
         ]
 
     def _record(self, kind, n_rows, batch_rows, n_val_rows):
