@@ -56,6 +56,9 @@ class Ensemble(nn.Module):
         (torch.Size([1000, 8]), torch.Size([1000, 5]), SineSum(width=8, ...))
     """
 
+    _template: nn.Module
+    _spec: Any
+
     def __init__(self, module: nn.Module, n: int, *, seed: int | None = None):
         super().__init__()
         n = integer("n", n, 1)
@@ -119,7 +122,7 @@ class Ensemble(nn.Module):
         return self
 
     @classmethod
-    def from_modules(cls, modules: Sequence[nn.Module]) -> Ensemble:
+    def from_modules(cls, modules: Sequence[nn.Module] | nn.ModuleList) -> Ensemble:
         """Stack modules of one structure; copies of their weights.
 
         Args:

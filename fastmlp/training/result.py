@@ -77,6 +77,8 @@ def hold_losses(train_loss, val_loss, grad_norm, states, steps_per_epoch, every=
 class BestIndex(int):
     """The index of the best model; called with a number, the indices of so many of the best."""
 
+    _final_loss: torch.Tensor
+
     def __new__(cls, final_loss):
         """Of losses ``[models]``."""
         index = super().__new__(cls, final_loss.argmin())
@@ -286,8 +288,11 @@ class FitResult:
         # earlier files have NaN after a stop
         history = result._description.get("history", 1)
         every = 1 << 62 if history == "last" else history
-        curves = (None if tensors[name] is None else tensors[name].numpy() for name in _CURVES)
-        hold_losses(*curves, result._states, result._steps_per_epoch.numpy(), every)
+        train_loss, val_loss, grad_norm = (
+            None if tensors[name] is None else tensors[name].numpy() for name in _CURVES
+        )
+        steps = result._steps_per_epoch.numpy()
+        hold_losses(train_loss, val_loss, grad_norm, result._states, steps, every)
         if models is not None:
             result._give_weights(models)
         return result

@@ -30,7 +30,7 @@ class Rows(NamedTuple):
     y: torch.Tensor
     weight: torch.Tensor | None
     first: np.ndarray
-    count: np.ndarray
+    count: np.ndarray  # type: ignore[assignment] # a tuple's own method is not wanted
     first_weight: np.ndarray
 
     def of(self, i):
