@@ -200,7 +200,7 @@ class _Solver:
         return factor
 
     def _read_out(self, theta, scale, damping):
-        """Variable projection: θ with the last layer solved for; see `lm_steps.py`.
+        """Variable projection: θ with the last layer solved for; see `steps.py` of the CPU wing.
 
         Scaled by the norms of the layer's columns where ``scale`` is None.
         """

@@ -109,7 +109,7 @@ def fit(
         history: Which epochs to keep losses of: ``"all"``, the ``"last"``, or every so many and the
             last; the shape is ``[n, epochs]``, ``[n, 1]`` or ``[n, ⌈epochs/history⌉]``.
         progress: Whether to show a progress bar.
-        on_progress: Called after every launch, some tenths of a second, with a
+        on_progress: Called after every launch, a tenth of a second, with a
             :class:`FitResult` of what there is by then; its tensors change as the run goes on.
         resume: A :class:`FitResult` of the same models, data and settings: go on from there.
 

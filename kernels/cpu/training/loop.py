@@ -27,6 +27,7 @@ import math
 import numpy as np
 
 from ...runs import LOSSES, NO_PROGRESS, NOT_FINITE, RUNNING, STATE
+from ...spec import for_each
 from ..machine.jit import array_at, copy, entry, estimated_quotients, inner, wide_vectors
 from ..numbers.order import fill_order, step_key
 from .full_batch import no_sums, of_sums
@@ -92,6 +93,7 @@ RUN = np.dtype(
 """What a launch must know of one model; written by the caller, read by the kernel."""
 
 MSE, L1, HUBER, _, SSE = range(len(LOSSES))
+for_each(LOSSES, ("mse", "l1", "huber", "bce_with_logits", "sse"), "loss")
 
 
 @inner

@@ -6,9 +6,11 @@ import math
 import numpy as np
 
 from ...runs import OPTIMIZERS
+from ...spec import for_each
 from ..machine.jit import array_at, entry, estimated_quotients, inner, select
 
-SGD, ADAM, ADAMW = (OPTIMIZERS.index(name) for name in ("sgd", "adam", "adamw"))
+SGD, ADAM, ADAMW = range(len(OPTIMIZERS))
+for_each(OPTIMIZERS, ("sgd", "adam", "adamw"), "optimizer")
 
 
 @inner

@@ -3,6 +3,11 @@
 import triton
 import triton.language as tl
 
+from ...runs import LOSSES
+from ...spec import for_each
+
+for_each(LOSSES, ("mse", "sse", "l1", "huber", "bce_with_logits"), "loss")
+
 
 @triton.jit
 def loss_and_slope(y_hat, y, LOSS: tl.constexpr):

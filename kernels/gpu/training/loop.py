@@ -16,6 +16,8 @@ verbs and the table of them.
 import triton
 import triton.language as tl
 
+from ... import runs
+from ...spec import for_each
 from ..numbers.order import order_keys, rows_of, step_key
 
 STEP = tl.constexpr(0)
@@ -271,3 +273,4 @@ def train_kernel(
 
 
 OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw}
+for_each(runs.OPTIMIZERS, OPTIMIZERS, "optimizer")
