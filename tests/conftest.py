@@ -1,6 +1,7 @@
 """Fixtures of the whole suite; must set the environment before anything imports a kernel."""
 
 import os
+import signal
 import sys
 from typing import NamedTuple
 
@@ -16,6 +17,10 @@ pytest.register_assert_rewrite("closeness", "dense_cases", "op_contract", "subne
 import interpreter  # noqa: E402
 
 import fastmlp  # noqa: E402
+
+# what a shell runs in the background ignores Ctrl-C, and so would what tests start and interrupt
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.backends.cuda.matmul.allow_tf32 = False
 torch.backends.cudnn.allow_tf32 = False
