@@ -97,7 +97,7 @@ def test_byte_code_without_sources_runs_its_own_kernels(tmp_path):
         site = tmp_path / f"site{version}"
         shutil.copytree(Path(fastmlp.__file__).parent, site / "fastmlp")
         shutil.copytree(Path(fastmlp.kernels.__file__).parent, site / "fastmlp" / "kernels")
-        path = site / "fastmlp" / "kernels" / "cpu" / "sine_sum.py"
+        path = site / "fastmlp" / "kernels" / "cpu" / "sines" / "rows.py"
         text = path.read_text("utf-8")
         assert text.count(CHANGED) == 1
         if version == 2:

@@ -13,7 +13,7 @@ import torch
 from fastmlp.kernels import notice
 
 import fastmlp
-from fastmlp.training import least_squares
+from fastmlp.training import progress
 from fastmlp.training.progress import reporter
 
 
@@ -67,8 +67,10 @@ class TestNotice:
 
     @pytest.mark.parametrize("bar", ["first order", "least squares"])
     def test_the_bars_of_fit_say_it(self, bar, capsys):
-        problem = SimpleNamespace(own=[0], states={"step": np.zeros(1, np.int64)}, n_steps=3)
-        shown = reporter(problem, True) if bar == "first order" else least_squares._bar(True)
+        problem = SimpleNamespace(
+            own=[0], states={"step": np.zeros(1, np.int64)}, n_steps=np.array([3])
+        )
+        shown = reporter(problem, True) if bar == "first order" else progress.reporter_of_runs(True)
         with shown:
             notice.soon("compiling")
             join_timers()

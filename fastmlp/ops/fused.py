@@ -124,11 +124,17 @@ class FusedOp:
             return self._library_fwd(x, *self._packed(arguments))
         n_tensors = len(arguments) - self.n_options
         tensors = [x, *[t for t in arguments[:n_tensors] if t is not None]]
-        if boundary.is_interposed(tensors) or boundary.is_mapped():
+        if boundary.is_interposed(tensors) or (boundary.is_mapped() and self._maps(arguments)):
             return self._library_fwd(x, *self._packed(arguments))
         boundary.refuse_freed(tensors)
         y = self._forward_mode(backend, tensors, x, *arguments)
         return self.reference(x, *arguments) if y is None else y
+
+    def _maps(self, arguments):
+        """Whether `vmap` has a rule that is one call of a kernel: nothing draws, or is a table."""
+        n_tensors = len(arguments) - self.n_options
+        constants = arguments[n_tensors - self.n_constants : n_tensors]
+        return self.of_many is not None and all(c is None for c in constants)
 
     def _forward_mode(self, backend, tensors, x, *arguments):
         """The output and its tangent by kernels, or ``None`` where these do not give it.

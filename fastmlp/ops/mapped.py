@@ -23,12 +23,12 @@ def forward(op, info, in_dims, *arguments):
     x_dim, *given_dims = dims  # an op's list comes first: both are in one order
     over_parameters = any(dim is not None for dim in given_dims[:n_parameters])
     if any(c is not None for c in constants) or (over_parameters and op.of_many is None):
-
-        def composite(*flat):
-            return op._fwd_composite(*_pytree.tree_unflatten(flat, tree))
-
-        places = tuple(None if dim is None else 0 for dim in dims)
-        return torch.vmap(composite, in_dims=places)(*flat), 0
+        # one call after the other
+        calls = (
+            [leaf if dim is None else leaf[i] for leaf, dim in zip(flat, dims, strict=True)]
+            for i in range(info.batch_size)
+        )
+        return torch.stack([op._library_fwd(*_pytree.tree_unflatten(c, tree)) for c in calls]), 0
     n = info.batch_size
     if not over_parameters:
         rows = x if op.pointwise else x.flatten(0, 1)

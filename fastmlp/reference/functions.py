@@ -142,7 +142,7 @@ def mlp(
     biases: Sequence[torch.Tensor | None] | None = None,
     activation: str = "relu",
     output_activation: str = "identity",
-    dropout: float | Sequence[float] = 0.0,
+    dropout: float = 0.0,
     seed: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Apply a dense network: linear layers with an activation behind each.
@@ -156,13 +156,21 @@ def mlp(
             at all.
         activation: σ of all layers but the last, a key of :data:`ACTIVATIONS`.
         output_activation: σ of the last layer, a key of :data:`ACTIVATIONS`.
-        dropout: Probability of dropping an output of a hidden layer; or a sequence, of dropping an
-            input and an output of each layer.
+        dropout: Probability of dropping an output of a hidden layer.
         seed: Key of the masks of :func:`layer_dropout_masks`, an int64 tensor of shape ``[1]``, or
             ``None`` for those of ``torch.nn.functional.dropout``.
 
     Returns:
         Output. Shape ``[*, n_L]``, the promoted dtype of all arguments.
+    """
+    return dropped_mlp(x, weights, biases, activation, output_activation, dropout, seed)
+
+
+def dropped_mlp(x, weights, biases, activation, output_activation, dropout, seed):
+    """:func:`mlp`, with dropout anywhere.
+
+    ``dropout`` may be a sequence: the probabilities of dropping an input and an output of each
+    layer.
     """
     biases = [None] * len(weights) if biases is None else biases
     x, *parameters = _promote(x, *weights, *biases)

@@ -9,6 +9,7 @@ from fastmlp import reference
 from fastmlp.backends import backend
 from fastmlp.kernels.runs import NO_PROGRESS, NOT_FINITE, RUNNING, pick
 from fastmlp.kernels.spec import ACTIVATIONS, SubnetSizes, layer_sizes
+from fastmlp.reference.functions import dropped_mlp
 from fastmlp.training.order import batch_order, step_key
 
 _LOSSES = {
@@ -59,8 +60,8 @@ def _masked(structure, leaves, x, seed):
         names = [ACTIVATIONS[code] for code in (model.hidden, model.output)]
         rates = rates[0] if len(rates) == 1 else rates
         if structure.features is not None:
-            return reference.mlp(x, weights, biases, *names, rates, seed)
-        return reference.mlp(x.unsqueeze(-1), weights, biases, *names, rates, seed).squeeze(-1)
+            return dropped_mlp(x, weights, biases, *names, rates, seed)
+        return dropped_mlp(x.unsqueeze(-1), weights, biases, *names, rates, seed).squeeze(-1)
     biases = [None] * len(weights) if biases is None else biases
     layers = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
     op = reference.elementwise_mlp if len(weights) == 2 else reference.additive_mlp

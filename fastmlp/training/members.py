@@ -68,13 +68,14 @@ class Modules(Members):
             if kind is None:
                 structure = structure_of(model, f"models[{i}]")
                 kind = known.setdefault(structure, len(known))
-                if signature is not None:
+                named = structure.parameters(model)
+                parameters += named
+                # what was registered anew, out of order, is looked at closely each time
+                if signature is not None and [*map(id, named)] == [*map(id, signature[1])]:
                     places[signature[0]] = kind
-            kinds.append(kind)
-            if signature is None:
-                parameters += structure.parameters(model)
             else:
                 parameters += signature[1]
+            kinds.append(kind)
         if self._all_are_plain(parameters):
             super().__init__(models, list(known), np.array(kinds, np.int64), parameters[0])
             return
