@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from closeness import assert_same_number
 from ensemble_cases import LM, data_for, ensemble_of, same
 from fit_cases import quiet_fit
 
@@ -34,8 +35,8 @@ class TestTriton:
             wanted = quiet_fit(numbas, x, x.sin(), **options)
         # float64 on both sides: what differs are the orders of sums
         for a, b in ((result.train_loss, wanted.train_loss), (result.val_loss, wanted.val_loss)):
-            assert torch.allclose(a, b, rtol=1e-12, atol=0)
-        assert torch.allclose(ours.w, numbas.w, rtol=1e-12, atol=1e-14)
+            assert_same_number(a, b)
+        assert_same_number(ours.w, numbas.w)
 
     def test_bits_of_a_list(self):
         x, y = data_for("mlp", 2)
@@ -54,4 +55,4 @@ class TestTriton:
             with fastmlp.backend("numba"):
                 quiet_fit(numbas, *data, own=own, epochs=2, optimizer=LM())
             # two steps in float64 by other orders of sums
-            assert torch.allclose(ours.w, numbas.w, rtol=1e-9, atol=1e-11)
+            assert_same_number(ours.w, numbas.w)
