@@ -4,7 +4,7 @@ import math
 
 from fastmlp.arguments import check_tensor
 from fastmlp.functional import as_autocast
-from fastmlp.kernels.spec import KINK_SLOPES, Layers, Sines, Subnet
+from fastmlp.kernels.spec import Layers, Sines, Subnet
 from fastmlp.op_arguments import MAX_HIDDEN, MAX_WIDTH
 from fastmlp.ops import ensemble
 
@@ -25,8 +25,7 @@ def obstacle(record):
         return None
     if record.hidden_activation is None and len(record.biases) > 1:
         return "its hidden layers have activations that differ, or slopes of their own"
-    last = record.activations[-1]
-    if last == "leaky_relu" and record.slopes[-1] != KINK_SLOPES[last]:
+    if record.output_activation is None:
         return "its output activation has a slope of its own"
     return None
 
@@ -115,7 +114,7 @@ def _subnet(record, x, parameters):
 
 def _layers(record, x, parameters):
     layers = _with_gaps(record, parameters)
-    hidden, last = record.hidden_activation or "identity", record.activations[-1]
+    hidden, last = record.hidden_activation or "identity", record.output_activation
     if not record.elementwise:
         return _rows(ensemble.mlp, x, layers, hidden, last)
     if len(record.biases) == 2 and last == "identity":

@@ -81,10 +81,17 @@ class Layers(NamedTuple):
     def hidden_activation(self):
         """The name of the activation of all layers but the last; ``None`` where they differ."""
         names = {*zip(self.activations[:-1], self.slopes, strict=False)}
-        if len(names) != 1:
-            return None
-        ((name, slope),) = names
-        return name if name != "leaky_relu" or slope == KINK_SLOPES[name] else None
+        return _without_slope(*names.pop()) if len(names) == 1 else None
+
+    @property
+    def output_activation(self):
+        """The name of the activation of the last layer; ``None`` where its slope is its own."""
+        return _without_slope(self.activations[-1], self.slopes[-1])
+
+
+def _without_slope(name, slope):
+    """The name of an activation, if it is all there is to say."""
+    return name if name != "leaky_relu" or slope == KINK_SLOPES[name] else None
 
 
 class Sines(NamedTuple):

@@ -284,6 +284,9 @@ CASES = {
     "sequential_with_forward": Case(
         sequence(L, nn.ReLU, O, cls=Negative), "chain", "which is not known", kernel=False
     ),
+    "sequential_output_slope": Case(
+        sequence(L, nn.Tanh, O, lambda: nn.LeakyReLU(0.2)), "chain", fit="slope of its own"
+    ),
     "sequential_slope": Case(
         sequence(L, lambda: nn.LeakyReLU(0.2), O), "chain", fit="slopes of their own"
     ),

@@ -60,12 +60,14 @@ def _encode_layers(record):
     bias, activation = _bias(record), record.hidden_activation or "identity"
     if record.hidden_activation is None and len(record.biases) > 1:
         raise ValueError("its hidden layers have activations that differ, or slopes of their own")
-    if record.elementwise and len(record.biases) == 2:
+    if record.output_activation is None:
+        raise ValueError("its output activation has a slope of its own")
+    if record.elementwise and len(record.biases) == 2 and record.output_activation == "identity":
         if activation == "relu" and not any(record.dropout):
             return "elementwise_mlp", (record.widths[1], bias), (), None, False
         sizes = record.widths[1], bias, 1, 1, CODES[activation], 0, 0
         return "dense", sizes, record.dropout, None, any(record.dropout)
-    codes = CODES[activation], CODES[record.activations[-1]]
+    codes = CODES[activation], CODES[record.output_activation]
     features = None if record.elementwise else (record.widths[0], record.widths[-1])
     sizes = len(record.biases), bias, *codes, *record.widths
     rates = record.dropout
