@@ -112,6 +112,10 @@ def test_byte_code_without_sources_runs_its_own_kernels(tmp_path):
         environment = {"PYTHONPATH": str(place), "XDG_CACHE_HOME": str(tmp_path / "cache")}
         values.append(counted(environment=environment, cwd=tmp_path)[0])
     assert values == [1.0, 2.0]
+    # the same code in an archive has the same kernels
+    environment["PYTHONPATH"] = shutil.make_archive(str(place), "zip", place)
+    shutil.rmtree(place)
+    assert counted(environment=environment, cwd=tmp_path) == (2.0, 0)
 
 
 @linux
