@@ -5,7 +5,8 @@
 Every figure is that of a process of its own, without the import of PyTorch and fastmlp: seconds by
 the clock and seconds of processor time, cold, warm, and warm where the cache may not be written.
 ``--at-once N`` starts N processes together on one empty cache and prints what they take together
-beside one alone, imports included. ``--python`` measures the package of another environment.
+beside one alone: by the clock with all imports, and in processor time without that of as many
+processes that only import PyTorch. ``--python`` measures the package of another environment.
 """
 
 import argparse
@@ -55,9 +56,14 @@ print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
 """
 
 
+IMPORT = "import torch; print([0, 0])"
+
+
 def start(call, cache, python, before=()):
+    """A process of a call, or with ``None`` one that only imports PyTorch."""
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_WAIT_POLICY": "passive"}
-    command = [*before, python, "-c", PROGRAM, CALLS[call]]
+    program = [IMPORT] if call is None else [PROGRAM, CALLS[call]]
+    command = [*before, python, "-c", *program]
     pipe = subprocess.PIPE
     # not in a checkout: an import takes what is installed
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd="/")
@@ -75,7 +81,7 @@ def first_calls(call, python):
     """Cold, warm, and warm from a cache that may not be written."""
     with tempfile.TemporaryDirectory() as cache:
         yield "cold", seconds(start(call, cache, python))
-        yield "warm", min(seconds(start(call, cache, python)) for _ in range(3))
+        yield "warm", min(seconds(start(call, cache, python)) for _ in range(2))
         before = POWERLESS if os.geteuid() == 0 else ()
         if before and shutil.which(before[0]) is None:
             return
@@ -83,10 +89,8 @@ def first_calls(call, python):
         for place in places:
             place.chmod(0o555)
         try:
-            yield (
-                "warm, read only",
-                min(seconds(start(call, cache, python, before)) for _ in range(3)),
-            )
+            again = min(seconds(start(call, cache, python, before)) for _ in range(2))
+            yield "warm, read only", again
         finally:
             for place in places:
                 place.chmod(0o755)
@@ -99,8 +103,7 @@ def together(call, n, python):
         for process in [start(call, cache, python) for _ in range(n)]:
             seconds(process)
         after, wall = os.times(), time.perf_counter() - began
-    used = sum(after[2:4]) - sum(before[2:4])
-    return wall, used
+    return wall, sum(after[2:4]) - sum(before[2:4])
 
 
 def main():
@@ -115,18 +118,20 @@ def main():
         parser.error(f"no such call: {', '.join(sorted(unknown))}; known are {', '.join(CALLS)}")
     if arguments.at_once < 1:
         parser.error(f"--at-once must be at least 1, got {arguments.at_once}")
+    n = arguments.at_once
+    _, importing = together(None, n, arguments.python) if n > 1 else (0, 0)
     for call in arguments.calls or CALLS:
-        if arguments.at_once == 1:
+        if n == 1:
             for name, (wall, cpu) in first_calls(call, arguments.python):
                 print(f"{call:16s} {name:16s} {wall:7.2f} s, {cpu:7.2f} s of processor", flush=True)
             continue
-        (one_wall, one), (all_wall, all_) = (
-            together(call, n, arguments.python) for n in (1, arguments.at_once)
-        )
+        (one_wall, one), (all_wall, all_) = (together(call, m, arguments.python) for m in (1, n))
+        one, all_ = one - importing / n, all_ - importing
         print(
             f"{call:16s} one {one_wall:.1f} s, {one:.1f} s of processor; "
-            f"{arguments.at_once} at once {all_wall:.1f} s ({all_wall / one_wall:.2f} x), "
-            f"{all_:.1f} s of processor ({all_ / one:.2f} x)",
+            f"{n} at once {all_wall:.1f} s ({all_wall / one_wall:.2f} x), "
+            f"{all_:.1f} s of processor ({all_ / one:.2f} x); "
+            f"not counted: {importing / n:.1f} s each to import PyTorch",
             flush=True,
         )
 
