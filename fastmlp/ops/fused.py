@@ -10,6 +10,7 @@ from functools import partial, reduce
 
 import torch
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from fastmlp import backends, boundary
 from fastmlp.ops import mapped, registry
@@ -60,7 +61,7 @@ class FusedOp:
 
     def known(self, tensors):
         """What :meth:`learn` said of tensors like these, ``None`` where it has not seen any."""
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             return None
         try:
             return self._known.find(tensors)
@@ -79,7 +80,7 @@ class FusedOp:
             What a call of the op is to be told of such tensors, ``None`` if they are not plain.
         """
         given = [t for t in tensors if t is not None]
-        if torch.compiler.is_dynamo_compiling() or not boundary.is_plain(given):
+        if is_dynamo_compiling() or not boundary.is_plain(given):
             return None
         x, *others = given
         n_free = x.dim() - n_sizes
@@ -120,7 +121,7 @@ class FusedOp:
         backend = backends.choose(x.device.type)
         if backend == "torch":
             return self.reference(x, *arguments)
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             return self._library_fwd(x, *self._packed(arguments))
         n_tensors = len(arguments) - self.n_options
         tensors = [x, *[t for t in arguments[:n_tensors] if t is not None]]
@@ -171,7 +172,7 @@ class FusedOp:
         if torch.is_grad_enabled():
             # create_graph=True: differentiate the reference, to any order
             return _reference_gradients(self, dy, tensors, options, needs)
-        if torch.compiler.is_dynamo_compiling():
+        if is_dynamo_compiling():
             return self._library_gradients(dy, tensors, options, needs)
         present = [t for t in (dy, *tensors) if t is not None]
         if self.fits(dy, tensors, present):
@@ -200,12 +201,13 @@ class FusedOp:
                 return False
             sizes = [None] * dy.dim(), [None] * n_free + [*x.shape[n_free:]]
             self._known_backward.keep(present, True, [*sizes, *([*t.shape] for t in present[2:])])
-        if self._is_of_many:
-            n = tensors[1].shape[0]
-            if dy.shape[0] != n or x.shape[0] not in (1, n):
-                return False
-            return dy.shape[1:n_free] == x.shape[1:n_free]
-        return dy.shape[:n_free] == x.shape[:n_free]
+        if not self._is_of_many:
+            # shapes are costly to cut, and a row's width has been compared
+            return dy.size(0) == x.size(0) if n_free == 1 else dy.shape[:n_free] == x.shape[:n_free]
+        n = tensors[1].shape[0]
+        if dy.shape[0] != n or x.shape[0] not in (1, n):
+            return False
+        return dy.shape[1:n_free] == x.shape[1:n_free]
 
     def _library_gradients(self, dy, tensors, options, needs):
         x, arguments = tensors[0], (*tensors[1:], *options)

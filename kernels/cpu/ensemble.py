@@ -270,8 +270,8 @@ def mlp_ensemble_fwd(x, *arguments):
     y = torch.empty(n, n_rows, widths[-1], dtype=compute, device="cpu")
     if n_rows > 0:
         arguments = (
-            _table(net), net.shape[1], CODES[activation], CODES[output_activation], 0, 0.0,
-            _rows(x), y.data_ptr(),
+            _rows(x), _table(net), net.shape[1], CODES[activation], CODES[output_activation], 0,
+            0.0, y.data_ptr(),
         )  # fmt: skip
         run_pieces(layers.forward[compute], n * n_rows, n_rows, 0, n, arguments)
     return y.to(dtype)
@@ -297,9 +297,8 @@ def mlp_ensemble_bwd(dy, x, *arguments, needs):
     net, places = _net_of_each(widths, parameters), _places_of_each(gradients, n)
     if n_rows > 0:
         arguments = (
-            _table(net), net.shape[1], CODES[activation], CODES[output_activation], 0, 0.0,
-            dy.data_ptr(), _rows(x), 0 if dx is None else dx.data_ptr(),
-            0, _table(places),
+            dy.data_ptr(), _rows(x), _table(net), net.shape[1], CODES[activation],
+            CODES[output_activation], 0, 0.0, 0 if dx is None else dx.data_ptr(), 0, _table(places),
         )  # fmt: skip
         run_pieces(layers.backward[compute], n * n_rows, n_rows, 0, n, arguments)
     return _as_given(like, dx, gradients)

@@ -46,7 +46,7 @@ def forward(real):
     activate, _, _ = passes(real)
 
     def mlp_fwd(
-        net_at, net_size, hidden_code, output_code, seed_at, dropout, x_at, y_at, first, last
+        x_at, net_at, net_size, hidden_code, output_code, seed_at, dropout, y_at, first, last
     ):
         wide_vectors()
         zero = real(0)
@@ -95,7 +95,7 @@ def backward(real):
     forward_block, backward_block = blocks(real)
 
     def mlp_bwd(
-        net_at, net_size, hidden_code, output_code, seed_at, dropout, dy_at, x_at, dx_at, sums_at,
+        dy_at, x_at, net_at, net_size, hidden_code, output_code, seed_at, dropout, dx_at, sums_at,
         gradients_at, first, last,
     ):  # fmt: skip
         wide_vectors()
