@@ -1,6 +1,7 @@
 """The models of a run: what they are, and how their parameters come together and go back."""
 
 import math
+from itertools import chain
 
 import numpy as np
 import torch
@@ -9,7 +10,13 @@ from fastmlp import backends
 from fastmlp.arguments import told
 from fastmlp.ensemble import Ensemble
 from fastmlp.training import checks
-from fastmlp.training.signatures import are_plainly_apart, signature_of
+from fastmlp.training.signatures import (
+    Patterns,
+    are_apart,
+    call_hooks,
+    is_plain,
+    signature_of,
+)
 from fastmlp.training.structures import segments_of, structure_of, univariate_of
 
 
@@ -61,39 +68,59 @@ class Modules(Members):
 
     def __init__(self, models):
         models = checks.modules(models)
-        known, places, kinds, parameters = {}, {}, [], []
-        for i, model in enumerate(models):
-            signature = signature_of(model)
-            kind = None if signature is None else places.get(signature[0])
-            if kind is None:
-                structure = structure_of(model, f"models[{i}]")
-                kind = known.setdefault(structure, len(known))
-                named = structure.parameters(model)
-                parameters += named
-                # what was registered anew, out of order, is looked at closely each time
-                if signature is not None and [*map(id, named)] == [*map(id, signature[1])]:
-                    places[signature[0]] = kind
-            else:
-                parameters += signature[1]
-            kinds.append(kind)
-        if self._all_are_plain(parameters):
-            super().__init__(models, list(known), np.array(kinds, np.int64), parameters[0])
-            return
-        self._check_closely(models)
-        super().__init__(models, list(known), np.array(kinds, np.int64), parameters[0])
+        structures, kinds, strange = self._look_at(models)
+        if call_hooks(self._all):
+            for i, model in enumerate(models):  # one of them raises
+                structure_of(model, self.label(i))
+        sizes = [[math.prod(shape) for shape in s.shapes] for s in structures]
+        self._sizes = np.array([*chain.from_iterable(map(sizes.__getitem__, kinds))], np.int64)
+        self._places = None
+        if not self._are_plain(strange):
+            self._check_closely(models)
+        super().__init__(models, structures, np.array(kinds, np.int64), self._all[0])
 
-    def _all_are_plain(self, parameters):
-        """Remember the parameters, and where they lie; whether all are plain, each by itself."""
-        self._all, self._places = parameters, None
-        try:
-            places = np.array([p.data_ptr() for p in parameters], np.int64)
-        except RuntimeError:  # of what has no memory
+    def _look_at(self, models):
+        """The structures, which of them each model has, and the parameters seen closely."""
+        signatures = [signature_of(model) for model in models]
+        named = chain.from_iterable(s[1] for s in signatures if s is not None)
+        known, patterns, kinds, strange = {}, Patterns(named), [], []
+        self._all = []
+        for i, (model, signature) in enumerate(zip(models, signatures, strict=True)):
+            kind = None
+            if signature is not None:
+                kind = patterns.find(*signature)
+            if kind is not None:
+                self._all += signature[1]
+                kinds.append(kind)
+                continue
+            structure = structure_of(model, self.label(i))
+            kind = known.setdefault(structure, len(known))
+            named = structure.parameters(model)
+            self._all += named
+            strange += named
+            kinds.append(kind)
+            # what was registered anew, out of order, is looked at closely each time
+            in_order = signature and [*map(id, named)] == [*map(id, signature[1])]
+            if in_order and all(map(is_plain, named)):
+                patterns.keep(*signature, kind)
+        return list(known), kinds, strange
+
+    def _are_plain(self, strange):
+        """Whether all parameters are plain, each by itself; remembers where they lie."""
+        first = self._all[0]
+        if not all(map(is_plain, strange)):
             return False
-        self._sizes = np.array([p.numel() for p in parameters], np.int64)
-        apart = are_plainly_apart(parameters, places, self._sizes * parameters[0].element_size())
-        if apart and parameters[0].device.type == "cpu" and backends.is_installed("numba"):
+        if len({(p.dtype, p.device) for p in strange}) > 1:
+            return False
+        places = self._addresses()
+        if not are_apart(places, self._sizes * first.element_size()):
+            return False
+        if first.device.type == "cpu" and backends.is_installed("numba"):
             self._places = places
-        return apart
+        return True
+
+    def _addresses(self):
+        return np.array([p.data_ptr() for p in self._all], np.int64)
 
     @staticmethod
     def _check_closely(models):
@@ -129,13 +156,22 @@ class Modules(Members):
 
     def load(self, flat):
         """Copy a flat tensor into the modules."""
-        if self._places is not None and not any(p.is_inference() for p in self._all):
+        if self._places is not None and self._can_be_written():
             self._move("scatter", flat)
-            torch.autograd.graph.increment_version(self._all)
             return
         parts = flat.split([p.numel() for p in self._all])
         for parameter, part in zip(self._all, parts, strict=True):
             _write(parameter, part.view(parameter.shape))
+
+    def _can_be_written(self):
+        """Whether the parameters lie where they did; counts the change of what is written."""
+        if not np.array_equal(self._addresses(), self._places):  # somebody's callback moved them
+            return False
+        try:
+            torch.autograd.graph.increment_version(self._all)
+        except RuntimeError:  # made in inference mode
+            return False
+        return True
 
     def _move(self, way, flat):
         """To or from a flat tensor in one call: PyTorch takes some 5 µs a parameter."""

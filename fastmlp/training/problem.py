@@ -241,7 +241,7 @@ def _describe(problem, own, history, folds):
         return counts.tolist() if len(counts) > 1 else int(counts[0])
 
     description = {
-        "structures": [structures[kind] for kind in members.kinds] if of_list else structures,
+        "structures": [structures[k] for k in members.kinds.tolist()] if of_list else structures,
         "dtype": str(members.dtype),
         "rows": rows(data.count),
         "batch_size": rows(problem.batch_rows),

@@ -1,15 +1,17 @@
 """Signatures of modules: what tells common ones apart, in a few microseconds.
 
-Modules of one signature are of one structure, so that of a list of thousands only one a kind is
-looked at closely, by :func:`fastmlp.training.structures.structure_of`. What is unusual in any way
-has no signature.
+Modules of one signature, whose parameters are alike too, are of one structure, so that of a list of
+thousands only one a kind is looked at closely, by
+:func:`fastmlp.training.structures.structure_of`. What is unusual in any way has no signature.
 """
 
-from operator import itemgetter
+from itertools import chain
+from operator import attrgetter, itemgetter
 
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from fastmlp import boundary, reference
 from fastmlp.models import NAMESAKES
@@ -23,74 +25,114 @@ _SETTINGS = {
 _SETTINGS |= {ours: _SETTINGS[plain] for ours, plain in NAMESAKES.items()}
 """What forward reads of a module besides its parameters."""
 
-_LAYERS = nn.Linear, reference.FeaturewiseLinear
-
-
-def _is_as_made(own):
-    """Whether nothing is called, of a module with these attributes, but its class's forward."""
-    return not (
-        own["_forward_hooks"]
-        or own["_forward_pre_hooks"]
-        or own["_backward_hooks"]
-        or own["_backward_pre_hooks"]
-        or "forward" in own
-        or "_call_impl" in own
-    )
+_PARTS = itemgetter(
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_modules",
+    "_parameters",
+)  # fmt: skip
+_LAYERS = {nn.Linear, reference.FeaturewiseLinear}
+_HOOKS, _LATE_HOOKS = map(attrgetter, ("_backward_hooks", "_post_accumulate_grad_hooks"))
 
 
 def signature_of(module):
-    """What tells a module's structure, hashable, and its parameters in order; or ``None``."""
-    own = module.__dict__
-    settings = _SETTINGS.get(module.__class__)
-    if settings is None or not _is_as_made(own):
+    """A list that tells a module's structure, and its parameters in order, which tell the rest.
+
+    ``None`` of what is called otherwise than as its class says.
+    """
+    own, settings = module.__dict__, _SETTINGS.get(module.__class__)
+    if settings is None or "forward" in own or "_call_impl" in own:
         return None
-    names, children = own["_parameters"], own["_modules"]
-    parameters, widths = [p for p in names.values() if p is not None], ()
-    for layer in children.values():
-        of_layer = layer.__dict__
-        if layer.__class__ not in _LAYERS or of_layer["_modules"] or not _is_as_made(of_layer):
-            return None
-        named = of_layer["_parameters"]
-        if len(named) != 2:
-            return None
-        parameters += [p for p in named.values() if p is not None]
-        widths += *named, of_layer["in_features"], of_layer["out_features"]
-    # hooks, where there are any, have no hash
-    kinds = [
-        (p.shape, p.requires_grad, p._backward_hooks, p._post_accumulate_grad_hooks)
-        for p in parameters
-    ]
     try:
-        key = (module.__class__, *settings(own), *names, *children, *widths, *kinds)
-        hash(key)
-    except (KeyError, TypeError):
+        after, before, back, pre_back, children, named = _PARTS(own)
+        if after or before or back or pre_back:
+            return None
+        key, parameters = [module.__class__, settings(own), *children], []
+        for name, p in named.items():
+            if p is not None:
+                key.append(name)
+                parameters.append(p)
+        for layer in children.values():
+            own = layer.__dict__
+            after, before, back, pre_back, inner, named = _PARTS(own)
+            if after or before or back or pre_back or inner or layer.__class__ not in _LAYERS:
+                return None
+            if "forward" in own or "_call_impl" in own or len(named) != 2:
+                return None
+            key.append(own["in_features"])
+            key.append(own["out_features"])
+            for name, p in named.items():
+                if p is not None:
+                    key.append(name)
+                    parameters.append(p)
+    except KeyError:
         return None
     return key, parameters
 
 
-def are_plainly_apart(parameters, places, sizes):
-    """Whether parameters are of one dtype and device, each dense in memory of its own.
+class Patterns:
+    """Modules that were looked at closely, by which others are known at a glance.
+
+    A glance is one call of what guards PyTorch's compiled programs: it compares types, dispatch
+    keys, dtypes, devices, ``requires_grad``, sizes and strides of the parameters.
 
     Args:
-        parameters: A list.
-        places: Their addresses, int64.
-        sizes: Their bytes, int64.
+        parameters: All that will be asked about.
     """
-    first = parameters[0]
-    keys, dtype, device = torch._C._dispatch_keys(first), first.dtype, first.device
-    if dtype not in (torch.float32, torch.float64) or boundary.oddity(first) is not None:
-        return False
-    keys_of = torch._C._dispatch_keys
-    if not all(
-        p.__class__ is nn.Parameter
-        and p.dtype is dtype
-        and keys_of(p) == keys
-        and p.is_contiguous()
-        for p in parameters
-    ):
-        return False
-    if device.type != "cpu" and any(p.device != device for p in parameters):
-        return False
+
+    def __init__(self, parameters):
+        self._known = {}  # lists of (check, kind) by signature
+        self._last = None, None, None
+        # PyTorch's check does not see dual tensors, and nested ones end the process
+        self._is_blind = forward_ad._current_level >= 0 or any(map(boundary.is_nested, parameters))
+
+    def find(self, key, parameters):
+        """The kind of the modules with this signature and such parameters, or ``None``."""
+        last, check, kind = self._last
+        if key == last and check(*parameters):
+            return kind
+        try:
+            known = self._known.get(tuple(key), ())
+        except TypeError:  # a setting that has no hash
+            return None
+        for check, kind in known:
+            if check(*parameters):
+                self._last = key, check, kind
+                return kind
+        return None
+
+    def keep(self, key, parameters, kind):
+        """Remember a module whose parameters are plain."""
+        try:
+            known = self._known.setdefault(tuple(key), [])
+        except TypeError:
+            return
+        # the check takes no tensor twice
+        distinct = len({*map(id, parameters)}) == len(parameters)
+        if self._is_blind or not distinct or len(known) == boundary.MAX_PATTERNS:
+            return
+        layout = [list(p.shape) for p in parameters], [list(p.stride()) for p in parameters]
+        guards = boundary.guards_of(parameters, *layout)
+        if guards is not None:
+            known.append((guards.check, kind))
+
+
+def is_plain(parameter):
+    """Whether a kernel may read and write the numbers of a parameter at its address."""
+    return (
+        parameter.__class__ is nn.Parameter
+        and parameter.dtype in (torch.float32, torch.float64)
+        and boundary.oddity(parameter) is None
+        and parameter.is_contiguous()
+    )
+
+
+def call_hooks(parameters):
+    """Whether something is called with the gradient of one of the parameters."""
+    hooks = chain(map(_HOOKS, parameters), map(_LATE_HOOKS, parameters))
+    return any(hooks)
+
+
+def are_apart(places, sizes):
+    """Whether pieces of memory lie each by itself: addresses and numbers of bytes, int64."""
     order = np.argsort(places, kind="stable")
     ends = places[order] + sizes[order]
     return bool((places > 0).all() and (ends[:-1] <= places[order][1:]).all())
