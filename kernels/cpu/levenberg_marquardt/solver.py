@@ -13,6 +13,8 @@ Jacobians that come from elsewhere. Sums are taken over pieces of rows and added
 alike in all three: the bits do not depend on threads.
 """
 
+import math
+
 import numpy as np
 
 from ...lm import Choices, Limits
@@ -64,12 +66,24 @@ def _load(at, wide, n_columns, first, n, tile):
 
 
 @inner
-def _evaluate(ask, net, reals, theta, p, data, first, last, at, factor, rotated):
+def _new_space(net, p):
+    """Memory for :func:`_evaluate`: inputs, outputs, targets, workspace and Jacobian of a tile."""
+    n_in, n_out = sizes(net)
+    space = np.empty((n_in + 2 * n_out + workspace_rows(net) + padded(p)) * TILE)
+    # columns that no parameter has
+    all_zero(space[space.size - (padded(p) - p) * TILE :])
+    return space
+
+
+@inner
+def _evaluate(ask, net, reals, theta, p, data, first, last, at, space, is_known, factor, rotated):
     """The sum of squares of some rows; adds their JᵀJ and Jᵀr, or folds them into R and Qᵀr.
 
-    Of R only the columns from ``at`` on. ``data``: address of x, whether it is float64, the same of
-    y, address of the roots of the rows' weights; or, for segments, x sorted in float64, 1, prefix
-    sums, 1, 0, the number of rows and the address of the centre.
+    Of R only the columns from ``at`` on. ``space`` is that of :func:`_new_space`; if ``is_known``
+    it has the residuals and the workspace of these rows, a tile, at θ. ``data``: address of x,
+    whether it is float64, the same of y, address of the roots of the rows' weights; or, for
+    segments, x sorted in float64, 1, prefix sums, 1, 0, the number of rows and the address of the
+    centre.
     """
     ld = padded(p)
     if data[5] != 0:
@@ -90,24 +104,25 @@ def _evaluate(ask, net, reals, theta, p, data, first, last, at, factor, rotated)
             rotated,
         )
     n_in, n_out = sizes(net)
-    x, f = np.empty(n_in * TILE), np.empty(n_out * TILE)
-    targets, work = np.empty(n_out * TILE), np.empty(workspace_rows(net) * TILE)
-    rows = np.empty(ld * TILE)
-    all_zero(rows[p * TILE :])
+    x, f = space, space[n_in * TILE :]
+    targets, work = f[n_out * TILE :], f[2 * n_out * TILE :]
+    rows = work[workspace_rows(net) * TILE :]
     total = 0.0
     for start in range(first, last, TILE):
         n = min(TILE, last - start)
-        _load(data[0], data[1], n_in, start, n, x)
-        _load(data[2], data[3], n_out, start, n, targets)
         weight = array_at(data[4] + 8 * start, n, np.float64)
-        forward(net, reals, theta, x, n, work, f)
+        if not is_known:
+            _load(data[0], data[1], n_in, start, n, x)
+            _load(data[2], data[3], n_out, start, n, targets)
+            forward(net, reals, theta, x, n, work, f)
         for m in range(n_out):
             residual, target = f[m * TILE :][:n], targets[m * TILE :][:n]
-            for e in range(n):
-                residual[e] -= target[e]
-            if data[4] != 0:
+            if not is_known:
                 for e in range(n):
-                    residual[e] *= weight[e]
+                    residual[e] -= target[e]
+                if data[4] != 0:
+                    for e in range(n):
+                        residual[e] *= weight[e]
             total += dot(residual, residual)
             if ask == LOSS:
                 continue
@@ -191,6 +206,9 @@ def _run(
     part, part_rotated = np.zeros(ld * ld), np.zeros(ld)
     # a trial needs the factor at θ again if it is refused
     readout, readout_rotated = np.zeros(ld * ld), np.zeros(ld)
+    # the loss of a trial that is taken leaves what its Jacobian wants
+    space, known = _new_space(net, p), np.full(p, math.nan)
+    is_kept = n_rows <= min(TILE, rows_per_piece) and data[5] == 0
     ask = counters[PHASE]
     if ask == START:
         ask = advance(p, limits, choices, state, counters, history, factor, rotated, damped)
@@ -202,15 +220,23 @@ def _run(
         theta = state[p : 2 * p] if ask in (LOSS, READOUT) else state[:p]
         at = p - choices.n_readout if ask == READOUT else 0
         whole, whole_rotated = (readout, readout_rotated) if ask == READOUT else (factor, rotated)
-        total = 0.0
+        total, is_known = 0.0, is_kept
+        for i in range(p):
+            is_known = is_known and known[i] == theta[i]
         for first in range(0, n_rows, rows_per_piece):
             last = min(n_rows, first + rows_per_piece)
             if ask != LOSS:
                 all_zero(part)
                 all_zero(part_rotated)
-            total += _evaluate(ask, net, reals, theta, p, data, first, last, at, part, part_rotated)
+            total += _evaluate(
+                ask, net, reals, theta, p, data, first, last, at, space, is_known, part,
+                part_rotated,
+            )  # fmt: skip
             if ask != LOSS:
                 _combine(ask, first == 0, p, part, part_rotated, whole, whole_rotated)
+        copy(theta, known)
+        if ask in (QR, READOUT):  # which end the residuals
+            known[0] = math.nan
         state[3 * p + DELIVERED] = total
         ask = advance(p, limits, choices, state, counters, history, whole, whole_rotated, damped)
     if factor_at != 0:
@@ -264,6 +290,8 @@ def _lm_piece(
         first,
         last,
         at,
+        _new_space(net, p),
+        False,
         part[: ld * ld],
         part[ld * ld : ld * ld + ld],
     )
