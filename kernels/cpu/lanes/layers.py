@@ -5,12 +5,13 @@ number for a subnet of numbers. Layer by layer, z = W·h + b, h' = σ(z); a read
 of a row's items as one item. So the memory of a block is [items, width] vectors, layer after layer,
 and a read-out is a layer whose items are fewer and wider.
 
-Four items share the loads of a weight in the products, three weights those of a gradient.
+Four items share the loads of a weight in the products; of a gradient, three weights its loads, or
+two outputs that of an input.
 """
 
 import numpy as np
 
-from ..machine.jit import array_at, fma, inner
+from ..machine.jit import array_at, fma, inner, select
 from ..machine.vectors import LANE_BYTES, lanes_of, load, splat, store
 from ..numbers.philox import MASKS_PER_BLOCK, draw_factors, draw_lane_words
 from .activations import activate, chain
@@ -24,8 +25,9 @@ LAYER = np.dtype(
         ("weight", np.int64),  # the first of its parameters
         ("bias", np.int64),  # the like, or -1
         ("activation", np.int64),
+        ("rectifies", np.int64),  # whether the products of the next layers know a ReLU by its zeros
         ("values", np.int64),  # places in a block's memory, in vectors: of its outputs
-        ("slopes", np.int64),  # of σ'
+        ("slopes", np.int64),  # of σ'; of what rectifies, its outputs
         ("factors", np.int64),  # of the dropout factors, [items, width]
         ("p", np.float64),  # of dropping an output
         ("stream", np.int64),  # where its masks are in `philox.py`: layer,
@@ -38,9 +40,19 @@ B = LANE_BYTES
 
 
 @inner
+def _rectified(z, rectifies, real):
+    """relu(z) if ``rectifies``."""
+    if rectifies:
+        # NaN is passed on
+        z = select(z <= real(0), real(0), z)
+    return z
+
+
+@inner
 def _apply(layer, theta, h, z, n_items, real):
-    """z = W·h + b."""
+    """z = W·h + b, rectified where the layer is."""
     wide, width, nets = layer.wide, layer.width, layer.nets
+    rectifies = layer.rectifies != 0
     h_step, z_step = nets * wide * B, nets * width * B
     for net in range(nets):
         w_net = theta + (layer.weight + net * width * wide) * B
@@ -62,10 +74,10 @@ def _apply(layer, theta, h, z, n_items, real):
                     a2 = fma(wi, load(h2 + i, real), a2)
                     a3 = fma(wi, load(h3 + i, real), a3)
                 at = z0 + o * B
-                store(at, a0)
-                store(at + z_step, a1)
-                store(at + 2 * z_step, a2)
-                store(at + 3 * z_step, a3)
+                store(at, _rectified(a0, rectifies, real))
+                store(at + z_step, _rectified(a1, rectifies, real))
+                store(at + 2 * z_step, _rectified(a2, rectifies, real))
+                store(at + 3 * z_step, _rectified(a3, rectifies, real))
                 w += wide * B
             h0, z0, n = h0 + 4 * h_step, z0 + 4 * z_step, n - 4
         while n > 0:
@@ -76,15 +88,25 @@ def _apply(layer, theta, h, z, n_items, real):
                     a0 = load(b_net + o * B, real)
                 for i in range(0, wide * B, B):
                     a0 = fma(load(w + i, real), load(h0 + i, real), a0)
-                store(z0 + o * B, a0)
+                store(z0 + o * B, _rectified(a0, rectifies, real))
                 w += wide * B
             h0, z0, n = h0 + h_step, z0 + z_step, n - 1
 
 
 @inner
-def _apply_transposed(layer, theta, g, below, n_items, real):
-    """below = Wᵀ·g."""
+def _where_active(g, h, rectified, real):
+    """g, and 0 if ``rectified`` where the output at h is 0."""
+    if rectified:
+        # not a product: PyTorch drops an infinite g here too
+        g = select(load(h, real) == real(0), real(0), g)
+    return g
+
+
+@inner
+def _apply_transposed(layer, theta, g, below, h, rectified, n_items, real):
+    """below = Wᵀ·g, times the slopes of the layer below if that rectifies, of its outputs h."""
     wide, width, nets = layer.wide, layer.width, layer.nets
+    rectified, h = rectified != 0, h - below
     h_step, g_step, w_step = nets * wide * B, nets * width * B, wide * B
     for net in range(nets):
         w_net = theta + (layer.weight + net * width * wide) * B
@@ -103,10 +125,13 @@ def _apply_transposed(layer, theta, g, below, n_items, real):
                     a3 = fma(wi, load(g3 + o, real), a3)
                     w += w_step
                 at = h0 + i
-                store(at, a0)
-                store(at + h_step, a1)
-                store(at + 2 * h_step, a2)
-                store(at + 3 * h_step, a3)
+                store(at, _where_active(a0, at + h, rectified, real))
+                at += h_step
+                store(at, _where_active(a1, at + h, rectified, real))
+                at += h_step
+                store(at, _where_active(a2, at + h, rectified, real))
+                at += h_step
+                store(at, _where_active(a3, at + h, rectified, real))
             h0, g0, n = h0 + 4 * h_step, g0 + 4 * g_step, n - 4
         while n > 0:
             for i in range(0, wide * B, B):
@@ -115,7 +140,7 @@ def _apply_transposed(layer, theta, g, below, n_items, real):
                 for o in range(0, width * B, B):
                     a0 = fma(load(w, real), load(g0 + o, real), a0)
                     w += w_step
-                store(h0 + i, a0)
+                store(h0 + i, _where_active(a0, h0 + i + h, rectified, real))
             h0, g0, n = h0 + h_step, g0 + g_step, n - 1
 
 
@@ -126,21 +151,40 @@ def _add_gradients(layer, grad, g, h, n_items, real):
     h_step, g_step = nets * wide * B, nets * width * B
     for net in range(nets):
         n = n_items // nets
-        for o in range(width):
+        o = 0
+        while o < width:
+            is_pair = o + 1 < width
             w = grad + (layer.weight + (net * width + o) * wide) * B
-            g0, h0 = g + (net * width + o) * B, h + net * wide * B
-            a0, total = load(w, real), splat(real(0), real)
-            g_at, h_at = g0, h0
-            for _ in range(n):
-                gi = load(g_at, real)
-                total += gi
-                a0 = fma(gi, load(h_at, real), a0)
-                g_at += g_step
-                h_at += h_step
+            g_at, h_at = g + (net * width + o) * B, h + net * wide * B
+            a0, total0 = load(w, real), splat(real(0), real)
+            if is_pair:
+                a1, total1 = load(w + wide * B, real), total0
+                for _ in range(n):
+                    hi, gi, gj = load(h_at, real), load(g_at, real), load(g_at + B, real)
+                    total0 += gi
+                    total1 += gj
+                    a0, a1 = fma(gi, hi, a0), fma(gj, hi, a1)
+                    g_at += g_step
+                    h_at += h_step
+                store(w + wide * B, a1)
+            else:
+                total1 = total0
+                for _ in range(n):
+                    gi = load(g_at, real)
+                    total0 += gi
+                    a0 = fma(gi, load(h_at, real), a0)
+                    g_at += g_step
+                    h_at += h_step
             store(w, a0)
             if layer.bias >= 0:
                 b = grad + (layer.bias + net * width + o) * B
-                store(b, load(b, real) + total)
+                store(b, load(b, real) + total0)
+                if is_pair:
+                    store(b + B, load(b + B, real) + total1)
+            o += 2
+        for o in range(width):
+            w = grad + (layer.weight + (net * width + o) * wide) * B
+            g0, h0 = g + (net * width + o) * B, h + net * wide * B
             i = 1
             while i + 3 <= wide:
                 at = w + i * B
@@ -221,7 +265,8 @@ def layers_forward(real):
             values, slopes = kept + layer.values * B, kept + layer.slopes * B
             n_items = n_rows * layer.items
             _apply(layer, theta, h, values, n_items, real)
-            activate_all(layer.activation, values, slopes, n_items * layer.width)
+            if layer.rectifies == 0:
+                activate_all(layer.activation, values, slopes, n_items * layer.width)
             if _drops(layer, place):
                 _draw(layer, at, place, n_rows, values, values, real)
             h = values
@@ -246,13 +291,15 @@ def layers_backward(real):
             n = n_items * layer.width
             if _drops(layer, place):
                 _multiply(g, kept + layer.factors * B, g, n, real)
-            chain_all(layer.activation, kept + layer.slopes * B, g, n)
+            # the slopes of what rectifies are in g already
+            if layer.rectifies == 0 or i == n_net - 1:
+                chain_all(layer.activation, kept + layer.slopes * B, g, n)
             h = kept + layers[i - 1].values * B
             if i == 1 and not _drops(layers[0], place):
                 h = x
             _add_gradients(layer, grad, g, h, n_items, real)
             if i > 1:
-                _apply_transposed(layer, theta, g, below, n_items, real)
+                _apply_transposed(layer, theta, g, below, h, layers[i - 1].rectifies, n_items, real)
                 g, below = below, g
 
     return lanes_backward

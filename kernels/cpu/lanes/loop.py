@@ -57,12 +57,16 @@ B = LANE_BYTES
 @inner
 def _begin_epoch(run, at, epoch, real):
     """The epoch's learning rates, and its orders of rows."""
-    lanes = at.lanes
+    lanes = at.used
     models, places = array_at(at.models, lanes, np.int64), array_at(at.places, lanes, np.int64)
     rates, column = array_at(at.rate, lanes, np.float64), epoch - run.first_epoch
-    for l in range(lanes):
-        own = array_at(run.rates + places[l] * run.rates_step, column + 1, np.float64)
-        rates[l] = own[column]
+    if run.rates_step == 0:
+        own = array_at(run.rates, column + 1, np.float64)
+        store(at.rate, splat_wide(own[column], real))
+    else:
+        for l in range(lanes):
+            own = array_at(run.rates + places[l] * run.rates_step, column + 1, np.float64)
+            rates[l] = own[column]
     if run.shuffle != 0:
         seeds = array_at(run.seeds, run.n_models, np.int64)
         streams = array_at(run.streams, run.n_models, np.int64)
@@ -73,7 +77,7 @@ def _begin_epoch(run, at, epoch, real):
 
 @inner
 def _draw_keys(run, at, step, real):
-    lanes = at.lanes
+    lanes = at.used
     models, keys = array_at(at.models, lanes, np.int64), array_at(at.keys, lanes, np.int64)
     seeds = array_at(run.seeds, run.n_models, np.int64)
     streams = array_at(run.streams, run.n_models, np.int64)
@@ -84,7 +88,7 @@ def _draw_keys(run, at, step, real):
 @inner
 def _record(run, at, source, target, step, epoch, real):
     """target[model, column] = what a vector of float64 holds, of the models that run."""
-    lanes, column = at.lanes, epoch // run.every
+    lanes, column = at.used, epoch // run.every
     models, running = array_at(at.models, lanes, np.int64), array_at(at.running, lanes, np.int64)
     values = array_at(source, lanes, np.float64)
     for l in range(lanes):
@@ -105,7 +109,7 @@ def _record_loss(run, at, epoch, real):
 @inner
 def _stop_broken(run, at, step, epoch, real):
     """Stop the models whose loss is not finite, before a step that would spoil their weights."""
-    lanes = at.lanes
+    lanes = at.used
     models, running = array_at(at.models, lanes, np.int64), array_at(at.running, lanes, np.int64)
     losses, sums = array_at(at.loss, lanes, np.float64), array_at(at.loss_sum, lanes, np.float64)
     weights = array_at(at.weight_sum, lanes, np.float64)
@@ -121,7 +125,7 @@ def _stop_broken(run, at, step, epoch, real):
 @inner
 def _judge(run, at, step, epoch, real):
     """Keep the best weights; stop the models that get no better."""
-    lanes = at.lanes
+    lanes = at.used
     models, running = array_at(at.models, lanes, np.int64), array_at(at.running, lanes, np.int64)
     states = array_at(run.states, run.n_models, STATE)
     offsets = array_at(run.offsets, run.n_models, np.int64)
@@ -134,14 +138,14 @@ def _judge(run, at, step, epoch, real):
             state.best_loss, state.best_epoch = losses[l], epoch
             if run.best != 0:
                 offset = offsets[models[l]]
-                leave_lane(at.theta, l, lanes, run.best, offset, run.n_parameters, real)
+                leave_lane(at.theta, l, at.lanes, run.best, offset, run.n_parameters, real)
         elif run.patience > 0 and epoch - state.best_epoch >= run.patience:
             leave(run, at, l, step, NO_PROGRESS, real)
 
 
 @inner
 def _any_runs(at):
-    running = array_at(at.running, at.lanes, np.int64)
+    running = array_at(at.running, at.used, np.int64)
     n = 0
     for l in range(running.size):
         n += running[l]
@@ -181,7 +185,7 @@ def trainer(forward, backward):
     """The entry points of one kind of model: dtype to ``train(run, places, first, last)``.
 
     They advance the models of the vectors ``first`` … ``last`` − 1 of a list of places. Those of a
-    vector are at the same step, and −1 stands for no model.
+    vector are at the same step, and −1, behind them, stands for no model.
     """
 
     def build(real):
@@ -206,7 +210,8 @@ def trainer(forward, backward):
                     fetch(run, at, run.val_y, at.val_first, own, n_out, rows, 0, at.y, real)
                     weight = at.weight if run.val_weight != 0 or run.spread > 1 else 0
                     if weight != 0:
-                        fetch_weights(run, at, run.val_weight, starts, own_weight, rows, 0, real)
+                        source = run.val_weight
+                        fetch_weights(run, at, source, starts, own_weight, rows, 0, weight, real)
                     y = fwd(at, at.x, rows[1], run.net, run.n_net, -1)
                     loss += add_loss(run.loss, y, at.y, weight, rows[1], n_out, one, at.dy)
                 store(at.loss, load_wide(at.loss, real) + loss)
@@ -221,13 +226,16 @@ def trainer(forward, backward):
             loss = splat_wide(0.0, real)
             for block in range(first, end, run.block_rows):
                 rows = block, min(run.block_rows, end - block), stop - 1
+                offset = (block - start) * B if run.stays != 0 else 0
+                x, y, weight = at.x + offset * run.n_in, at.y + offset * run.n_out, 0
+                if run.weight != 0 or run.spread > 1:
+                    weight = at.weight + offset
                 if not is_there:
-                    fetch_block(run, at, rows, order, real)
+                    fetch_block(run, at, rows, order, x, y, weight, real)
                 place = block - start if draws else -1
-                y = fwd(at, at.x, rows[1], run.net, run.n_net, place)
-                weight = at.weight if run.weight != 0 or run.spread > 1 else 0
-                loss += add_loss(run.loss, y, at.y, weight, rows[1], run.n_out, scale, at.dy)
-                bwd(at, at.x, rows[1], run.net, run.n_net, place, grad)
+                y_hat = fwd(at, x, rows[1], run.net, run.n_net, place)
+                loss += add_loss(run.loss, y_hat, y, weight, rows[1], run.n_out, scale, at.dy)
+                bwd(at, x, rows[1], run.net, run.n_net, place, grad)
             return loss
 
         @inner
@@ -235,25 +243,25 @@ def trainer(forward, backward):
             """at.grad and at.loss, a sum over rows and outputs, of rows start … stop − 1."""
             total = load_wide(at.total, real)
             scale = splat(real(1), real)
-            if run.loss != SSE:
+            if run.loss != SSE and run.weight == 0:
+                scale = splat(real(1.0 / (np.float64(stop - start) * np.float64(run.n_out))), real)
+            elif run.loss != SSE:
                 # rows of weight 0 alone teach nothing
                 inverse = 1.0 / (total * np.float64(run.n_out))
                 scale = narrowed(select(total > 0, inverse, 0.0), real)
             n = run.n_parameters
             size = lay_groups(run, at, stop - start)
             is_whole = run.groups == run.spread
-            _clear(at.grad, n, real)
             store(at.loss, splat_wide(0.0, real))
-            grad = at.grad if is_whole else at.part
             for first in range(start, stop, stop - start if is_whole else size):
-                if not is_whole:
-                    _clear(grad, n, real)
+                grad = at.grad if first == start else at.part
+                _clear(grad, n, real)
                 loss = add_rows(
                     run, at, start, first, min(first + size, stop), stop, order, draws, is_there,
                     grad, scale,
                 )  # fmt: skip
                 store(at.loss, load_wide(at.loss, real) + loss)
-                if not is_whole:
+                if first > start:
                     for e in range(0, n * B, B):
                         store(at.grad + e, load(at.grad + e, real) + load(grad + e, real))
             fold(run, at.grad, n, real)
@@ -267,9 +275,6 @@ def trainer(forward, backward):
             n_rows, batch_rows = run.n_rows, run.batch_rows
             steps_per_epoch = (n_rows + batch_rows - 1) // batch_rows
             order = at.order if run.shuffle != 0 else 0
-            # the whole data in a block stays where it is
-            size = (n_rows + run.groups - 1) // run.groups
-            stays = run.shuffle == 0 and run.groups == run.spread and size <= run.block_rows
             is_there = False
             epoch = step // steps_per_epoch
             batch = step - epoch * steps_per_epoch
@@ -279,9 +284,8 @@ def trainer(forward, backward):
                 _weigh_batch(run, at, start, stop, order, real)
                 if run.draws != 0:
                     _draw_keys(run, at, step, real)
-                whole = stays and stop - start == n_rows
-                gradient(run, at, start, stop, order, True, is_there and whole)
-                is_there = whole
+                gradient(run, at, start, stop, order, True, is_there)
+                is_there = run.stays != 0
                 loss, total = load_wide(at.loss, real), load_wide(at.total, real)
                 mean = loss / (1.0 if run.loss == SSE else np.float64(run.n_out))
                 store(at.loss_sum, load_wide(at.loss_sum, real) + mean)
@@ -327,8 +331,8 @@ def trainer(forward, backward):
             for vector in range(first, last):
                 step = enter(run, at, groups[vector * n : (vector + 1) * n], real)
                 step = advance(run, at, step)
-                running = array_at(at.running, lanes, np.int64)
-                for l in range(lanes):
+                running = array_at(at.running, at.used, np.int64)
+                for l in range(at.used):
                     if running[l] != 0:
                         leave(run, at, l, step, RUNNING, real)
             # keeps both until here

@@ -189,16 +189,20 @@ def _layers(layers, rows):
     """Lay a chain's memory out for a block of rows."""
     numbers = layers["items"] * layers["width"]
     drops = layers["p"] > 0
+    rectifies = (layers["activation"] == CODES["relu"]) & ~drops
+    rectifies[0] = False
     # outputs and slopes of each layer, factors of dropout; of the inputs a copy if they are dropped
     outputs = numbers.copy()
     outputs[0] *= drops[0]
-    slopes = numbers.copy()
+    slopes = numbers * ~rectifies * (layers["activation"] != CODES["identity"])
     slopes[0] = 0
     factors = numbers * drops
     rows = _rows(int((outputs + slopes + factors).sum()), rows)
     places = rows * np.concatenate([[0], np.cumsum(np.concatenate([outputs, slopes, factors]))])
     n = len(layers)
-    layers["values"], layers["slopes"] = places[:n], places[n : 2 * n]
+    layers["values"] = places[:n]
+    layers["rectifies"] = rectifies
+    layers["slopes"] = np.where(rectifies, places[:n], places[n : 2 * n])
     layers["factors"] = places[2 * n : 3 * n]
     return Net("layers", layers, rows, int(places[-1]), rows * int(numbers[1:].max()))
 

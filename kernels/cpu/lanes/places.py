@@ -63,6 +63,10 @@ RUN = np.dtype(
         ("n_val_rows", np.int64),
         ("batch_rows", np.int64),
         ("block_rows", np.int64),  # most rows that the verbs are given
+        (
+            "stays",
+            np.int64,
+        ),  # whether the rows are fetched once: all are in a batch, without weights
         ("n_kept", np.int64),  # vectors of their memory for so many
         ("n_widest", np.int64),  # vectors of the gradient of their widest layer, for so many
         ("first_epoch", np.int64),  # of rates
@@ -82,6 +86,7 @@ PLACES = np.dtype(
     [
         # of a vector: no constant, or LLVM unrolls every loop over lanes
         ("lanes", np.int64),
+        ("used", np.int64),  # of these: the others are 0 and nobody's
         # addresses of vectors: parameters of each kind, blocks of rows
         ("theta", np.int64),
         ("moment1", np.int64),
@@ -142,7 +147,7 @@ def lay_out(run, at, base, real):
     top = np.empty(1, np.int64)
     top[0] = (base + LANE_BYTES - 1) // LANE_BYTES * LANE_BYTES
     whole = run.n_parameters * LANE_BYTES
-    rows = run.block_rows * LANE_BYTES
+    rows = max(run.block_rows, run.n_rows if run.stays != 0 else 0) * LANE_BYTES
     at.theta, at.moment1 = _take(top, whole), _take(top, whole)
     at.moment2, at.grad = _take(top, whole), _take(top, whole)
     at.part = _take(top, whole if run.groups > run.spread else 0)
@@ -170,10 +175,10 @@ def lay_out(run, at, base, real):
 
 @inner
 def enter(run, at, places, real):
-    """Bring the models of a vector into their lanes; what is left over has the first one's numbers.
+    """Bring the models of a vector into their lanes; tells ``at.used``.
 
-    ``places`` are theirs in the run; below 0 there is none. Of a model's lanes the first one is
-    read again.
+    ``places`` are theirs in the run; below 0 there is none: those come last, with the settings of
+    the first one and parameters of 0. Of a model's lanes the first one is read again.
     """
     lanes, n = run.lanes, run.n_parameters
     offsets = array_at(run.offsets, run.n_models, np.int64)
@@ -187,10 +192,13 @@ def enter(run, at, places, real):
     power1, power2 = array_at(at.power1, lanes, np.float64), array_at(at.power2, lanes, np.float64)
     weight_sum = array_at(at.weight_sum, lanes, np.float64)
     models = array_at(run.models, run.n_places, np.int64)
+    at.used = 0
     for l in range(lanes):
         place = places[l // run.spread]
         running[l] = place >= 0 and l % run.spread == 0
-        place = place if place >= 0 else places[0]
+        is_used = place >= 0
+        at.used += is_used
+        place = place if is_used else places[0]
         m = models[place]
         chosen[l], array_at(at.places, lanes, np.int64)[l] = m, place
         _enter_first(at.first, run.first, run.own, l, m)
@@ -203,9 +211,12 @@ def enter(run, at, places, real):
         own = array_at(run.hyper + 8 * len(HYPER) * place, len(HYPER), np.float64)
         for h in range(len(HYPER)):
             hyper[h * lanes + l] = own[h]
-        _enter_lane(run.theta, offsets[m], at.theta, l, lanes, n, real)
-        _enter_lane(run.moment1, offsets[m], at.moment1, l, lanes, n, real)
-        _enter_lane(run.moment2, offsets[m], at.moment2, l, lanes, n, real)
+        if is_used:
+            _enter_lane(run.theta, offsets[m], at.theta, l, lanes, n, real)
+            _enter_lane(run.moment1, offsets[m], at.moment1, l, lanes, n, real)
+            _enter_lane(run.moment2, offsets[m], at.moment2, l, lanes, n, real)
+        else:
+            _clear_lane(at, l, n, real)
     return states[models[places[0]]].step
 
 
@@ -225,6 +236,17 @@ def _enter_lane(source, offset, target, lane, lanes, n, real):
     vectors = array_at(target, n * lanes, real)
     for k in range(n):
         vectors[k * lanes + lane] = flat[k]
+
+
+@inner
+def _clear_lane(at, lane, n, real):
+    """Zeros for the parameters, moments and gradients of a lane.
+
+    Numbers that are not finite, or below all normal ones, would slow the others down.
+    """
+    vectors = array_at(at.theta, 4 * n * at.lanes, real)
+    for k in range(4 * n):
+        vectors[k * at.lanes + lane] = 0
 
 
 @inner
@@ -253,8 +275,5 @@ def leave(run, at, lane, step, status, real):
     leave_lane(at.moment1, lane, lanes, run.moment1, offset, n, real)
     leave_lane(at.moment2, lane, lanes, run.moment2, offset, n, real)
     array_at(at.running, lanes, np.int64)[lane] = 0
-    # numbers that are not finite, or below all normal ones, would slow the others down
-    vectors = array_at(at.theta, 4 * n * lanes, real)
-    for k in range(4 * n):
-        for l in range(lane, lane + run.spread):
-            vectors[k * lanes + l] = 0
+    for l in range(lane, lane + run.spread):
+        _clear_lane(at, l, n, real)

@@ -28,7 +28,7 @@ def fetch(run, at, source, starts, is_own, width, rows, order, target, real):
                 store(target + (r * width + e) * B, splat(data[row * width + e], real))
         return
     out = array_at(target, n_rows * width * lanes, real)
-    for l in range(lanes):
+    for l in range(at.used):
         data = array_at(source + starts[l] * width * item, (last + 1) * width, real)
         leader = 0 if run.shared_order != 0 else l - l % run.spread
         places = array_at(order + 8 * leader * run.n_rows, n_orders, np.int64)
@@ -40,24 +40,24 @@ def fetch(run, at, source, starts, is_own, width, rows, order, target, real):
 
 
 @inner
-def fetch_weights(run, at, source, starts, is_own, rows, order, real):
+def fetch_weights(run, at, source, starts, is_own, rows, order, target, real):
     """The rows' weights, and those of no row."""
     if source != 0:
-        fetch(run, at, source, starts, is_own, 1, rows, order, at.weight, real)
+        fetch(run, at, source, starts, is_own, 1, rows, order, target, real)
     else:
         for r in range(0, rows[1] * B, B):
-            store(at.weight + r, splat(real(1), real))
+            store(target + r, splat(real(1), real))
     if run.spread > 1:
-        _clear_weights(run, at, rows, real)
+        _clear_weights(run, at, rows, target, real)
 
 
 @inner
-def _clear_weights(run, at, rows, real):
+def _clear_weights(run, at, rows, target, real):
     """Weights of 0 where a group of rows is shorter than others."""
     first, n_rows, last = rows
     lanes = run.lanes
-    out, base = array_at(at.weight, n_rows * lanes, real), array_at(at.base, lanes, np.int64)
-    for l in range(lanes):
+    out, base = array_at(target, n_rows * lanes, real), array_at(at.base, lanes, np.int64)
+    for l in range(at.used):
         for r in range(max(0, last + 1 - first - base[l]), n_rows):
             out[r * lanes + l] = 0
 
@@ -88,12 +88,13 @@ def lay_groups(run, at, n_rows):
 
 
 @inner
-def fetch_block(run, at, rows, order, real):
-    fetch(run, at, run.x, at.first, run.own, run.n_in, rows, order, at.x, real)
-    fetch(run, at, run.y, at.first, run.own, run.n_out, rows, order, at.y, real)
-    if run.weight != 0 or run.spread > 1:
+def fetch_block(run, at, rows, order, x, y, weight, real):
+    """Rows of the training data, to addresses; ``weight`` is 0 where none are wanted."""
+    fetch(run, at, run.x, at.first, run.own, run.n_in, rows, order, x, real)
+    fetch(run, at, run.y, at.first, run.own, run.n_out, rows, order, y, real)
+    if weight != 0:
         starts, is_own = at.first_weight, run.own_weight
-        fetch_weights(run, at, run.weight, starts, is_own, rows, order, real)
+        fetch_weights(run, at, run.weight, starts, is_own, rows, order, weight, real)
 
 
 @inner
@@ -110,7 +111,7 @@ def weigh(run, at, weight, starts, is_own, span, order, real):
         end = min(group + size, stop - start)
         for first in range(group, end, run.block_rows):
             rows = start + first, min(run.block_rows, end - first), stop - 1
-            fetch_weights(run, at, weight, starts, is_own, rows, order, real)
+            fetch_weights(run, at, weight, starts, is_own, rows, order, at.weight, real)
             for r in range(at.weight, at.weight + rows[1] * B, B):
                 total += widened(load(r, real))
         store(at.total, load_wide(at.total, real) + total)

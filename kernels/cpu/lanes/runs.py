@@ -7,7 +7,7 @@ import torch
 
 from ...runs import LOSSES, OPTIMIZERS, RUNNING, different, pick
 from ..machine.vectors import LANE_BYTES
-from .models import groups_of, net_of, trainer_of
+from .models import KEPT_BYTES, groups_of, net_of, trainer_of
 from .places import RUN
 from .update import HYPER
 
@@ -50,6 +50,7 @@ class Runs:
         net = net_of(structure, n_in, -(-max(batch_rows, n_val_rows) // groups))
         segments = np.ascontiguousarray(members.segments[kind], np.int64)
         self._alive += [net.records, segments]
+        is_whole = batch_rows == n_rows and p.data.weight is None
         for name, value in {
             "states": p.states.ctypes.data, "offsets": members.offsets.ctypes.data,
             "seeds": p.seeds.ctypes.data, "streams": p.streams.ctypes.data,
@@ -61,6 +62,7 @@ class Runs:
             "n_parameters": sum(int(np.prod(shape)) for shape in structure.shapes),
             "n_rows": n_rows, "n_in": n_in, "n_out": n_out, "n_val_rows": n_val_rows,
             "batch_rows": batch_rows, "block_rows": net.block_rows,
+            "stays": is_whole and n_rows * (n_in + n_out + 1) * LANE_BYTES <= KEPT_BYTES,
             "n_kept": net.n_kept, "n_widest": net.n_widest,
             "shuffle": p.shuffled and batch_rows < n_rows, "shared_order": p.shared_order,
             "draws": structure.draws,
