@@ -19,16 +19,22 @@ KEPT_BYTES = 1 << 14
 """Of a block's activations, about: with the parameters they stay in a level-1 cache."""
 
 
-MOST_PARAMETERS = {"layers": 320, "sines": 64}
-"""Of a model that is trained a model a lane, by its kind."""
+MOST_PARAMETERS = {"layers": 320, "sines": 32}
+"""Of a model that is trained a model a lane, by its kind.
+
+Sums of sines in batches of one row, 1, 20 and 1000 models against a model at a time: SineSum(8)
+1.02, 5.4 and 8.0 times as fast, SineSum(32) 0.37, 2.5 and 3.9, SineSum(64) 0.27, 1.1 and 2.3; on
+all of 60 rows 1.6, 3.1 and 3.5; 0.64, 1.2 and 2.1; 0.28, 0.88 and 1.2 (AMD EPYC, 2 threads, best of
+3 in turn under load, 2026-11).
+"""
 
 MOST_WORK = 1 << 12
 """Products of a step, beyond which a model has enough to do for vectors of its own.
 
-One model alone, a lane for each group of rows, against one with vectors of its own: equal with
-SineSum(8) on 60 rows (3 840), 0.76 times as fast with 1-10-1 on 60 (1 200), 0.37 with 1-10-10-1 on
-64 (7 680), 0.44 with 8-16-4 on 64 (12 300). A thousand models: 3.8 times with SineSum(8), 2.9 with
-1-10-1 (AMD EPYC, 2 threads, 2026-11).
+One model alone, a lane for each group of rows, against one with vectors of its own: 1.2 to 1.6
+times as fast with SineSum(8) on 60 rows (3 840), 0.90 to 0.95 with 1-10-1 on 60 (1 200), 0.37 with
+1-10-10-1 on 64 (7 680), 0.44 with 8-16-4 on 64 (12 300). It gains with its company: see
+:data:`MOST_PARAMETERS` (AMD EPYC, 2 threads, 2026-11).
 """
 
 
