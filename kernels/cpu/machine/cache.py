@@ -25,6 +25,7 @@ from uuid import uuid4
 import numba
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.environment import Environment, lookup_environment
 from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
@@ -36,7 +37,7 @@ try:
 except ImportError:  # Windows: processes do not wait for each other
     fcntl = None
 
-_MAGIC = b"fastmlp kernel, format 1\n"
+_MAGIC = b"fastmlp kernel, format 2\n"
 _CHECKSUM = hashlib.sha256().digest_size
 _SUFFIX = ".kernel"
 _BINARY = 0 if os.name == "posix" else os.O_BINARY
@@ -152,6 +153,33 @@ def _sweep(directory):
                     path.parent.rmdir()  # once it is empty
 
 
+def reduced(compiled):
+    """What is kept of a compiled function: the environments of its parts without their modules."""
+    *parts, environments = compiled._reduce()
+    parts.append([(e.globals["__name__"], e.consts, e.env_name) for e in environments])
+    return parts
+
+
+def _rebuilt(target_context, *parts):
+    *parts, environments = parts
+    return CompileResult._rebuild(target_context, *parts, [_environment(*e) for e in environments])
+
+
+def _environment(module, constants, name):
+    """The constants of a part of a kernel.
+
+    Numba would import the module that the part is of, which machine code has no use for: with some
+    of Numba's own comes half a second of SciPy.
+    """
+    found = lookup_environment(name)
+    if found is None:
+        found = Environment({"__name__": module})
+        found.consts[:] = constants
+        found.env_name = name
+        Environment._memo[name] = found
+    return found
+
+
 class KernelCache(_Cache):
     """What Numba asks before it compiles one function, and tells after.
 
@@ -189,7 +217,7 @@ class KernelCache(_Cache):
     def save_overload(self, sig, data):
         path = self._path(sig, data.codegen)
         if path is not None and not data.library.has_dynamic_globals:
-            write(path, dumps(data._reduce()))
+            write(path, dumps(reduced(data)))
 
     def release(self):
         """The compilation is over, however it ended."""
@@ -205,7 +233,7 @@ class KernelCache(_Cache):
         if directory is None:
             return None
         try:
-            key = digest(self._sources, repr(sig), platform(codegen))
+            key = digest(_MAGIC, self._sources, repr(sig), platform(codegen))
         except TypeError:  # something that another version of Numba brings
             return None
         return directory / f"{self._name}-{key[:40]}{_SUFFIX}"
@@ -215,7 +243,7 @@ class KernelCache(_Cache):
         if payload is None:
             return None
         try:
-            return CompileResult._rebuild(target_context, *pickle.loads(payload))
+            return _rebuilt(target_context, *pickle.loads(payload))
         except Exception:
             # written in good order, by a Numba that has changed under the same version
             return None

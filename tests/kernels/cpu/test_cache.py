@@ -113,6 +113,25 @@ class TestOneFileAKernel:
         assert part2 == again != part3
         assert whole2.mangled_name != whole3.mangled_name
 
+    def test_loading_one_imports_nothing(self, directory):
+        code = (
+            "import sys, numpy, numba\n"
+            "from fastmlp.kernels.cpu.machine import jit\n"
+            "def total(n):\n"
+            "    return numpy.ones(n).sum()\n"
+            "kernel, before = jit.kernel(total), set(sys.modules)\n"
+            "assert kernel(4) == 4\n"
+            "new = {name for name in set(sys.modules) - before if name.startswith('numba.np')}\n"
+            "print(sum(kernel.stats.cache_hits.values()), sorted(new))\n"
+        )
+        environment = {**os.environ, "NUMBA_CACHE_DIR": str(directory.parent)}
+        for expected in ("0 ['numba.np", "1 []\n"):
+            result = subprocess.run(
+                [sys.executable, "-c", code],
+                env=environment, capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            assert result.stdout.startswith(expected), result.stderr + result.stdout
+
     def test_what_cannot_be_told_apart_is_not_kept(self, directory):
         kernel = make(1)
         kernel._cache._sources = (object(),)
@@ -334,7 +353,8 @@ class TestTurns:
 
     def test_who_comes_second_waits_and_loads(self, directory):
         elsewhere, results = make(1), []
-        payload = cache.dumps(elsewhere._compiler.compile((jit.types.int64,), None)._reduce())
+        result = elsewhere._compiler.compile((jit.types.int64,), None)
+        payload = cache.dumps(cache.reduced(result))
         path = self.hold(elsewhere)
         second = threading.Thread(target=lambda: results.append(compiled(make(1))))
         second.start()
