@@ -1,6 +1,7 @@
 """The thread pool, alone and below the ops: many callers, forks, errors."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -150,7 +151,8 @@ def test_everything_runs_while_the_interpreter_ends():
         check=False,
     )
     assert result.stdout.split() == ["main", "child", "thread", "atexit"], result.stderr
-    assert not result.stderr
+    # a process that compiles says so, after a second of it
+    assert re.sub(r"fastmlp: compiling kernels, .*\n", "", result.stderr) == ""
 
 
 def test_pieces_may_use_the_pool_themselves(n_threads):
