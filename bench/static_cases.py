@@ -26,7 +26,7 @@ class Case(NamedTuple):
     """A kernel's module and constants; ``hot`` is None where only spills and fp64 matter.
 
     ``config`` is that of the launch where it depends on the model, ``types`` what pointers point
-    to if not to ``dtype``.
+    to if not to ``dtype``, ``options`` those of the compilation but for the warps.
     """
 
     module: str
@@ -36,6 +36,7 @@ class Case(NamedTuple):
     everywhere: bool = False
     config: object = None
     types: dict = {}  # noqa: RUF012
+    options: dict = {}  # noqa: RUF012
 
 
 def cases():

@@ -137,7 +137,7 @@ def job(label, case, target):
     return Job(
         ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
         GPUTarget(*arch),
-        {"num_warps": config.warps},
+        {"num_warps": config.warps, **case.options},
         case.hot,
         config.rows * cols / (32 * config.warps),
     )

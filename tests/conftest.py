@@ -12,7 +12,9 @@ from torch.utils._device import _device_constructors
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-pytest.register_assert_rewrite("closeness", "dense_cases", "op_contract", "subnet_cases")
+pytest.register_assert_rewrite(
+    "closeness", "dense_cases", "mlp_cases", "op_contract", "subnet_cases"
+)
 
 import interpreter  # noqa: E402
 

@@ -20,7 +20,7 @@ class MLP(reference.MLP):
     Parameters and ``state_dict`` are those of the equivalent ``nn.Sequential`` of ``Linear`` and
     activation in turn: ``0.weight``, ``0.bias``, ``2.weight``, …, so its checkpoint loads strictly.
     Input ``[*, in_features]``, output ``[*, out_features]``. Hidden activations never exist in
-    memory.
+    memory, but for a layer now and then of a net that is wide or deep, on a GPU.
 
     Args:
         in_features: Inputs, 1 … 128.

@@ -63,6 +63,7 @@ def _ensemble(op, reference, parameters, options, n_out=None):
         output_shape=output_shape,
         pointwise=op.pointwise,
         is_of_many=True,
+        setting=op.setting,
     )
     op.be_mapped_by(many)
     return many

@@ -36,11 +36,13 @@ class FusedOp:
             row of a matrix is.
         is_of_many: Whether parameters and outputs have a first dimension for the model, and x the
             same or one of 1.
+        setting: Function without arguments that gives the setting of PyTorch's which the launchers
+            follow; ``None`` where they follow none.
     """
 
     def __init__(
         self, name, *, parameters, constants=(), options, reference, check, output_shape,
-        pointwise, is_of_many=False,
+        pointwise, is_of_many=False, setting=None,
     ):  # fmt: skip
         self.name, self._is_of_many = name, is_of_many
         self._file = "ensemble" if is_of_many else name
@@ -51,7 +53,7 @@ class FusedOp:
         self.reference = reference
         self.check = check
         self.output_shape = output_shape
-        self.pointwise = pointwise
+        self.pointwise, self.setting = pointwise, setting
         self._known, self._known_backward = boundary.Known(), boundary.Known()
         # Function.apply in Python only guards against torch.func, which __call__ has done (5 µs)
         self._apply = super(torch.autograd.Function, _autograd_function(self)).apply

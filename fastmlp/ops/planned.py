@@ -36,6 +36,12 @@ class Plans:
         """Whether there is one, and nobody traces."""
         return not torch.compiler.is_dynamo_compiling() and bool(self._known)
 
+    def _key(self, tensors, options):
+        # an op that takes a list has as many tensors as that; the check of all tensors does not ask
+        # whether gradients are recorded
+        key = options, len(tensors), tensors[0].shape, torch.is_grad_enabled()
+        return key if self._op.setting is None else (key, self._op.setting())
+
     def call(self, tensors, options):
         """The op by plan, or ``None`` where there is none or something stands between.
 
@@ -46,7 +52,7 @@ class Plans:
         if torch.compiler.is_compiling():
             return None
         try:
-            known = self._known.get(_key(tensors, options))
+            known = self._known.get(self._key(tensors, options))
         except (AttributeError, TypeError):  # no tensor, or an option that has no hash
             return None
         if known is None or not boundary.is_direct() or forward_ad._current_level >= 0:
@@ -66,17 +72,11 @@ class Plans:
         if call.check is not None:
             if self._n_known >= MAX_PATTERNS:
                 self._known, self._n_known = {}, 0
-            self._known.setdefault(_key(tensors, options), []).insert(0, call)
+            self._known.setdefault(self._key(tensors, options), []).insert(0, call)
             self._n_known += 1
         if call.needs_graph:
             return self._apply(call, None, options, *tensors)
         return call.forward(None, tensors, options)
-
-
-def _key(tensors, options):
-    # an op that takes a list has as many tensors as that; the check of all tensors does not ask
-    # whether gradients are recorded
-    return options, len(tensors), tensors[0].shape, torch.is_grad_enabled()
 
 
 class _Pattern:
@@ -141,6 +141,7 @@ class _Call(_Pattern):
         grad = torch.is_grad_enabled()
         needs = [t is not None and grad and t.requires_grad for t in tensors]
         self.needs_graph = any(needs)
+        self._setting = op.setting and op.setting()
         self._needs = tuple(needs[: len(needs) - op.n_constants])
         self.device_type = tensors[0].device.type
         self._backward: list[_Pattern] = []
@@ -155,6 +156,7 @@ class _Call(_Pattern):
         """Gradients of x and of each parameter, ``None`` unless needed."""
         op, bwd, needs = self._op, self._bwd, self._needs
         direct = boundary.is_direct() and forward_ad._current_level < 0
+        direct = direct and (op.setting is None or op.setting() == self._setting)
         if not direct or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return op._gradients(bwd, dy, tensors, options, needs)
         given = (dy, *tensors)

@@ -2,11 +2,14 @@
 
 Forward reads x and writes y; backward reads x and dy, and computes the activations again. The
 parameters come as one vector, W_1, b_1, W_2, b_2, …, a missing bias as zeros; so does their
-gradient.
+gradient. Nets are multiplied on tensor cores where `layers/choices.py` says so, in segments of
+layers, before and behind which activations and, in backward, their gradients are in memory.
 """
 
 import triton
 
+from .layers import choices
+from .layers.cores import Net, mlp_cores_bwd_kernel, mlp_cores_fwd_kernel
 from .layers.rows import mlp_bwd_kernel, mlp_fwd_kernel, offset_of
 from .machine.launch import (
     compute_dtype,
@@ -14,83 +17,154 @@ from .machine.launch import (
     mlp_config,
     result_dtype,
     unit_column_stride,
+    walking_programs,
 )
 from .machine.pack import pack
-from .machine.pieces import cut, split, sum_pieces
+from .machine.pieces import MAX_PIECES, cut, split, sum_pieces
 from .machine.plans import empty, launch
 from .numbers.activations import ACTIVATIONS
 from .numbers.philox import dropout_constants
 
 
-def _pack(parameters, compute):
-    """All parameters as one vector of the compute dtype, a missing bias as zeros."""
+def _pack(parameters, dtype):
+    """All parameters as one vector, a missing bias as zeros."""
     shapes = []
     for weight in parameters[::2]:
         shapes += [(1, weight.numel()), (1, weight.shape[0])]
-    return pack(parameters, shapes, compute)
+    return pack(parameters, shapes, dtype)
 
 
-def _constants(x, parameters, activation, output_activation, dropout, compute):
-    widths = (x.shape[1], *(weight.shape[0] for weight in parameters[::2]))
+def _widths(x, parameters):
+    return x.shape[1], *(weight.shape[0] for weight in parameters[::2])
+
+
+def _dropout(dropout, widths):
+    return dropout_constants(0.0, *[dropout] * (len(widths) - 2), 0.0)
+
+
+def _constants(widths, activation, output_activation, dropout, compute):
     return {
         "WIDTHS": widths,
         "N_LAYERS": len(widths) - 1,
         "HIDDEN": ACTIVATIONS[activation],
         "OUTPUT": ACTIVATIONS[output_activation],
-        "DROPOUT": dropout_constants(0.0, *[dropout] * (len(widths) - 2), 0.0),
+        "DROPOUT": _dropout(dropout, widths),
         "COMPUTE": compute,
     }
+
+
+def _net(widths, products, activation, output_activation, dropout):
+    """The whole net, for tensor cores."""
+    functions = ACTIVATIONS[activation], ACTIVATIONS[output_activation]
+    return Net(widths, 0, len(widths) - 1, *functions, _dropout(dropout, widths), *products)
 
 
 def mlp_fwd(x, *arguments):
     """y [N, out] for x [N, in], weights and biases in turn, seed, two activations, dropout."""
     *parameters, seed, activation, output_activation, dropout = arguments
+    options = activation, output_activation, dropout
     out_dtype = result_dtype(x, *parameters)
     compute_torch, compute = compute_dtype(out_dtype)
     x = unit_column_stride(x)
-    constants = _constants(x, parameters, activation, output_activation, dropout, compute)
-    y = empty((x.shape[0], constants["WIDTHS"][-1]), x, out_dtype)
+    widths = _widths(x, parameters)
     if x.shape[0] == 0:
-        return y
-    config = mlp_config("mlp_fwd", constants["WIDTHS"], compute)
+        return empty((0, widths[-1]), x, out_dtype)
     with device_of(x):
+        if (products := choices.products_here(x, widths, out_dtype)) is not None:
+            net, params = _net(widths, products, *options), _pack(parameters, out_dtype)
+            tile = choices.tile_of("mlp_fwd", widths, products, choices.target_of(x))
+            segments = choices.segments(widths, tile)
+            return _segments_fwd(x, params, seed, net, tile, segments)[-1]
+        config = mlp_config("mlp_fwd", widths, compute)
+        y = empty((x.shape[0], widths[-1]), x, out_dtype)
         launch(
             mlp_fwd_kernel, (triton.cdiv(x.shape[0], config.rows),),
             x, _pack(parameters, compute_torch), seed, y, x.shape[0], x.stride(0),
-            **constants, BLOCK_ROWS=config.rows, num_warps=config.warps,
+            **_constants(widths, *options, compute), BLOCK_ROWS=config.rows,
+            num_warps=config.warps,
         )  # fmt: skip
     return y
+
+
+def _stride(x):
+    """Between rows; ``None`` where they are dense."""
+    return None if x.stride(0) == x.shape[1] else x.stride(0)
+
+
+def _segments_fwd(x, params, seed, net, tile, segments):
+    """The outputs of the segments, [N, out] each, in the type of the parameters."""
+    outputs, n_rows = [], x.shape[0]
+    programs = walking_programs(x, triton.cdiv(n_rows, tile.rows), choices.PROGRAMS_PER_SM)
+    for first, last in segments:
+        outputs.append(empty((n_rows, net.widths[last]), x, params.dtype))
+        launch(
+            mlp_cores_fwd_kernel, (programs,),
+            x, params, seed, outputs[-1], n_rows, _stride(x),
+            NET=net._replace(first=first, last=last), BLOCK_ROWS=tile.rows, num_warps=tile.warps,
+            num_stages=tile.stages,
+        )  # fmt: skip
+        x = outputs[-1]
+    return outputs
 
 
 def mlp_bwd(dy, x, *arguments, needs):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     *parameters, seed, activation, output_activation, dropout = arguments
+    options = activation, output_activation, dropout
     need_dx, *needs = needs
     compute_torch, compute = compute_dtype(dy.dtype)
     dy, x = unit_column_stride(dy), unit_column_stride(x)
-    constants = _constants(x, parameters, activation, output_activation, dropout, compute)
-    widths, n_rows = constants["WIDTHS"], x.shape[0]
-    dx = empty(x.shape, x, x.dtype) if need_dx else None
+    widths, n_rows = _widths(x, parameters), x.shape[0]
     n_params = offset_of(widths, len(widths) - 1, True)
+    dx = empty(x.shape, x, x.dtype) if need_dx else None
     total = dy.new_zeros(n_params) if n_rows == 0 else None
     if n_rows > 0:
-        config = mlp_config("mlp_bwd", widths, compute)
-        piece_rows, n_pieces = cut(n_rows, sum(widths), n_params, config.rows)
-        partials = None
-        if any(needs):
-            partials = empty((n_pieces, n_params), x, compute_torch)
+        products = choices.products_here(x, widths, dy.dtype)
+        if products is None:
+            config, most = mlp_config("mlp_bwd", widths, compute), MAX_PIECES
+        else:
+            net = _net(widths, products, *options)
+            config = choices.tile_of("mlp_bwd", widths, products, choices.target_of(x))
+            most = choices.PIECES
+        pieces = cut(n_rows, sum(widths), n_params, config.rows, most)
+        partials = empty((pieces[1], n_params), x, compute_torch) if any(needs) else None
         with device_of(x):
-            launch(
-                mlp_bwd_kernel, (n_pieces,),
-                dy, x, _pack(parameters, compute_torch), seed, dx, partials, n_rows,
-                piece_rows, dy.stride(0), x.stride(0), **constants,
-                BLOCK_ROWS=config.rows, num_warps=config.warps,
-            )  # fmt: skip
+            if products is None:
+                launch(
+                    mlp_bwd_kernel, (pieces[1],),
+                    dy, x, _pack(parameters, compute_torch), seed, dx, partials, n_rows, pieces[0],
+                    dy.stride(0), x.stride(0), **_constants(widths, *options, compute),
+                    BLOCK_ROWS=config.rows, num_warps=config.warps,
+                )  # fmt: skip
+            else:
+                params = _pack(parameters, dy.dtype)
+                _segments_bwd(dy, x, params, seed, dx, partials, net, config, pieces)
             if any(needs):
-                total = sum_pieces(partials, (n_pieces, n_params), (0, 0), dy.dtype, compute)
+                shape = pieces[1], n_params
+                total = sum_pieces(partials, shape, (0, 0), dy.dtype, compute)
     # in place of a bias that is missing, its size
     sized = [
         parameters[i - 1].shape[0] if parameter is None else parameter
         for i, parameter in enumerate(parameters)
     ]
     return [dx, *split(total, sized, needs)]
+
+
+def _segments_bwd(dy, x, params, seed, dx, partials, net, tile, pieces):
+    """Fill dx and partials, either of which may be None: the last segment first."""
+    (piece_rows, n_pieces), n_rows = pieces, x.shape[0]
+    products = choices.Products(net.operand, net.terms)
+    segments = choices.segments(net.widths, tile)
+    inputs = [x]
+    if len(segments) > 1:
+        forward = choices.tile_of("mlp_fwd", net.widths, products, choices.target_of(x))
+        inputs += _segments_fwd(x, params, seed, net, forward, segments[:-1])
+    for (first, last), h in zip(reversed(segments), reversed(inputs), strict=True):
+        dh = dx if first == 0 else empty(h.shape, h, params.dtype)
+        launch(
+            mlp_cores_bwd_kernel, (n_pieces,),
+            dy, h, params, seed, dh, partials, n_rows, piece_rows, _stride(dy), _stride(h),
+            NET=net._replace(first=first, last=last), BLOCK_ROWS=tile.rows, num_warps=tile.warps,
+            num_stages=tile.stages,
+        )  # fmt: skip
+        dy = dh

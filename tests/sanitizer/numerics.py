@@ -5,9 +5,13 @@ As Triton's PTX has it (sources: the PTX of small kernels, and the PTX ISA's tab
 ``sqrt.approx.ftz`` (1 ulp), its inverse ``rsqrt.approx.ftz`` (2 ulps), an exponential
 ``ex2.approx`` (2 ulps) of the rounded product with log2(e); logarithms are within 2 ulps. A result
 is one of the floats that the bound allows, the same one whenever the operands are the same.
+Products that may take tf32 see no more of float32, and bfloat16 is the nearest one.
 """
 
 import numpy as np
+import triton.language as tl
+from tensor_cores import to_bfloat16, to_tf32
+from triton._C.libtriton import ir
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 LOG2_E = np.float32(1.4426950408889634)
@@ -138,9 +142,31 @@ def _fused(plain):
     return compute
 
 
+def _of_tf32(plain):
+    def compute(self, a, b, d, input_precision, *rest):
+        if a.data.dtype == np.float32 and input_precision == ir.INPUT_PRECISION.TF32:
+            a, b = (TensorHandle(to_tf32(t.data), t.dtype.scalar) for t in (a, b))
+        with np.errstate(all="ignore"):
+            return plain(self, a, b, d, input_precision, *rest)
+
+    return compute
+
+
+def _rounded(plain):
+    def convert(self, src, dst_type):
+        if src.data.dtype != np.float32 or dst_type.scalar != tl.bfloat16:
+            return plain(self, src, dst_type)
+        bits = to_bfloat16(src.data).view(np.uint32) >> 16
+        return TensorHandle(bits.astype(np.uint16), dst_type.scalar)
+
+    return convert
+
+
 def install():
     """From here on the interpreter computes as a card does."""
     for name, function in FUNCTIONS.items():
         plain = getattr(InterpreterBuilder, name)
         setattr(InterpreterBuilder, name, _in_float32(plain, function))
     InterpreterBuilder.create_fma = _fused(InterpreterBuilder.create_fma)
+    InterpreterBuilder.create_dot = _of_tf32(InterpreterBuilder.create_dot)
+    InterpreterBuilder.create_fp_trunc = _rounded(InterpreterBuilder.create_fp_trunc)

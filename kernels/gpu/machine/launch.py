@@ -138,11 +138,11 @@ def _n_multiprocessors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def walking_programs(x: torch.Tensor, n_tiles: int) -> int:
+def walking_programs(x: torch.Tensor, n_tiles: int, per_sm: int = PROGRAMS_PER_SM) -> int:
     """Programs for a kernel whose programs each walk over many tiles of independent rows."""
     if not x.is_cuda:
         return min(n_tiles, 2)
-    return min(n_tiles, PROGRAMS_PER_SM * _n_multiprocessors(x.device.index))
+    return min(n_tiles, per_sm * _n_multiprocessors(x.device.index))
 
 
 def block_of(n: int, largest: int) -> int:

@@ -54,7 +54,9 @@ def sum_pieces_kernel(
     tl.store(out_ptr + out_start + cols, tl.sum(acc, axis=0), mask=cols < n_cols)
 
 
-def cut(n_rows: int, row_size: int, n_partials: int, multiple: int) -> tuple[int, int]:
+def cut(
+    n_rows: int, row_size: int, n_partials: int, multiple: int, pieces: int = MAX_PIECES
+) -> tuple[int, int]:
     """Rows per piece, a multiple of ``multiple``, and the number of pieces.
 
     Args:
@@ -62,8 +64,9 @@ def cut(n_rows: int, row_size: int, n_partials: int, multiple: int) -> tuple[int
         row_size: Elements in a row.
         n_partials: Values that a piece writes.
         multiple: Rows that a program takes at a time.
+        pieces: How many there may be.
     """
-    most = max(1, min(MAX_PIECES, MAX_PARTIALS // n_partials))
+    most = max(1, min(pieces, MAX_PARTIALS // n_partials))
     rows = max(triton.cdiv(n_rows, most), triton.cdiv(MIN_PIECE_ELEMENTS, row_size))
     rows = triton.cdiv(rows, multiple) * multiple
     return rows, triton.cdiv(n_rows, rows)

@@ -40,6 +40,8 @@ CALLS = {
     "stacked": ("additive_mlp", [(300, 5), *STACKED, (2, 5), (2,)], "silu"),
     "sine_sum": ("sine_sum", [(300, 5), (8,), (8,), (8,)], 3.0, True),
     "mlp": ("mlp", [(300, 5), (7, 5), (7,), (2, 7), (2,)], "relu", "identity", 0.0),
+    "mlp_wide": ("mlp", [(300, 16), (20, 16), (20,), (2, 20), (2,)], "relu", "identity", 0.0),
+    "mlp_deep": ("mlp", [(300, 16), *[(16, 16), (16,)] * 10], "relu", "identity", 0.2),
     "mlp_dropout": ("mlp", [(300, 5), (7, 5), (7,), (2, 7), (2,)], "relu", "identity", 0.2),
     "piecewise_linear": ("piecewise_linear", [(300, 5), (7,), (7,), (6,), (7,)]),
     "no_rows": ("additive_mlp", [(0, 5), *SUBNET, (1, 5), (1,)], "relu"),

@@ -40,6 +40,7 @@ MODULES = {
     "sines": lambda: fastmlp.SineSum(5),
     "sines_with_all": lambda: fastmlp.SineSum(5, learn_amplitude=True, learn_phase=True),
     "mlp": lambda: fastmlp.MLP(5, [7], 2),
+    "mlp_on_tensor_cores": lambda: fastmlp.MLP(5, [20], 2),
 }
 
 
@@ -111,8 +112,8 @@ class Compiled:
 
 
 def extent(value):
-    """Elements between the first and the last of a tensor."""
-    if isinstance(value, tuple):
+    """Elements between the first and the last of a tensor; of a tuple of constants, none."""
+    if isinstance(value, tuple) and any(isinstance(v, torch.Tensor) for v in value):
         return tuple(map(extent, value))
     if not isinstance(value, torch.Tensor):
         return None
@@ -193,7 +194,7 @@ def same(found, wanted):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", ["additive", "stacked", "mlp"])
+@pytest.mark.parametrize("name", ["additive", "stacked", "mlp", "mlp_on_tensor_cores"])
 def test_kernels_run_by_plan_give_the_same(name, draw, monkeypatch):
     monkeypatch.setattr(Launches, "interpreted", True)
     module = MODULES[name]()
@@ -216,6 +217,26 @@ def test_the_second_call_is_by_plan_and_the_same(module, draw, monkeypatch):
             y = module(draw(7, 5).float())
             assert (Launches.planned > before) == bool(i)
             assert not y.requires_grad
+
+
+def test_a_plan_is_for_one_precision_of_float32(draw, monkeypatch):
+    module, x = MODULES["mlp_on_tensor_cores"](), draw(7, 5).float().requires_grad_()
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        for i, name in enumerate(("ieee", "tf32", "ieee", "tf32")):
+            matmul.fp32_precision = name
+            found, n_planned = run(module, x)
+            assert bool(n_planned) == (i > 1)
+            same(found, unplanned(monkeypatch, module, x))
+        # backward follows the setting at its own time
+        y = module(x)
+        matmul.fp32_precision = "ieee"
+        Launches.local.log = log = []
+        torch.autograd.grad(y.sum(), x)
+        assert ", 3)" in str(log)
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_a_plan_made_without_gradients_serves_no_call_that_records_them(module, draw, monkeypatch):
