@@ -30,8 +30,8 @@ CALLS = {
     "fit SineSum": "fit(fastmlp.SineSum(8), 1)",
     "fit AdditiveMLP": "fit(fastmlp.AdditiveMLP(64, 14), 64)",
     "fit MLP": "fit(fastmlp.MLP(2, [5], 1), 2)",
-    "LM SineSum": "fit(fastmlp.SineSum(8), 1, fastmlp.LevenbergMarquardt(), epochs=None)",
-    "LM MLP": "fit(fastmlp.MLP(2, [5], 1), 2, fastmlp.LevenbergMarquardt(), epochs=None)",
+    "LM SineSum": "fit(fastmlp.SineSum(8), 1, optimizer=fastmlp.LevenbergMarquardt())",
+    "LM MLP": "fit(fastmlp.MLP(2, [5], 1), 2, optimizer=fastmlp.LevenbergMarquardt())",
 }
 
 PROGRAM = """
@@ -42,13 +42,10 @@ torch.manual_seed(0)
 def step(module, x):
     module(x).sum().backward()
 
-def fit(module, n_in, optimizer=None, epochs=3):
+def fit(module, n_in, **settings):
     x = torch.rand(50, n_in)
     y = x.sum(1, keepdim=True)
-    settings = {} if optimizer is None else {"optimizer": optimizer}
-    if epochs is not None:
-        settings["epochs"] = epochs
-    fastmlp.fit([module], x, y, progress=False, **settings)
+    fastmlp.fit([module], x, y, epochs=3, progress=False, **settings)
 
 wall, cpu = time.perf_counter(), time.process_time()
 exec(sys.argv[1])
