@@ -127,7 +127,7 @@ def elementwise_mlp(
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias
     if has_torch_function(tensors):
         return handle_torch_function(elementwise_mlp, tensors, *tensors, activation, dropout, seed)
-    if _elementwise_mlp.plans and _is_off(dropout) and not is_beyond_checks(x):
+    if _elementwise_mlp.plans and _is_off(dropout):
         y = _elementwise_mlp.plans.call((*tensors, None), (activation, *_NO_DROPOUT))
         if y is not None:
             return as_autocast(y)
@@ -200,7 +200,7 @@ def additive_mlp(
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     if has_torch_function(tensors):
         return handle_torch_function(additive_mlp, tensors, *tensors, activation, dropout, seed)
-    if _additive_mlp.plans and _is_off(dropout) and not is_beyond_checks(x):
+    if _additive_mlp.plans and _is_off(dropout):
         y = _additive_mlp.plans.call((*tensors, None), (activation, *_NO_DROPOUT))
         if y is not None:
             return as_autocast(y)
@@ -274,7 +274,7 @@ def mlp(
     options = activation, output_activation, dropout, seed
     if has_torch_function(tensors := _listed(x, weights, biases)):
         return handle_torch_function(mlp, tensors, x, weights, biases, *options)
-    if _mlp.plans and _is_off(dropout) and not is_beyond_checks(x):
+    if _mlp.plans and _is_off(dropout):
         y = _mlp.plans.call(
             (x, *_in_turns(weights, biases), None), (activation, output_activation, 0.0)
         )
@@ -394,12 +394,7 @@ def sine_sum(
     tensors = x, w, amplitude, phase
     if has_torch_function(tensors):
         return handle_torch_function(sine_sum, tensors, *tensors, scale, reduction)
-    if (
-        _sine_sum.plans
-        and type(scale) is float
-        and reduction in REDUCTIONS
-        and not is_beyond_checks(x)
-    ):
+    if _sine_sum.plans and type(scale) is float and reduction in REDUCTIONS:
         y = _sine_sum.plans.call(tensors, (scale, reduction == "mean"))
         if y is not None:
             return y

@@ -106,7 +106,7 @@ class FusedOp:
         n_tensors = len(arguments) - self.n_options
         if backend == "triton":
             tensors, options = (x, *arguments[:n_tensors]), arguments[n_tensors:]
-            y = self.plans.call(tensors, options)
+            y = self.plans.call(tensors, options) if self.plans else None
             return self.plans.first(launchers, tensors, options) if y is None else y
         if requires_grad and torch.is_grad_enabled():
             way = launchers, None, arguments[n_tensors:]

@@ -6,8 +6,7 @@ tensors with it; then nothing is left to check but their addresses, and nothing 
 :mod:`fastmlp.kernels.gpu.machine.plans` launches the kernels.
 """
 
-from functools import reduce
-from operator import itemgetter, or_
+from operator import itemgetter
 
 import torch
 from torch.autograd import forward_ad
@@ -19,7 +18,7 @@ MAX_PATTERNS = 256
 MAX_BACKWARD_PATTERNS = 4
 """Patterns of dy that are remembered for a pattern of the rest."""
 
-_data_ptr = torch.Tensor.data_ptr
+_data_ptr, is_nested = torch.Tensor.data_ptr, boundary.is_nested
 
 
 class Plans:
@@ -34,7 +33,7 @@ class Plans:
 
     def __bool__(self):
         """Whether there is one, and nobody traces."""
-        return not torch.compiler.is_dynamo_compiling() and bool(self._known)
+        return not torch.compiler.is_compiling() and bool(self._known)
 
     def _key(self, tensors, options):
         # an op that takes a list has as many tensors as that; the check of all tensors does not ask
@@ -45,38 +44,48 @@ class Plans:
     def call(self, tensors, options):
         """The op by plan, or ``None`` where there is none or something stands between.
 
+        To be asked only where there are plans: see :meth:`__bool__`.
+
         Args:
             tensors: x, parameters and constants, ``None`` among them; nothing is checked yet.
             options: The plain arguments.
         """
-        if torch.compiler.is_compiling():
+        # a tracer first: it would record that somebody asks for a shape
+        if not boundary.is_direct() or forward_ad._current_level >= 0:
             return None
         try:
             known = self._known.get(self._key(tensors, options))
+            if not known or any(map(is_nested, [t for t in tensors if t is not None])):
+                return None
         except (AttributeError, TypeError):  # no tensor, or an option that has no hash
             return None
-        if known is None or not boundary.is_direct() or forward_ad._current_level >= 0:
+        except RuntimeError:  # nested tensors have no shape
             return None
         for call in known:
             if (addresses := call.addresses(tensors)) is not None:
                 if backends.choose(call.device_type) != "triton":
                     return None
                 if call.needs_graph:
-                    return self._apply(call, addresses, options, *tensors)
+                    return self._apply((call, addresses, options), *tensors)
                 return call.forward(addresses, tensors, options)
         return None
 
     def first(self, launchers, tensors, options):
         """The op by its launchers, which are recorded; the tensors have been found plain."""
         call = _Call(self._op, launchers, tensors)
-        if call.check is not None:
+        if call.has_guards:
             if self._n_known >= MAX_PATTERNS:
                 self._known, self._n_known = {}, 0
             self._known.setdefault(self._key(tensors, options), []).insert(0, call)
             self._n_known += 1
         if call.needs_graph:
-            return self._apply(call, None, options, *tensors)
+            return self._apply((call, None, options), *tensors)
         return call.forward(None, tensors, options)
+
+
+def _no_match(*tensors):
+    """In place of PyTorch's check where it has none."""
+    return False
 
 
 class _Pattern:
@@ -89,30 +98,31 @@ class _Pattern:
         given = self._present(tensors)
         sizes, strides = [list(t.shape) for t in given], [list(t.stride()) for t in given]
         guards = boundary.guards_of(given, sizes, strides)
-        self.check = None if guards is None else guards.check
+        self._check = _no_match if guards is None else guards.check
+        self.has_guards = guards is not None
         self._aligned = [t.data_ptr() % 16 == 0 for t in given]
-        self._all_aligned = all(self._aligned)
+        self._served: list[int] | None = None
         self._plan, self._is_recorded = None, False
 
     def addresses(self, tensors):
-        """Those of the tensors that are there, or ``None`` where they are not of this pattern."""
+        """Those of the tensors that are there, or ``None`` where they are not of this pattern.
+
+        None of them may be nested, which would end the process in PyTorch's check.
+        """
         given = self._present(tensors)
-        try:
-            nested = any(map(boundary.is_nested, given))
-        except AttributeError:  # one that was there is None now
-            return None
-        # nested tensors end the process in PyTorch's check
-        if self.check is None or nested or not self.check(*given):
+        if not self._check(*given):  # None is none of them, too
             return None
         for i in self._absent:
             if tensors[i] is not None:
                 return None
         addresses = list(map(_data_ptr, given))
-        if 0 in addresses:  # no elements, or freed
-            return None
-        if self._all_aligned and reduce(or_, addresses) % 16 == 0:
-            return addresses
-        return addresses if [a % 16 == 0 for a in addresses] == self._aligned else None
+        # most often those of the last call
+        if addresses != self._served:
+            # 0: no elements, or freed
+            if 0 in addresses or [a % 16 == 0 for a in addresses] != self._aligned:
+                return None
+            self._served = addresses
+        return addresses
 
     def replay(self, addresses):
         """The memory that the kernels have filled, or ``None`` where launchers must run."""
@@ -157,7 +167,9 @@ class _Call(_Pattern):
         op, bwd, needs = self._op, self._bwd, self._needs
         direct = boundary.is_direct() and forward_ad._current_level < 0
         direct = direct and (op.setting is None or op.setting() == self._setting)
-        if not direct or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        # what forward has saved is not nested, and cannot become so
+        direct = direct and not (dy.is_nested or torch.is_grad_enabled())
+        if not direct or torch.compiler.is_compiling():
             return op._gradients(bwd, dy, tensors, options, needs)
         given = (dy, *tensors)
         for pattern in self._backward:
@@ -170,19 +182,22 @@ class _Call(_Pattern):
             # a new list: another thread may be reading the old one
             self._backward = [pattern, *self._backward][:MAX_BACKWARD_PATTERNS]
         if (allocated := pattern.replay(addresses)) is not None:
-            return pattern._plan.results(allocated, tensors)
+            return pattern._plan.results(allocated)
         return pattern.launch(given, bwd, dy, *tensors, *options, needs=needs)
 
 
 def _autograd_function(op):
-    def forward(ctx, call, addresses, options, *tensors):
-        ctx.call, ctx.options = call, options
+    nothing = (None,) * op.n_constants
+
+    def forward(ctx, way, *tensors):
+        call, addresses, options = ctx.way = way
         ctx.save_for_backward(*tensors)
         return call.forward(addresses, tensors, options)
 
     def backward(ctx, dy):
-        gradients = ctx.call.backward(dy, ctx.saved_tensors, ctx.options)
-        return None, None, None, *gradients, *[None] * op.n_constants
+        call, _, options = ctx.way
+        gradients = call.backward(dy, ctx.saved_tensors, options)
+        return None, *gradients, *nothing
 
     rules = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(op.name, (torch.autograd.Function,), rules)

@@ -12,6 +12,7 @@ compared by who replays, whether allocations are is compared here.
 """
 
 import threading
+from collections.abc import Callable
 from functools import reduce
 from itertools import pairwise
 from operator import attrgetter, itemgetter, or_
@@ -29,7 +30,7 @@ ALIGNMENT = 16
 _KNOWN = ("3.5", "3.6", "3.7")
 _CAN_REPLAY = triton.__version__.startswith(tuple(release + "." for release in _KNOWN))
 
-_data_ptr = torch.Tensor.data_ptr
+_data_ptr, _empty_strided = torch.Tensor.data_ptr, torch.empty_strided
 _hooks = attrgetter("launch_enter_hook", "launch_exit_hook")
 _local = threading.local()
 
@@ -99,11 +100,15 @@ class Allocation(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One kernel's launch; ``pick`` finds its arguments among the addresses and constants."""
+    """One kernel's launch: what is called with ``before``, the stream, ``after`` and arguments.
+
+    ``pick`` finds these among the addresses and constants.
+    """
 
     kernel: object
-    grid: tuple
-    compiled: object
+    run: Callable
+    before: tuple
+    after: tuple
     pick: itemgetter
 
 
@@ -115,94 +120,75 @@ class Part(NamedTuple):
     strides: tuple
     offset: int
 
+    def covers(self, allocation):
+        """Whether it is the whole allocation, in whatever shape."""
+        dense = self.strides == _row_major(self.shape)
+        return dense and self.offset == 0 and _size(self.shape) == _size(allocation.shape)
+
+    def geometry(self):
+        return {"shape": self.shape, "strides": self.strides}
+
 
 class Plan:
     """Allocations and launches for one pattern of tensors."""
 
     def __init__(self, allocations, derived, nested, constants, launches, results):
         self._allocations, self._derived, self._nested = allocations, derived, nested
-        self._constants, self._launches, self._results = constants, launches, results
+        self._constants, self._launches = constants, launches
         driver = triton.runtime.driver.active
         self._device = driver.get_current_device()
         self._current_device, self._stream = driver.get_current_device, driver.get_current_stream
-        self._flat = _whole_in_order(allocations, results)
-        joined = [] if self._flat is None else self._flat[1]
-        self._single = [
-            (place, part)
-            for place, part in enumerate(results)
-            if part is not None and place not in joined
-        ]
-        if self._flat is not None:
-            source = self._flat[0]
-            flat = (_size(allocations[source].shape),)
-            allocations[source] = allocations[source]._replace(shape=flat, strides=(1,))
+        self._n_results, self._whole, self._views = len(results), [], []
+        for source, allocation in enumerate(allocations):
+            places = [i for i, part in enumerate(results) if part and part.allocation == source]
+            parts = [results[i] for i in places]
+            if len(parts) == 1 and parts[0].covers(allocation):
+                # allocated in the shape of the result
+                allocations[source] = allocation._replace(**parts[0].geometry())
+                self._whole.append((places[0], source))
+            elif parts:
+                geometry = zip(*(part[1:] for part in parts), strict=True)
+                self._views.append((source, places, *geometry))
 
     def replay(self, addresses):
         """Allocations, filled for inputs at ``addresses``; ``None`` where launchers must run."""
         if is_hooked() or self._current_device() != self._device:
             return None
         allocated = [
-            torch.empty_strided(shape, strides, dtype=dtype, device=device)
+            _empty_strided(shape, strides, dtype=dtype, device=device)
             for shape, strides, dtype, device in self._allocations
         ]
         own = list(map(_data_ptr, allocated))
         if reduce(or_, own) % ALIGNMENT:
             return None
-        pool = [*addresses, *own]
+        pool = [*addresses, *own, *self._constants]
         for source, offset in self._derived:
             pool.append(pool[source] + offset)
-        pool += self._constants
         for pick in self._nested:
             pool.append(pick(pool))
         stream = self._stream(self._device)
-        for kernel, grid, compiled, pick in self._launches:
+        for kernel, run, before, after, pick in self._launches:
             if kernel.pre_run_hooks:
                 return None
-            compiled.run(
-                *grid, stream, compiled.function, compiled.packed_metadata, None, None, None,
-                *pick(pool),
-            )  # fmt: skip
+            run(*before, stream, *after, *pick(pool))
         return allocated
 
     def result(self, allocated):
         """The one tensor that the launcher returned: a whole allocation."""
-        return allocated[self._results[0].allocation]
+        return allocated[self._whole[0][1]]
 
-    def results(self, allocated, templates):
-        """The list that the launcher returned: ``None``, whole allocations, and parts of one.
-
-        Args:
-            allocated: What :meth:`replay` gave.
-            templates: A tensor in the shape of each result.
-        """
-        found = [None] * len(self._results)
-        if self._flat is not None:
-            source, places, pick = self._flat
-            parts = torch._C._nn.unflatten_dense_tensors(allocated[source], pick(templates))
-            for place, part in zip(places, parts, strict=True):
-                found[place] = part
-        for place, part in self._single:
-            whole = allocated[part.allocation]
-            same = part.offset == 0 and part.shape == whole.shape
-            found[place] = whole if same else whole.as_strided(*part[1:])
+    def results(self, allocated):
+        """The list that the launcher returned: ``None``, whole allocations, and parts of some."""
+        found = [None] * self._n_results
+        for place, source in self._whole:
+            found[place] = allocated[source]
+        for source, places, *geometry in self._views:
+            # no call of PyTorch's is as quick: split_with_sizes leaves the shapes to be made, and
+            # unflatten_dense_tensors makes two views of each, which costs again when they are freed
+            views = map(allocated[source].as_strided, *geometry)
+            for place, view in zip(places, views, strict=True):
+                found[place] = view
         return found
-
-
-def _whole_in_order(allocations, results):
-    """The allocation that results share among them wholly and in order, their places, a getter."""
-    for source, allocation in enumerate(allocations):
-        end, places = 0, []
-        for place, part in enumerate(results):
-            if part is None or part.allocation != source:
-                continue
-            if part.offset != end or part.strides != _row_major(part.shape):
-                return None
-            end += _size(part.shape)
-            places.append(place)
-        if len(places) > 1:
-            pick = itemgetter(*places)
-            return (source, places, pick) if end == _size(allocation.shape) else None
-    return None
 
 
 def _size(shape):
@@ -242,10 +228,10 @@ class _Recorder:
             raise _NotReplayableError
         self._all, self._derived, self._constants, self._nested = extents, [], [], []
         indices = [self._indices(arguments) for _, _, _, arguments in self._launches]
-        # addresses, derived ones, constants, nested tuples: only now are their numbers known
-        first = {"source": 0, "derived": len(extents)}
-        first["constant"] = first["derived"] + len(self._derived)
-        first["nested"] = first["constant"] + len(self._constants)
+        # addresses, constants, derived addresses, nested tuples: only now are their numbers known
+        first = {"source": 0, "constant": len(extents)}
+        first["derived"] = first["constant"] + len(self._constants)
+        first["nested"] = first["derived"] + len(self._derived)
 
         def place(index):
             return first[index[0]] + index[1]
@@ -254,8 +240,10 @@ class _Recorder:
         for (kernel, compiled, grid, _), found in zip(self._launches, indices, strict=True):
             if not all(hasattr(compiled, n) for n in ("run", "function", "packed_metadata")):
                 raise _NotReplayableError
-            grid = (*grid, 1, 1)[:3]
-            launches.append(Launch(kernel, grid, compiled, itemgetter(*map(place, found))))
+            before = (*grid, 1, 1)[:3]
+            after = compiled.function, compiled.packed_metadata, None, None, None
+            pick = itemgetter(*map(place, found))
+            launches.append(Launch(kernel, compiled.run, before, after, pick))
         return Plan(
             allocations=[Allocation.of(t) for t in self.allocated],
             derived=self._derived,

@@ -410,6 +410,28 @@ def test_modes_and_backends_are_asked_at_every_call(module, draw):
     assert Launches.planned == before
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_after_a_plan_do_what_they_do_without(layout, draw):
+    x = draw(7, 5).float()
+    nested = torch.nested.nested_tensor([x[:2], x[2:]], layout=layout)
+    module = MODULES["additive"]()
+    for _ in range(2):
+        run(module, x)
+    refusals = TypeError, ValueError, RuntimeError
+    parameters, before = list(module.parameters()), Launches.planned
+    for arguments in ((nested, *parameters), (x, torch.nn.Parameter(nested), *parameters[1:])):
+        with pytest.raises(refusals) as wanted, fastmlp.backend("torch"):
+            fastmlp.functional.additive_mlp(*arguments)
+        with pytest.raises(wanted.type):
+            fastmlp.functional.additive_mlp(*arguments)
+    # a gradient of y, by a hook
+    y = module(x)
+    y.grad_fn.register_prehook(lambda gradients: (nested,))
+    with pytest.raises(refusals):
+        y.sum().backward()
+    assert Launches.planned == before + 1
+
+
 def test_bad_input_is_refused_after_a_plan_as_before(draw):
     x, module = draw(7, 5).float(), MODULES["sines"]()
     run(module, x)
