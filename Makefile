@@ -64,7 +64,8 @@ coverage: $(INSTALLED)
 	$(BIN)/coverage report
 
 examples: $(INSTALLED)
-	$(BIN)/python examples/gallery.py --jobs 2 --out docs/figures --pages docs/experiments
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt lightning
+	OMP_WAIT_POLICY=passive $(BIN)/python examples/gallery.py --jobs 2 --out docs/figures --pages docs/experiments
 
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"

@@ -9,6 +9,8 @@ from _curves import STRAIGHT, segments, table_of
 from fastmlp import piecewise
 
 COLUMNS = 6
+PANELS = 3
+"""Panels in a row of the pictures that have one for each walk."""
 BEYOND = 20.0
 
 
@@ -68,9 +70,11 @@ def draw_strips(plt, courses):
         for ax, i in zip(row, chosen, strict=True):
             draw_function(ax, course, i)
             ax.set(xticks=[], yticks=[])
-            ax.set_title(f"epoch {course.epochs[i]}", fontsize=7, pad=2)
-        row[0].set_ylabel(textwrap.fill(course.walk.name, 20), fontsize=7)
-    figure.suptitle("Segments over the epochs, each a colour; the truth in grey", fontsize=10)
+            ax.set_title(f"epoch {course.epochs[i]}", fontsize=9, pad=2)
+        name = course.walk.name.replace("H = ", "H\u00a0=\u00a0").replace("8 s", "8\u00a0s")
+        row[0].set_ylabel(textwrap.fill(name, 18), fontsize=9)
+    title = "Segments over the epochs, in two colours by turns; the truth in grey"
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -78,18 +82,20 @@ def draw_births(plt, courses):
     """Breakpoints in the domain over the epochs."""
     figure, axes = grid(plt, len(courses))
     for ax, course in zip(axes, courses, strict=False):
+        # marks that do not touch those of the next look
+        size = min(8.0, 130 / len(course.epochs))
         for i, epoch in enumerate(course.epochs):
             table = table_of(course.nets[i], course.targets[i])
             t = table.breakpoints[table.bends(STRAIGHT)]
-            ax.plot([epoch] * len(t), t, "_", color="C0", markersize=5)
+            ax.plot([epoch] * len(t), t, "_", color="C0", markersize=size)
         for end in course.shift[:-1]:
             line = ax.axvline(end, color="C3", linewidth=1)
-        ax.set_title(course.walk.name, fontsize=7)
+        entitle(ax, course)
     (mark,) = axes[0].plot([], [], "_", color="C0", markersize=8)
     figure.legend([mark, line], ["a breakpoint in the domain", "the target or the rate changes"],
                   loc="outside lower center", ncols=2)  # fmt: skip
-    for ax in axes[len(courses) - 4 : len(courses)]:
-        ax.set_xlabel("epoch", fontsize=8)
+    for ax in axes[len(courses) - PANELS : len(courses)]:
+        ax.set_xlabel("epoch", fontsize=9)
     figure.supylabel("x", fontsize=9)
     return figure
 
@@ -100,40 +106,43 @@ def draw_beyond(plt, courses):
     for ax, course in zip(axes, courses, strict=False):
         target, net = course.targets[-1], course.nets[-1]
         shade = ax.axvspan(target.lo, target.hi, color="0.9")
-        x = torch.linspace(-BEYOND, BEYOND, 2001)
+        x = torch.linspace(-BEYOND, BEYOND, 4001)
         low, high = limits(target)
+        span = high - low
+        bottom, top = low - 0.5 * span, high + 0.5 * span
         y = target.f(x)
-        y = torch.where((y > low) & (y < high), y, torch.nan)
+        # nothing is drawn across a pole
+        y = torch.where((y > bottom) & (y < top), y, torch.nan)
         (truth,) = ax.plot(x, y, color="0.6", linewidth=3)
         table = piecewise.from_module(net.eval(), interval=(-BEYOND, BEYOND))
         (learned,) = ax.plot(x, table(x), color="k", linewidth=1)
-        span = high - low
-        ax.set(xlim=(-BEYOND, BEYOND), ylim=(low - 0.5 * span, high + 0.5 * span))
-        ax.set_title(course.walk.name, fontsize=7)
+        ax.set(xlim=(-BEYOND, BEYOND), ylim=(bottom, top))
+        entitle(ax, course)
     figure.legend([shade, truth, learned], ["trained here", "truth", "the net"],
                   loc="outside lower center", ncols=3)  # fmt: skip
     return figure
 
 
 def draw_losses(plt, courses):
-    """Mean loss of every epoch, over the variance of the target; all starts, the best darker."""
+    """Mean loss of every epoch, over the variance of the target; all starts, the best black."""
     figure, axes = grid(plt, len(courses))
     for ax, course in zip(axes, courses, strict=False):
         variances, start = torch.empty(course.losses.shape[1]), 0
         for end, at in zip(course.ends, course.shift, strict=True):
             variances[start:at] = end.stage.target.data()[1].var()
             start = at
-        for one in course.losses / variances:
-            ax.semilogy(range(1, len(one) + 1), one, color="C0", alpha=0.5, linewidth=1)
+        for i, one in enumerate(course.losses / variances):
+            style = {"color": "k", "zorder": 3} if i == course.best else {"color": "C0"}
+            ax.semilogy(range(1, len(one) + 1), one, linewidth=0.9, **style)
         ax.set_ylim(3e-5, 5)
         for end in course.shift[:-1]:
             line = ax.axvline(end, color="C3", linewidth=1)
-        ax.set_title(course.walk.name, fontsize=7)
-    (curve,) = axes[0].plot([], [], color="C0")
-    figure.legend([curve, line], ["a net", "the target or the rate changes"],
-                  loc="outside lower center", ncols=2)  # fmt: skip
-    for ax in axes[len(courses) - 4 : len(courses)]:
-        ax.set_xlabel("epoch", fontsize=8)
+        entitle(ax, course)
+    kinds = [*(axes[0].plot([], [], color=c)[0] for c in ("k", "C0")), line]
+    names = ["the net that ends best", "the others", "the target or the rate changes"]
+    figure.legend(kinds, names, loc="outside lower center", ncols=3)
+    for ax in axes[len(courses) - PANELS : len(courses)]:
+        ax.set_xlabel("epoch", fontsize=9)
     figure.supylabel("mean loss of an epoch / variance of the target", fontsize=9)
     return figure
 
@@ -162,11 +171,12 @@ def draw_recovery(plt, courses):
             for course, style in zip(both, ("C0o-", "C1s--"), strict=True):
                 ax.plot([value(end) for end in course.ends], style, label=course.walk.activation)
             top = max(value(end) for course in both for end in course.ends)
-            ax.set(ylim=(0, 1.15 * top + 1e-9), xlim=(-0.3, len(names) - 0.7))
+            ax.set(ylim=(-0.07 * top, 1.15 * top + 1e-9), xlim=(-0.3, len(names) - 0.7))
             ax.set_xticks(range(len(names)), short if len(names) < 4 else [n[4:] for n in short])
         column[-1].set_xlabel("stage: target" if len(names) < 4 else "stage: place of the step")
     for ax, (what, _) in zip(axes[:, 0], rows, strict=True):
         ax.set_ylabel(what)
+    figure.align_ylabels(axes[:, 0])
     lines = axes[0, 0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=2)
     return figure
@@ -174,13 +184,19 @@ def draw_recovery(plt, courses):
 
 def grid(plt, n):
     """A figure with a panel for each of n walks, and its axes."""
-    rows = -(-n // 4)
-    figure, axes = plt.subplots(rows, 4, figsize=(11, 2.0 * rows + 0.6), layout="constrained")
+    rows = -(-n // PANELS)
+    size = 10.5, 2.0 * rows + 0.6
+    figure, axes = plt.subplots(rows, PANELS, figsize=size, layout="constrained")
     for ax in axes.flat[n:]:
         ax.set_axis_off()
     for ax in axes.flat:
-        ax.tick_params(labelsize=7)
+        ax.tick_params(labelsize=8)
     return figure, list(axes.flat)
+
+
+def entitle(ax, course):
+    """Say above a panel whose it is."""
+    ax.set_title(course.walk.name, fontsize=9)
 
 
 def animate(plt, course, file):

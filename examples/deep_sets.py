@@ -176,6 +176,7 @@ def draw(nets, losses, test, folder):
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
     for axis, (name, net) in zip(axes[0], nets.items(), strict=True):
@@ -198,6 +199,8 @@ def draw(nets, losses, test, folder):
         smooth = torch.tensor(values).unfold(0, min(20, len(values)), 1).mean(1)
         axes[1, 1].plot(smooth, style, color=colour, label=name)
     axes[1, 1].set_yscale("log")
+    axes[1, 1].set_yticks((0.03, 0.05, 0.1, 0.2, 0.4), map(str, (0.03, 0.05, 0.1, 0.2, 0.4)))
+    axes[1, 1].yaxis.set_minor_formatter(NullFormatter())
     axes[1, 1].set_xlabel("step")
     axes[1, 1].set_title("training loss (MSE), mean of 20 steps")
     axes[1, 1].legend()

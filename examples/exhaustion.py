@@ -3,7 +3,7 @@
 Nets 1 → H → H → H → 1 learn a function from 10 000 evenly spaced points by Adam and MSE, batches of
 1280, 100 epochs a stage (200 with H = 30). The original's batches come in order, as a data loader
 gives them, and the rate stays as given: that protocol first, for every target and transfer, all
-restarts of a walk in one call of `fastmlp.fit` a stage. Then the same with shuffled batches, and
+restarts of a walk in one call of `fastmlp.fit` a stage. Then all of it with shuffled batches, and
 nothing else changed: most of what looks like exhaustion is the order.
 
 The nets are piecewise linear, and `fastmlp.piecewise` gives their segments exactly, on the domain
@@ -46,13 +46,19 @@ class Stage(NamedTuple):
     rate: float = 0.01
     part: float = 1.0
 
+    @property
+    def name(self):
+        """The target, and the rate where it is not 0.01."""
+        return self.target.name + ("" if self.rate == 0.01 else f" at {self.rate}")
+
 
 class Walk(NamedTuple):
-    """What nets of one kind learn, one after the other."""
+    """What nets of one kind learn, one after the other; how many, where another number is set."""
 
     stages: tuple
     activation: str = "relu"
     hidden: int = 10
+    nets: int | None = None
 
     @property
     def name(self):
@@ -77,8 +83,9 @@ WALKS = [
     Walk((Stage(BY_NAME["exp(x), [-5, 7]"]),)),
     *_both(Stage(POLE), Stage(POLE_AT_2)),
     *_both(Stage(SIN_5)),
-    *_both(Stage(SIN_10)),
-    Walk((Stage(SIN_10), Stage(SIN_15)), hidden=30),
+    Walk((Stage(SIN_10),), nets=NETS_COMPARED),
+    Walk((Stage(SIN_10),), "leaky_relu"),
+    Walk((Stage(SIN_10), Stage(SIN_15)), hidden=30, nets=NETS_COMPARED),
     *_both(Stage(EXP), Stage(MIRRORED)),
     *_both(*BACK_AND_FORTH),
     Walk((Stage(BY_NAME["log, [0, 5]"]),)),
@@ -87,10 +94,15 @@ WALKS = [
 
 
 class Ended(NamedTuple):
-    """The end of a stage, net by net: errors over the standard deviation, counts in the domain."""
+    """The end of a stage, net by net: errors over the standard deviation, counts in the domain.
+
+    Errors are on the stage's target, and on the walk's first and last.
+    """
 
     stage: Stage
     error: torch.Tensor
+    first: torch.Tensor
+    last: torch.Tensor
     dead: list
     pieces: list
 
@@ -103,7 +115,8 @@ class Course(NamedTuple):
         ends: An :class:`Ended` of every stage.
         epochs: When it was looked at.
         targets: What was learned then.
-        nets: The best net, then.
+        best: Place of the net that ends best.
+        nets: That net, then.
         losses: Mean loss of every epoch ``[nets, epochs]``.
         shift: Epoch of every stage's end.
     """
@@ -112,6 +125,7 @@ class Course(NamedTuple):
     ends: list
     epochs: list
     targets: list
+    best: int
     nets: list
     losses: torch.Tensor
     shift: list
@@ -139,10 +153,10 @@ def learn(nets, target, epochs, *, rate=0.01, shuffle=False, seed=0, looks=1, ke
     return result
 
 
-def take(walk, options, *, n=None, shuffle=False):
+def take(walk, options, *, shuffle=False):
     """Go through all stages of a walk with nets of its own."""
-    nets = draw_nets(n or options.restarts, [walk.hidden] * 3, activation=walk.activation,
-                     seed=options.seed)  # fmt: skip
+    n = walk.nets or options.restarts
+    nets = draw_nets(n, [walk.hidden] * 3, activation=walk.activation, seed=options.seed)
     ends, losses, shift, start = [], [], [], 0
     epochs, targets, seen = [0], [walk.stages[0].target], [copy.deepcopy(nets)]
 
@@ -162,11 +176,12 @@ def take(walk, options, *, n=None, shuffle=False):
         shift.append(start)
         pieces = [segments(table_of(net, stage.target)) for net in nets]
         dead = [dead_in(net, stage.target) for net in nets]
-        ends.append(Ended(stage, errors(nets, stage.target), dead, pieces))
+        asked = (stage.target, walk.stages[0].target, walk.stages[-1].target)
+        ends.append(Ended(stage, *(errors(nets, target) for target in asked), dead, pieces))
     best = int(ends[-1].error.nan_to_num(nan=torch.inf).argmin())
     options.bar.update()
     return Course(
-        walk, ends, epochs, targets, [of[best] for of in seen], torch.cat(losses, 1), shift
+        walk, ends, epochs, targets, best, [of[best] for of in seen], torch.cat(losses, 1), shift
     )
 
 
@@ -180,55 +195,72 @@ def tell_walks(courses, options):
     for course in courses:
         units = 3 * course.walk.hidden
         for i, end in enumerate(course.ends):
-            rate = "" if end.stage.rate == 0.01 else f" at {end.stage.rate}"
             rows.append((
-                course.walk.name if i == 0 else "", f"{end.stage.target.name}{rate}",
+                course.walk.name if i == 0 else "", end.stage.name,
                 f"{end.error.min():.1%}", f"{end.error.quantile(0.5):.1%}",
                 f"{mean(end.pieces):.1f}", f"{mean(end.dead):.1f} of {units}",
             ))  # fmt: skip
     heads = ("walk", "stage", "best", "median", "segments", "dead units")
     show(
-        f"Batches in order, {options.restarts} nets a walk: RMS error over the standard deviation",
-        heads, rows,
+        f"Batches in order, {options.restarts} nets a walk ({NETS_COMPARED} of two with sin): "
+        "RMS error over the standard deviation", heads, rows,
     )  # fmt: skip
 
 
-def compare_orders(options):
-    """What shuffling alone changes: medians of sin on [-10, 10]; and what a transfer forgets."""
+def tell_orders(courses, shuffled):
+    """The same walks by the order of their batches."""
+    rows, better, both = [], 0, 0
+    for course, other in zip(courses, shuffled, strict=True):
+        units = 3 * course.walk.hidden
+        for i, (end, mixed) in enumerate(zip(course.ends, other.ends, strict=True)):
+            medians = [float(e.error.quantile(0.5)) for e in (end, mixed)]
+            better, both = better + (medians[1] < medians[0]), both + 1
+            rows.append((
+                course.walk.name if i == 0 else "", end.stage.name,
+                *(f"{m:.1%}" for m in medians), f"{medians[0] / medians[1]:.2g} ×",
+                f"{mean(mixed.pieces):.1f}", f"{mean(mixed.dead):.1f} of {units}",
+            ))  # fmt: skip
+    heads = ("walk", "stage", "in order", "shuffled", "gain", "segments", "dead units")
+    show("What shuffling alone changes: medians, and what shuffled nets end with", heads, rows)
+    tqdm.write(f"shuffled batches end lower in {better} of {both} stages")
+
+
+def compare_orders(courses, shuffled, options):
+    """The original's figures: sin on [-10, 10] in order and shuffled."""
     rows, found = [], {}
-    for hidden in (10, 30):
-        walk = Walk((Stage(SIN_10),), hidden=hidden)
-        cells = []
-        for shuffle in (False, True):
-            course = take(walk, options, n=NETS_COMPARED, shuffle=shuffle)
+    for pair in zip(courses, shuffled, strict=True):
+        walk, cells = pair[0].walk, []
+        if walk.nets is None:
+            continue
+        for course, shuffle in zip(pair, (False, True), strict=True):
             error = course.ends[0].error
             # PyTorch's, of two middle ones the lower: at times half of the starts get there
-            found[hidden, shuffle] = float(error.median())
-            cells += [f"{found[hidden, shuffle]:.3f}", int((error < 0.1).sum())]
-        rows.append((f"H = {hidden}", epochs_of(walk, options), *cells))
+            found[walk.hidden, shuffle] = float(error.median())
+            cells += [f"{found[walk.hidden, shuffle]:.3f}", int((error < 0.1).sum())]
+        rows.append((f"H = {walk.hidden}", epochs_of(walk, options), *cells))
     heads = ("net", "epochs", "in order, median", "below 0.1", "shuffled, median", "below 0.1")
     title = f"sin on [-10, 10], RMS error over the standard deviation, {NETS_COMPARED} nets"
     show(title, heads, rows)
     return found
 
 
-def move_and_return(options):
+def tell_forgotten(courses, shuffled):
     """The wide net from [-10, 10] to [5, 15]: what it knows of the first domain afterwards."""
-    nets = draw_nets(NETS_COMPARED, [30] * 3, seed=options.seed)
-    rows = []
-    for target in (SIN_10, SIN_15):
-        learn(nets, target, 2 * options.epochs, seed=options.seed)
-        rows.append([errors(nets, on) for on in (SIN_10, SIN_15)])
-    options.bar.update()
+    rows, found = [], {}
+    for order, all_of_them in (("in order", courses), ("shuffled", shuffled)):
+        course = next(c for c in all_of_them if c.walk.hidden == 30)
+        found[order] = course.ends
+        for end in course.ends:
+            both = (
+                f"{e.quantile(0.5):.2f} ({e.min():.2f} to {e.max():.2f})"
+                for e in (end.first, end.last)
+            )
+            rows.append((order, end.stage.target.name.split(", ", 1)[1], *both))
     show(
-        f"sin, H = 30, moved from [-10, 10] to [5, 15]: least and most of {NETS_COMPARED} nets",
-        ("after", "on [-10, 10]", "on [5, 15]"),
-        [
-            (name, *(f"{e.min():.2f} to {e.max():.2f}" for e in row))
-            for name, row in zip(("[-10, 10]", "[5, 15]"), rows, strict=True)
-        ],
-    )
-    return rows
+        f"sin, H = 30, moved from [-10, 10] to [5, 15]: medians and ranges of {NETS_COMPARED} nets",
+        ("batches", "after", "on [-10, 10]", "on [5, 15]"), rows,
+    )  # fmt: skip
+    return found
 
 
 def parse(arguments):
@@ -252,11 +284,14 @@ def main(arguments=None):
     """Run all parts; return the courses, the comparison of orders and what was forgotten."""
     options = parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(WALKS) + 5, disable=None) as options.bar:
-        courses = [take(walk, options) for walk in WALKS]
-        tell_walks(courses, options)
-        orders = compare_orders(options)
-        forgotten = move_and_return(options)
+    with tqdm(total=2 * len(WALKS), disable=None) as options.bar:
+        courses, shuffled = (
+            [take(walk, options, shuffle=shuffle) for walk in WALKS] for shuffle in (False, True)
+        )
+    tell_walks(courses, options)
+    tell_orders(courses, shuffled)
+    orders = compare_orders(courses, shuffled, options)
+    forgotten = tell_forgotten(courses, shuffled)
     pictures.draw(courses, options.out, options.gif)
     return courses, orders, forgotten
 

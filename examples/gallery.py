@@ -46,6 +46,7 @@ WITHOUT_PICTURES = ("x2_sum_fit", "x2_sum_lm")
 NEEDS = {
     "learned_activation": "sklearn",
     "neural_additive": "sklearn",
+    "x2_lightning": "lightning",  # without it the example runs a loop, and says so
 }
 WIDTHS = (1100, 900, 700)
 LARGEST_FILE = 100_000

@@ -132,7 +132,7 @@ def draw(curves, folder):
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(12, 5.2), layout="constrained", sharex=True)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 6), layout="constrained", sharex=True)
     shades = {"gradient descent": plt.cm.Blues, "Adam": plt.cm.Oranges}
     for axis, name, title in (
         (axes[0], "loss", "‖W₁W₂X − AX‖² / ‖AX‖²"),
@@ -152,12 +152,13 @@ def draw(curves, folder):
                 axis.plot(len(values), min(values[-1], 1e6), "x", color=shade, ms=9, mew=2)
         axis.set_xscale("log")
         axis.set_yscale("log")
-        axis.set_ylim(1e-33, 1e6)
         axis.set_xlabel("step + 1")
         axis.set_title(title)
     axes[0].axhline(GOAL, color="0.5", ls=":", lw=1, label=f"goal {GOAL:.0e}")
-    lines, labels = axes[0].get_legend_handles_labels()
-    axes[1].legend(lines, labels, fontsize=9, loc="lower left")
+    axes[0].set_ylim(1e-33, 1e8)
+    axes[1].set_ylim(1e-17, 1e8)
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, fontsize=9, loc="outside lower center", ncols=3)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "curves.png", dpi=130)
     plt.close(figure)

@@ -161,6 +161,7 @@ def draw(runs, folder):
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator, NullFormatter
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     points = torch.linspace(-4, 4, 201)
@@ -179,6 +180,9 @@ def draw(runs, folder):
             color=COLOURS[colour], label=name,
         )  # fmt: skip
     axes[2].set_yscale("log")
+    axes[2].set_yticks((3, 4, 6, 10, 20), map(str, (3, 4, 6, 10, 20)))
+    axes[2].yaxis.set_minor_formatter(NullFormatter())
+    axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[2].set_xlabel("epoch")
     axes[2].set_title(f"test error in %, mean of {len(trained)} starts")
     axes[2].legend()

@@ -102,7 +102,7 @@ def draw(results, scipy_seconds, x, y, kind, out):
         roots = losses.sqrt().clamp(1e-3, 10).numpy()
         ax.hist(roots, np.geomspace(1e-2, 3, 80), histtype="step", label=name)
     ax.axvline(NOISE, color="0.7", linewidth=1)
-    ax.set(xscale="log", yscale="log", xlabel="RMS error (grey: the noise)")
+    ax.set(xscale="log", yscale="log", xlabel="RMS error; grey: the noise")
     ax.set_ylabel("curves")
     ax.legend(fontsize=8)
     ax = axes[1, 3]

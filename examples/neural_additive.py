@@ -138,7 +138,9 @@ def draw(model, x, names, folder):
 
     axes = fastmlp.plotting.plot_shape_functions(model, x, names=names)
     figure = axes[0].figure
-    figure.suptitle("What each feature adds to the prediction (all in standard deviations)")
+    figure.suptitle(
+        "What each feature adds to the prediction, in standard deviations; marks: the patients"
+    )
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "shape_functions.png", dpi=130)
     plt.close(figure)

@@ -321,8 +321,7 @@ def draw_traces(plt, found):
         fastmlp.plotting.plot_prediction(model, SHOWN, y, training=(TRAIN, y_train), ax=axis)
         axis.get_legend().remove()
         axis.set(xlabel="", ylim=(-1, 1), yticks=(-0.5, 0, 0.5))
-        axis.text(0.01, 0.06, f"width {width}", transform=axis.transAxes, fontsize=10,
-                  bbox={"color": "white", "alpha": 0.8, "pad": 2})  # fmt: skip
+        axis.text(0.01, 0.08, f"width {width}", transform=axis.transAxes, fontsize=10)
     axes[-1, 0].set_xlabel("x / π")
     handles = axes[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside lower center", ncols=3)

@@ -199,9 +199,7 @@ def draw(runs, folder):
     from matplotlib import pyplot as plt
 
     folder.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(
-        1, len(runs), figsize=(5 * len(runs), 5), sharey=True, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, len(runs), figsize=(11, 4.6), sharey=True, layout="constrained")
     for axis, run in zip(axes, runs, strict=True):
         steps = [line.step for line in run.lines]
 
@@ -218,13 +216,15 @@ def draw(runs, folder):
             curve(".:", "eval-mode MSE + shift: MSE of the mean", mean_mse, color="C2", lw=2)
         axis.set_xscale("symlog", linthresh=1)
         axis.set_xlim(left=-0.1)
+        # those between 0 and 1 would lie on each other
+        axis.set_xticks([0, *(10**k for k in range(len(str(steps[-1]))))])
         axis.set_yscale("log")
         axis.set_title(run.title + (" (interrupted)" if run.interrupted else ""))
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel(f"MSE on {MEASURED_ROWS} validation rows, in units of y²")
     # the first panel has all the curves
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle("Dropout: the loss that falls is not the error of the predictions")
     path = folder / "dropout.png"
     figure.savefig(path, dpi=130)

@@ -33,15 +33,20 @@ def examples_of(page):
     return {a or b for a, b in re.findall(r"examples/(\w+)\.py|<!-- (\w+):", page)}
 
 
+def sources_of(name):
+    """The text of an example, and of those that it takes something from."""
+    text = (ROOT / "examples" / f"{name}.py").read_text("utf-8")
+    imported = re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE)
+    neighbours = [other for other in imported if (ROOT / "examples" / f"{other}.py").exists()]
+    return [text, *(source for other in neighbours for source in sources_of(other))]
+
+
 def strange(page, outputs):
     """The numbers of a page that are neither output nor settings of the examples it names."""
     known = set()
     for name in examples_of(page):
-        known |= numbers(outputs[name])
-        known |= numbers((ROOT / "examples" / f"{name}.py").read_text("utf-8"))
-    # what an example takes from another
-    known |= numbers((ROOT / "examples" / "_curves.py").read_text("utf-8"))
-    known |= numbers((ROOT / "examples" / "x2_sum.py").read_text("utf-8"))
+        for text in (outputs[name], *sources_of(name)):
+            known |= numbers(text)
     return numbers(prose(page)) - known
 
 
@@ -60,6 +65,20 @@ def test_numbers_from_nowhere_are_found(gallery):
     assert strange(page.format(" or 4.6e-03"), outputs) == {"4.6e-03"}
     with pytest.raises(ValueError, match="0 paragraphs of sinenet begin with 'width 9'"):
         gallery.filled(page.replace("width 8", "width 9"), outputs)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_wrong_number_in_a_page_is_found(file, gallery):
+    page, outputs = file.read_text("utf-8"), gallery.recorded(PAGES)
+    assert strange(f"{page}\nIt ends at 61.7391.\n", outputs) == {"61.7391"}
+    for block in gallery.BLOCK.finditer(page):
+        shown = block.group(0)
+        # the last digit that is shown
+        *_, digit = re.finditer(r"\d", shown)
+        other = str((int(digit[0]) + 1) % 10)
+        planted = page.replace(shown, shown[: digit.start()] + other + shown[digit.end() :])
+        assert planted != page
+        assert gallery.filled(planted, outputs) == page
 
 
 def test_every_example_in_the_pages_was_recorded_with_the_gallerys_settings(gallery):
@@ -85,15 +104,15 @@ def test_recorded_runs_have_the_originals_figures(gallery):
     shuffled = [float(v) for v in column(outputs["exhaustion"], orders, 4)]
     assert in_order == pytest.approx([0.49, 0.48], rel=0.25)
     assert shuffled == pytest.approx([0.07, 0.029], rel=0.25)
-    # moved on to [5, 15] the wide net forgets [-10, 10]
-    moved = column(outputs["exhaustion"], "sin, H = 30, moved", 1)
-    kept, forgotten = ([float(v) for v in NUMBER.findall(cell)] for cell in moved)
-    assert forgotten[0] > 0.2
-    assert forgotten[1] > kept[1]
+    # moved on to [5, 15] the wide net forgets [-10, 10]: of single nets 0.28 to 1.14
+    moved = column(outputs["exhaustion"], "sin, H = 30, moved", 2)
+    kept, forgotten = ([float(v) for v in NUMBER.findall(cell)] for cell in moved[:2])
+    assert 0.28 <= forgotten[0] <= 1.14
+    assert forgotten[0] > 1.25 * kept[0]
     drop = re.search(r"width 8 over 4: median ([\d.]+) ×", outputs["sinenet"])
     assert float(drop[1]) >= 10
     parity = re.findall(r"^float64.*?([\d.e+-]+) +\(limit 1e-12\)", outputs["xor_parity"], re.M)
     assert len(parity) == 2
     assert all(float(difference) <= 1e-12 for difference in parity)
-    draws = re.search(r"20 draws: relative loss ≤ 1e-28 after", outputs["ill_conditioned"])
-    assert draws is not None
+    draws = r"20 draws: relative loss ≤ 1e-28 after \d+ to (\d+) accepted steps"
+    assert int(re.search(draws, outputs["ill_conditioned"])[1]) <= 30
