@@ -59,20 +59,30 @@ class Net(NamedTuple):
 @triton.jit
 def load_transposed(params_ptr, NET: tl.constexpr, LAYER: tl.constexpr):
     """The transpose of the weights [in, out] in terms."""
-    N_IN: tl.constexpr = padded(NET.widths[LAYER])
-    weight = load_weight(params_ptr, NET.widths, LAYER, True, True, 0, N_IN)
-    return terms_of(weight, NET.operand, NET.terms)
+    WIDTHS: tl.constexpr = NET.widths
+    OPERAND: tl.constexpr = NET.operand
+    TERMS: tl.constexpr = NET.terms
+    N_IN: tl.constexpr = padded(WIDTHS[LAYER])
+    weight = load_weight(params_ptr, WIDTHS, LAYER, True, True, 0, N_IN)
+    return terms_of(weight, OPERAND, TERMS)
 
 
 @triton.jit
 def load_bias(params_ptr, n, NET: tl.constexpr, LAYER: tl.constexpr):
     """The biases [1, out] of a layer; none without rows."""
-    N_IN: tl.constexpr = NET.widths[LAYER]
-    N_OUT: tl.constexpr = NET.widths[LAYER + 1]
+    WIDTHS: tl.constexpr = NET.widths
+    N_IN: tl.constexpr = WIDTHS[LAYER]
+    N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
     o = tl.arange(0, padded(N_OUT))
-    bias_ptr = params_ptr + offset_of(NET.widths, LAYER, True) + N_IN * N_OUT
+    bias_ptr = params_ptr + offset_of(WIDTHS, LAYER, True) + N_IN * N_OUT
     bias = tl.load(bias_ptr + o, mask=(o < N_OUT) & (n > 0), other=0.0)
     return bias.to(tl.float32)[None, :]
+
+
+@triton.jit
+def append_weights(weights, weight):
+    """As `append`, of which Triton 3.6 takes a call with tuples for one with tiles."""
+    return weights + (weight,)  # noqa: RUF005
 
 
 @triton.jit
@@ -82,7 +92,7 @@ def load_weights(params_ptr, NET: tl.constexpr):
     LAST: tl.constexpr = NET.last
     weights = ()
     for layer in tl.static_range(FIRST, LAST):
-        weights = append(weights, load_transposed(params_ptr, NET, layer))
+        weights = append_weights(weights, load_transposed(params_ptr, NET, layer))
     return weights
 
 
@@ -121,24 +131,29 @@ def is_straight(activation):
 @triton.jit
 def layer_value(h, weight, bias, key, rows, NET: tl.constexpr, LAYER: tl.constexpr):
     """The layer's output in the type of sums, and what tells backward of σ'(z)."""
+    WIDTHS: tl.constexpr = NET.widths
+    OPERAND: tl.constexpr = NET.operand
+    TERMS: tl.constexpr = NET.terms
+    DROPOUT: tl.constexpr = NET.dropout
     ACT: tl.constexpr = activation_of(NET, LAYER)
-    z = times(terms_of(h, NET.operand, NET.terms), weight, NET.terms) + bias
+    z = times(terms_of(h, OPERAND, TERMS), weight, TERMS) + bias
     value, slope = ACT(z)
-    value = known(value, NET.widths[LAYER + 1])
-    value = drop(value, key, rows, NET.widths, LAYER + 1, NET.dropout, tl.float32)
+    value = known(value, WIDTHS[LAYER + 1])
+    value = drop(value, key, rows, WIDTHS, LAYER + 1, DROPOUT, tl.float32)
     if is_straight(ACT):
         slope = value
-    return value, slope.to(NET.operand)
+    return value, slope.to(OPERAND)
 
 
 @triton.jit
 def through_layers(x, weights, biases, key, rows, NET: tl.constexpr):
     """The layers' inputs, what is kept of their slopes, and the output of the last."""
+    OPERAND: tl.constexpr = NET.operand
     FIRST: tl.constexpr = NET.first
     LAST: tl.constexpr = NET.last
     values, slopes, value = (), (), x
     for layer in tl.static_range(FIRST, LAST):
-        h = value.to(NET.operand)
+        h = value.to(OPERAND)
         values = append(values, h)
         value, slope = layer_value(
             h, weights[layer - FIRST], biases[layer - FIRST], key, rows, NET, layer
@@ -211,15 +226,18 @@ def mlp_cores_fwd_kernel(
     of BLOCK_ROWS rows. Reads x once and the parameters once a program, writes y.
     """
     WIDTHS: tl.constexpr = NET.widths
+    OPERAND: tl.constexpr = NET.operand
+    FIRST: tl.constexpr = NET.first
+    LAST: tl.constexpr = NET.last
     weights, biases = load_weights(params_ptr, NET), load_biases(params_ptr, n_rows, NET)
     key = load_key(seed_ptr)
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_ROWS), tl.num_programs(0)):
         start = tl.cast(tile, tl.int64) * BLOCK_ROWS
         n = tile_size(n_rows - start, BLOCK_ROWS)
-        x = load_tile(x_ptr, start, n, x_row_stride, BLOCK_ROWS, WIDTHS[NET.first], NET.operand)
+        x = load_tile(x_ptr, start, n, x_row_stride, BLOCK_ROWS, WIDTHS[FIRST], OPERAND)
         rows = start + tl.arange(0, BLOCK_ROWS)
         _, _, y = through_layers(x, weights, biases, key, rows, NET)
-        store_tile(y_ptr, y, start, n, BLOCK_ROWS, WIDTHS[NET.last])
+        store_tile(y_ptr, y, start, n, BLOCK_ROWS, WIDTHS[LAST])
 
 
 @triton.constexpr_function
@@ -240,13 +258,15 @@ def is_by_ones(net):
 @triton.jit
 def add_rows(acc, g, g_terms, NET: tl.constexpr):
     """acc + Σ g over the rows, for each of 16 alike: a tree of shuffles costs more registers."""
+    TERMS: tl.constexpr = NET.terms
     if not is_by_ones(NET):
         return acc + tl.sum(g, axis=0)[None, :]
     else:
-        ones = tl.full((16, g.shape[0]), 1.0, tl.float32).to(g_terms[0].dtype)
-        if NET.terms == 1:
-            return dot(ones, g_terms[0], acc)
+        ones = tl.full((16, g.shape[0]), 1.0, tl.float32)
+        if TERMS == 1:
+            return dot(ones.to(g_terms.dtype), g_terms, acc)
         else:
+            ones = ones.to(tl.bfloat16)
             small = dot(ones, g_terms[1], dot(ones, g_terms[2]))
             return acc + dot(ones, g_terms[0], without_infinities(small))
 
@@ -254,8 +274,9 @@ def add_rows(acc, g, g_terms, NET: tl.constexpr):
 @triton.jit
 def zero_sum(NET: tl.constexpr, LAYER: tl.constexpr):
     """Sums of a layer's weights, and 16 of its biases, or one."""
-    N_IN: tl.constexpr = padded(NET.widths[LAYER])
-    N_OUT: tl.constexpr = padded(NET.widths[LAYER + 1])
+    WIDTHS: tl.constexpr = NET.widths
+    N_IN: tl.constexpr = padded(WIDTHS[LAYER])
+    N_OUT: tl.constexpr = padded(WIDTHS[LAYER + 1])
     if is_upright(NET, LAYER):
         weight_sum = tl.zeros((N_IN, N_OUT), tl.float32)
     else:
@@ -278,8 +299,9 @@ def zero_sums(NET: tl.constexpr):
 @triton.jit
 def add_layer(weight_sum, bias_sum, h, g, g_terms, NET: tl.constexpr, LAYER: tl.constexpr):
     """Add h^T g and Σ g of a tile to a layer's sums."""
+    OPERAND: tl.constexpr = NET.operand
     TERMS: tl.constexpr = NET.terms
-    h_terms = terms_of(h, NET.operand, TERMS)
+    h_terms = terms_of(h, OPERAND, TERMS)
     if is_upright(NET, LAYER):
         weight_sum = add_product(weight_sum, transposed(h_terms, TERMS), g_terms, TERMS)
     else:
@@ -290,9 +312,10 @@ def add_layer(weight_sum, bias_sum, h, g, g_terms, NET: tl.constexpr, LAYER: tl.
 @triton.jit
 def store_sum(ptr, weight_sum, bias_sum, NET: tl.constexpr, LAYER: tl.constexpr):
     """Write a layer's sums, each number once."""
-    N_IN: tl.constexpr = NET.widths[LAYER]
-    N_OUT: tl.constexpr = NET.widths[LAYER + 1]
-    ptr += offset_of(NET.widths, LAYER, True)
+    WIDTHS: tl.constexpr = NET.widths
+    N_IN: tl.constexpr = WIDTHS[LAYER]
+    N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
+    ptr += offset_of(WIDTHS, LAYER, True)
     i, o = tl.arange(0, padded(N_IN)), tl.arange(0, padded(N_OUT))
     if is_upright(NET, LAYER):
         ptrs = ptr + o[None, :] * N_IN + i[:, None]
@@ -315,13 +338,17 @@ def back_through(
 
     The factors of dropout in front of the segment are the matter of the one before.
     """
+    WIDTHS: tl.constexpr = NET.widths
+    OPERAND: tl.constexpr = NET.operand
+    TERMS: tl.constexpr = NET.terms
+    DROPOUT: tl.constexpr = NET.dropout
     FIRST: tl.constexpr = NET.first
     LAST: tl.constexpr = NET.last
     new_weight_sums, new_bias_sums = (), ()
     for layer in tl.static_range(LAST - 1, FIRST - 1, -1):
-        g = drop(g, key, rows, NET.widths, layer + 1, NET.dropout, tl.float32)
+        g = drop(g, key, rows, WIDTHS, layer + 1, DROPOUT, tl.float32)
         g = times_kept(g, slopes[layer - FIRST], activation_of(NET, layer))
-        g_terms = terms_of(g, NET.operand, NET.terms)
+        g_terms = terms_of(g, OPERAND, TERMS)
         weight_sum, bias_sum = weight_sums[LAST - 1 - layer], bias_sums[LAST - 1 - layer]
         if SUM:
             weight_sum, bias_sum = add_layer(
@@ -330,8 +357,8 @@ def back_through(
         new_weight_sums = append(new_weight_sums, weight_sum)
         new_bias_sums = append(new_bias_sums, bias_sum)
         if layer > FIRST or DX:
-            g = times(g_terms, transposed(weights[layer - FIRST], NET.terms), NET.terms)
-            g = known(g, NET.widths[layer])
+            g = times(g_terms, transposed(weights[layer - FIRST], TERMS), TERMS)
+            g = known(g, WIDTHS[layer])
     return g, new_weight_sums, new_bias_sums
 
 
@@ -352,9 +379,10 @@ def mlp_cores_bwd_kernel(
     Grid: one program per piece of rows, which walks over tiles of BLOCK_ROWS. Reads x and dy once
     and the parameters once a program, writes dx and, once a program, the sums.
     """
+    WIDTHS: tl.constexpr = NET.widths
+    OPERAND: tl.constexpr = NET.operand
     FIRST: tl.constexpr = NET.first
     LAST: tl.constexpr = NET.last
-    WIDTHS: tl.constexpr = NET.widths
     weights = load_weights(params_ptr, NET)
     key = load_key(seed_ptr)
     first = tl.program_id(0).to(tl.int64) * piece_rows
@@ -362,7 +390,7 @@ def mlp_cores_bwd_kernel(
     weight_sums, bias_sums = zero_sums(NET)
     for i in range(0, length, BLOCK_ROWS):
         start, n = first + i, length - i
-        x = load_tile(x_ptr, start, n, x_row_stride, BLOCK_ROWS, WIDTHS[FIRST], NET.operand)
+        x = load_tile(x_ptr, start, n, x_row_stride, BLOCK_ROWS, WIDTHS[FIRST], OPERAND)
         dy = load_tile(
             dy_ptr, start, n, dy_row_stride, BLOCK_ROWS, WIDTHS[LAST], tl.float32
         )  # fmt: skip

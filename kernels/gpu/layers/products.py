@@ -27,7 +27,7 @@ def dot(a, b, acc=None):
 def terms_of(a, OPERAND: tl.constexpr, TERMS: tl.constexpr):
     """A tile as products take it: one of type OPERAND, or three of bfloat16 whose sum it is."""
     if TERMS == 1:
-        return (a.to(OPERAND),)
+        return a.to(OPERAND)
     else:
         first = a.to(tl.bfloat16)
         rest = a - first.to(tl.float32)
@@ -38,9 +38,9 @@ def terms_of(a, OPERAND: tl.constexpr, TERMS: tl.constexpr):
 
 @triton.jit
 def transposed(a, TERMS: tl.constexpr):
-    """The transpose of each term."""
+    """The transpose, of each term."""
     if TERMS == 1:
-        return (tl.trans(a[0]),)
+        return tl.trans(a)
     else:
         return tl.trans(a[0]), tl.trans(a[1]), tl.trans(a[2])
 
@@ -55,7 +55,7 @@ def without_infinities(small):
 def times(a, b, TERMS: tl.constexpr):
     """a b of two tiles in terms."""
     if TERMS == 1:
-        return dot(a[0], b[0])
+        return dot(a, b)
     else:
         small = dot(a[2], b[0])
         small = dot(a[1], b[1], small)
@@ -69,6 +69,6 @@ def times(a, b, TERMS: tl.constexpr):
 def add_product(acc, a, b, TERMS: tl.constexpr):
     """acc + a b: tensor cores cut off what they add to a sum, so in float32 they get a new one."""
     if TERMS == 1:
-        return dot(a[0], b[0], acc)
+        return dot(a, b, acc)
     else:
         return acc + times(a, b, TERMS)
