@@ -81,12 +81,10 @@ class Modules(Members):
 
     def _look_at(self, models):
         """The structures, which of them each model has, and the parameters seen closely."""
-        signatures = [signature_of(model) for model in models]
-        named = chain.from_iterable(s[1] for s in signatures if s is not None)
-        known, patterns, kinds, strange = {}, Patterns(named), [], []
+        known, patterns, kinds, strange = {}, Patterns(), [], []
         self._all = []
-        for i, (model, signature) in enumerate(zip(models, signatures, strict=True)):
-            kind = None
+        for i, model in enumerate(models):
+            signature, kind = signature_of(model), None
             if signature is not None:
                 kind = patterns.find(*signature)
             if kind is not None:

@@ -36,7 +36,7 @@ _HOOKS, _LATE_HOOKS = map(attrgetter, ("_backward_hooks", "_post_accumulate_grad
 def signature_of(module):
     """A list that tells a module's structure, and its parameters in order, which tell the rest.
 
-    ``None`` of what is called otherwise than as its class says.
+    ``None`` of what is called otherwise than as its class says, and of nested tensors.
     """
     own, settings = module.__dict__, _SETTINGS.get(module.__class__)
     if settings is None or "forward" in own or "_call_impl" in own:
@@ -45,11 +45,12 @@ def signature_of(module):
         after, before, back, pre_back, children, named = _PARTS(own)
         if after or before or back or pre_back:
             return None
-        key, parameters = [module.__class__, settings(own), *children], []
+        key, parameters, is_nested = [module.__class__, settings(own), *children], [], False
         for name, p in named.items():
             if p is not None:
                 key.append(name)
                 parameters.append(p)
+                is_nested |= p.is_nested
         for layer in children.values():
             own = layer.__dict__
             after, before, back, pre_back, inner, named = _PARTS(own)
@@ -63,9 +64,11 @@ def signature_of(module):
                 if p is not None:
                     key.append(name)
                     parameters.append(p)
+                    is_nested |= p.is_nested
     except KeyError:
         return None
-    return key, parameters
+    # the check of a pattern would end the process
+    return None if is_nested else (key, parameters)
 
 
 class Patterns:
@@ -73,16 +76,13 @@ class Patterns:
 
     A glance is one call of what guards PyTorch's compiled programs: it compares types, dispatch
     keys, dtypes, devices, ``requires_grad``, sizes and strides of the parameters.
-
-    Args:
-        parameters: All that will be asked about.
     """
 
-    def __init__(self, parameters):
+    def __init__(self):
         self._known = {}  # lists of (check, kind) by signature
         self._last = None, None, None
-        # PyTorch's check does not see dual tensors, and nested ones end the process
-        self._is_blind = forward_ad._current_level >= 0 or any(map(boundary.is_nested, parameters))
+        # PyTorch's check does not see dual tensors
+        self._is_blind = forward_ad._current_level >= 0
 
     def find(self, key, parameters):
         """The kind of the modules with this signature and such parameters, or ``None``."""
