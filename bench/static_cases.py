@@ -102,36 +102,36 @@ def cases():
 
 
 def _dense_cases(hidden, one_out, many_out):
-    """The dense subnets, as they differ by activation, dropout and one subnet a feature."""
+    """The general subnets, as they differ by activation, dropout and one subnet a feature."""
     h = hidden["N_HIDDEN"]
-    forward, backward = "subnet.dense_fwd", "subnet.dense_bwd"
+    forward, backward = "subnet.general_fwd", "subnet.general_bwd"
     fwd, bwd = partial(Case, forward), partial(Case, backward)
-    off = {"STACKED": False, "DROPOUT": (-1, 1.0) * 3, "seed_ptr": None, "FIRST_MASK": 0}
+    off = {"FEATUREWISE": False, "DROPOUT": (-1, 1.0) * 3, "seed_ptr": None, "FIRST_MASK": 0}
     tanh = {**off, "ACT": "tanh"}
-    stacked = {**off, "ACT": "relu", "STACKED": True}
-    dropout = {"ACT": "relu", "STACKED": False, "DROPOUT": (13107, 1.25) * 3, "FIRST_MASK": 2}
+    featurewise = {**off, "ACT": "relu", "FEATUREWISE": True}
+    dropout = {"ACT": "relu", "FEATUREWISE": False, "DROPOUT": (13107, 1.25) * 3, "FIRST_MASK": 2}
     narrow = {**one_out, "BLOCK_IN": 16}
     elementwise = {"n_in": 1, "x_row_stride": 1, "fc3_weight_ptr": None, "fc3_bias_ptr": None}
     elementwise = {**one_out, **tanh, **elementwise, "BLOCK_IN": 1}
     # values and slopes: a loop over units, unrolled with dropout; sums of all units in one loop
     return {
-        "dense_fwd": fwd({**narrow, **tanh}, Hot(18, iterations=h)),
-        "dense_fwd, softplus": fwd({**narrow, **off, "ACT": "softplus"}, Hot(18, iterations=h)),
-        "dense_fwd, relu, stacked": fwd({**narrow, **stacked}, Hot(3, iterations=h)),
-        "dense_fwd, relu, dropout": fwd({**narrow, **dropout}, Hot(4 * h)),
-        "dense_fwd, elementwise": Case(forward, {**elementwise, "BLOCK_ROWS": 1024}),
-        "dense_bwd_x": bwd({**one_out, **tanh}, Hot(18, iterations=h)),
-        "dense_bwd_x, relu, stacked": bwd({**one_out, **stacked}, Hot(3, iterations=h)),
-        "dense_bwd_x, relu, dropout": bwd({**one_out, **dropout}, Hot(4 * h, whole=True)),
-        "dense_bwd_params": bwd({**one_out, **tanh}, Hot(20 * h)),
-        "dense_bwd_params, relu, stacked": bwd({**one_out, **stacked}, Hot(6 * h)),
-        "dense_bwd_params, relu, dropout": bwd({**one_out, **dropout}, Hot(6 * h)),
-        "dense_bwd_params, elementwise": Case(
-            "subnet.dense_bwd", {**elementwise, "BLOCK_ROWS": 256}
+        "general_fwd": fwd({**narrow, **tanh}, Hot(18, iterations=h)),
+        "general_fwd, softplus": fwd({**narrow, **off, "ACT": "softplus"}, Hot(18, iterations=h)),
+        "general_fwd, relu, featurewise": fwd({**narrow, **featurewise}, Hot(3, iterations=h)),
+        "general_fwd, relu, dropout": fwd({**narrow, **dropout}, Hot(4 * h)),
+        "general_fwd, elementwise": Case(forward, {**elementwise, "BLOCK_ROWS": 1024}),
+        "general_bwd_x": bwd({**one_out, **tanh}, Hot(18, iterations=h)),
+        "general_bwd_x, relu, featurewise": bwd({**one_out, **featurewise}, Hot(3, iterations=h)),
+        "general_bwd_x, relu, dropout": bwd({**one_out, **dropout}, Hot(4 * h, whole=True)),
+        "general_bwd_params": bwd({**one_out, **tanh}, Hot(20 * h)),
+        "general_bwd_params, relu, featurewise": bwd({**one_out, **featurewise}, Hot(6 * h)),
+        "general_bwd_params, relu, dropout": bwd({**one_out, **dropout}, Hot(6 * h)),
+        "general_bwd_params, elementwise": Case(
+            "subnet.general_bwd", {**elementwise, "BLOCK_ROWS": 256}
         ),
-        "dense_bwd_params, softplus": bwd({**one_out, **off, "ACT": "softplus"}, Hot(20 * h)),
-        "dense_bwd_params, fp64": Case(backward, {**one_out, **tanh}, dtype="fp64"),
-        "dense_bwd_readout": Case(backward, {**many_out, **dropout}),
+        "general_bwd_params, softplus": bwd({**one_out, **off, "ACT": "softplus"}, Hot(20 * h)),
+        "general_bwd_params, fp64": Case(backward, {**one_out, **tanh}, dtype="fp64"),
+        "general_bwd_readout": Case(backward, {**many_out, **dropout}),
     }
 
 
@@ -184,7 +184,7 @@ def _training_cases():
             "training.loop",
             {
                 "MODEL": verb.function, "UPDATE": loop.OPTIMIZERS[optimizer], "LOSS": loss,
-                "SHUFFLE": shuffled, "DRAWS": kind in ("dense", "mlp") and any(constants),
+                "SHUFFLE": shuffled, "DRAWS": kind in ("general", "mlp") and any(constants),
                 "SIZES": verb.sizes, "CONSTANTS": verb.constants, "BLOCK": n_parameters,
                 "weight_ptr": None, "val_weight_ptr": None,
                 **({} if options.get("tracked") else {"grad_norm_ptr": None}),
@@ -199,9 +199,9 @@ def _training_cases():
         sizes, constants = (width, 0, 0), (0.5, 1 / width)
         return case("sine_sum", sizes, constants, 1, batch_rows, "adamw", shuffled, **options)
 
-    def subnets(activation, stacked, p, **options):
-        sizes = 14, 1, 64, 1, codes[activation], stacked, 1
-        return case("dense", sizes, (p, p, p), 64, 100, "adam", True, n_parameters=128, **options)
+    def subnets(activation, featurewise, p, **options):
+        sizes = 14, 1, 64, 1, codes[activation], featurewise, 1
+        return case("general", sizes, (p, p, p), 64, 100, "adam", True, n_parameters=128, **options)
 
     def mlp(widths, hidden, output, batch_rows, optimizer, shuffled, *, rates=(0.0,), **options):
         sizes = len(widths) - 1, 1, codes[hidden], codes[output], *widths
@@ -237,7 +237,7 @@ def _training_cases():
 def _least_squares_cases():
     """Levenberg–Marquardt in the shapes of the experiments, all in float64."""
     import torch
-    from fastmlp.kernels.gpu.levenberg_marquardt.solver import Problem
+    from fastmlp.kernels.gpu.levenberg_marquardt.sums import Sums
     from fastmlp.kernels.gpu.machine.launch import Config
     from fastmlp.kernels.gpu.numbers.activations import ACTIVATIONS
 
@@ -255,10 +255,10 @@ def _least_squares_cases():
     table = {}
     for name, (net, reals, n_parameters, n_rows, n_in, dtype) in shapes.items():
         x = torch.empty(n_rows, n_in, device="meta")
-        for kernel, launch in Problem(net, reals, n_parameters, x, None, None).launches().items():
+        for kernel, launch in Sums(net, reals, n_parameters, x, None, None).launches().items():
             warps = launch.pop("num_warps")
             table[f"{kernel}, {name}, fp64"] = Case(
-                "levenberg_marquardt.solver",
+                "levenberg_marquardt.sums",
                 {**launch, "weight_ptr": None},
                 dtype="fp64",
                 everywhere=kernel != "lm_loss" and n_parameters < 1000,

@@ -101,7 +101,7 @@ def check_parameter(name, value, shape, device):
     raise ValueError(f"{name} must have shape {list(shape)}, got {list(value.shape)}")
 
 
-def dense(name, value):
+def in_memory(name, value):
     """A tensor without its graph, whose memory holds the numbers that it stands for.
 
     For what reads that memory: conjugate and negative bits are resolved, and what belongs to

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from fastmlp import stacked
-from fastmlp.arguments import dense, flag, integer, told
+from fastmlp.arguments import flag, in_memory, integer, told
 from fastmlp.kernels.spec import Sines
 from fastmlp.models import NAMESAKES, spec_of
 
@@ -272,7 +272,7 @@ def _known(module, name):
             f"there are ensembles of {_KNOWN}"
         )
     for label, p in module.named_parameters():
-        dense(f"{name}.{label}", p)
+        in_memory(f"{name}.{label}", p)
         if not p.is_floating_point():
             raise TypeError(f"{name}.{label} must be of a floating-point dtype, got {p.dtype}")
     return spec

@@ -261,17 +261,17 @@ def _additive_mlp(module):
 
 def subnet(module: Any, layers: tuple, activation: str, dropout: tuple) -> Spec:
     """The :class:`Spec` of a subnet and a read-out of three layers of a module."""
-    stacked = type(module._modules.get(layers[0])) is reference.FeaturewiseLinear
-    kind = reference.FeaturewiseLinear if stacked else nn.Linear
+    featurewise = type(module._modules.get(layers[0])) is reference.FeaturewiseLinear
+    kind = reference.FeaturewiseLinear if featurewise else nn.Linear
     (one, n_hidden, bias1), (also, out, bias2) = (sizes_of(module, p, kind) for p in layers[:2])
     n_in, n_out, bias3 = sizes_of(module, layers[2])
     if (one, also, out) != (1, n_hidden, 1):
         raise Unknown(f"its subnet maps {one} to {n_hidden} and {also} to {out} numbers")
-    if stacked and any(module._modules[p].weight.shape[0] != n_in for p in layers[:2]):
+    if featurewise and any(module._modules[p].weight.shape[0] != n_in for p in layers[:2]):
         raise Unknown(f"its subnets are not as many as the {n_in} features")
     biases = bias1, bias2, bias3
     return Spec(
-        Subnet(n_in, n_hidden, n_out, biases, activation, not stacked, tuple(dropout)),
+        Subnet(n_in, n_hidden, n_out, biases, activation, not featurewise, tuple(dropout)),
         layers=tuple(layers),
         names=_names(layers, biases),
         active=_active(module, *dropout),

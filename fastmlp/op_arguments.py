@@ -39,14 +39,14 @@ def seed_argument(seed, x):
     return seed
 
 
-def check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=()):
-    """``stacked`` is the first dimension that all parameters have besides those of a subnet."""
+def check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, nets=()):
+    """``nets`` is the first dimension that all parameters have besides those of a subnet."""
     check_tensor("fc1_weight", fc1_weight, device)
     shape = tuple(fc1_weight.shape)
-    if len(shape) != 2 + len(stacked) or shape[-1] != 1 or shape[:-2] != stacked:
+    if len(shape) != 2 + len(nets) or shape[-1] != 1 or shape[:-2] != nets:
         raise ValueError(
-            f"fc1_weight must have shape {_named(*stacked, 'hidden_features', 1)}, "
-            f"the weight of Linear(1, hidden_features){' a feature' * bool(stacked)}, "
+            f"fc1_weight must have shape {_named(*nets, 'hidden_features', 1)}, "
+            f"the weight of Linear(1, hidden_features){' a feature' * bool(nets)}, "
             f"got {list(shape)}"
         )
     n_hidden = shape[-2]
@@ -54,11 +54,11 @@ def check_subnet(device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked=())
         raise ValueError(
             f"fc1_weight must have between 1 and {MAX_HIDDEN} hidden features, got {n_hidden}"
         )
-    check_parameter("fc2_weight", fc2_weight, (*stacked, 1, n_hidden), device)
+    check_parameter("fc2_weight", fc2_weight, (*nets, 1, n_hidden), device)
     if fc1_bias is not None:
-        check_parameter("fc1_bias", fc1_bias, (*stacked, n_hidden), device)
+        check_parameter("fc1_bias", fc1_bias, (*nets, n_hidden), device)
     if fc2_bias is not None:
-        check_parameter("fc2_bias", fc2_bias, (*stacked, 1), device)
+        check_parameter("fc2_bias", fc2_bias, (*nets, 1), device)
 
 
 def check_elementwise(x, *parameters):
@@ -79,8 +79,8 @@ def check_additive(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc
             f"got {list(fc3_weight.shape)}"
         )
     n_out, n_in = fc3_weight.shape
-    stacked = (n_in,) if isinstance(fc1_weight, torch.Tensor) and fc1_weight.dim() == 3 else ()
-    check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, stacked)
+    nets = (n_in,) if isinstance(fc1_weight, torch.Tensor) and fc1_weight.dim() == 3 else ()
+    check_subnet(x.device, fc1_weight, fc1_bias, fc2_weight, fc2_bias, nets)
     if x.dim() == 0 or x.shape[-1] != n_in:
         raise ValueError(f"x must have shape [*, {n_in}] to match fc3_weight, got {list(x.shape)}")
     if fc3_bias is not None:

@@ -4,6 +4,7 @@ import torch
 
 from fastmlp.adam import Adam, AdamW
 from fastmlp.training import checks
+from fastmlp.training.compiled import RunStates
 from fastmlp.training.generic import Linearisation, check_weight
 from fastmlp.training.levenberg_marquardt import (
     LevenbergMarquardt as Settings,
@@ -14,7 +15,6 @@ from fastmlp.training.levenberg_marquardt import (
     flat,
     load,
 )
-from fastmlp.training.tiles import Runs
 
 __all__ = ["Adam", "AdamW", "LevenbergMarquardt"]
 
@@ -132,7 +132,7 @@ class LevenbergMarquardt(torch.optim.Optimizer):
         checks.parameters([self._module], ["module"])
         problem = Linearisation(self._module)
         problem.differentiate = self._differentiate
-        runs = Runs(flat(self._module).unsqueeze(0), self._settings, max_steps=1)
+        runs = RunStates(flat(self._module).unsqueeze(0), self._settings, max_steps=1)
         k, p, state = runs.kernels, runs.p, runs.state[0]
         numbers, counters = state[3 * p :], runs.counters[0]
         kept = torch.zeros(runs.ld**2 + runs.ld, dtype=torch.float64, device="cpu")

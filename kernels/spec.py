@@ -48,8 +48,8 @@ class Subnet(NamedTuple):
     def shapes(self):
         """Of the parameters, in order."""
         h = self.n_hidden
-        stacked = () if self.shared else (self.n_in,)
-        layers = (*stacked, h, 1), (*stacked, 1, h), (self.n_out, self.n_in)
+        nets = () if self.shared else (self.n_in,)
+        layers = (*nets, h, 1), (*nets, 1, h), (self.n_out, self.n_in)
         return _with_biases(layers, self.biases)
 
 
@@ -141,7 +141,7 @@ class SubnetSizes(NamedTuple):
     n_in: int = 1
     n_out: int = 1
     activation: int = CODES["relu"]
-    stacked: int = 0
+    featurewise: int = 0
     readout: int = 0
 
 

@@ -106,7 +106,7 @@ OP_OF_TEST = {
 }
 """The op of tests that are about one and do not say so."""
 
-OP_OF_FILE = {"test_dense": "additive_mlp", **{f"test_{op}": op for op in OPS}}
+OP_OF_FILE = {"test_general": "additive_mlp", **{f"test_{op}": op for op in OPS}}
 
 BACKEND_OF_TEST = {
     "test_launches_are_captured_on_the_device_of_the_tensors": "triton",

@@ -13,7 +13,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 pytest.register_assert_rewrite(
-    "closeness", "dense_cases", "mlp_cases", "op_contract", "subnet_cases"
+    "closeness", "general_cases", "mlp_cases", "op_contract", "subnet_cases"
 )
 
 import interpreter  # noqa: E402

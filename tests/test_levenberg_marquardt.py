@@ -95,18 +95,18 @@ def test_gradient_norm_is_that_of_autograd():
 
 
 def test_same_bits_for_any_number_of_threads_models_and_slices(monkeypatch):
-    from fastmlp.training import tiles
+    from fastmlp.training import compiled
 
     # pieces of 128 rows, and rows that are dealt to threads
-    monkeypatch.setattr(tiles, "WORK_OF_A_PIECE", 1.0)
+    monkeypatch.setattr(compiled, "WORK_OF_A_PIECE", 1.0)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1000, 7, generator=generator)
     y = x.square().sum(1, keepdim=True)
     starts = [fastmlp.AdditiveMLP(7, 5) for _ in range(3)]
     outcomes = []
     for threads, shared, slice_of, count in ((1, 1e7, 1e9, 3), (2, 0, 1e9, 3), (2, 1e9, 1, 1)):
-        monkeypatch.setattr(tiles, "WORK_TO_SHARE", shared)
-        monkeypatch.setattr(tiles, "WORK_OF_A_SLICE", slice_of)
+        monkeypatch.setattr(compiled, "WORK_TO_SHARE", shared)
+        monkeypatch.setattr(compiled, "WORK_OF_A_SLICE", slice_of)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
@@ -399,9 +399,9 @@ class TestFit:
             self.fit(net, epochs=1).save("nowhere")
 
     def test_interrupt_leaves_what_there_is(self, monkeypatch):
-        from fastmlp.training import tiles
+        from fastmlp.training import compiled
 
-        monkeypatch.setattr(tiles, "WORK_OF_A_SLICE", 1)  # one step a slice
+        monkeypatch.setattr(compiled, "WORK_OF_A_SLICE", 1)  # one step a slice
 
         def interrupt(done, total, calls=[]):  # noqa: B006
             calls.append(done)

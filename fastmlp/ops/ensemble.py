@@ -8,7 +8,7 @@ import torch
 
 from fastmlp.ops import additive_mlp as additive
 from fastmlp.ops import elementwise_mlp as elementwise
-from fastmlp.ops import mlp as dense
+from fastmlp.ops import mlp as layers
 from fastmlp.ops import sine_sum as sines
 from fastmlp.ops.fused import FusedOp
 
@@ -79,7 +79,7 @@ def _subnet(op):
 
 def _dense(x, *arguments):
     *parameters, activation, output_activation = arguments
-    return dense.mlp.reference(x, *parameters, None, activation, output_activation, 0.0)
+    return layers.mlp.reference(x, *parameters, None, activation, output_activation, 0.0)
 
 
 _SUBNET = ("fc1_weight", "fc1_bias?", "fc2_weight", "fc2_bias?")
@@ -104,7 +104,7 @@ additive_mlp = _ensemble(
     lambda given: given[4].shape[1],
 )
 mlp = _ensemble(
-    dense.mlp,
+    layers.mlp,
     _dense,
     ("weights_and_biases[]",),
     {"activation": "str", "output_activation": "str"},

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastmlp.arguments import dense
+from fastmlp.arguments import in_memory
 from fastmlp.kernels.spec import KINK_SLOPES, Layers
 from fastmlp.models import spec_of
 
@@ -95,10 +95,10 @@ def _made(module, step):
 
 
 def _linear(layer, name):
-    weight = dense(f"{name}.weight", layer.weight).cpu().double().numpy()
+    weight = in_memory(f"{name}.weight", layer.weight).cpu().double().numpy()
     bias = np.zeros(weight.shape[0])
     if layer.bias is not None:
-        bias = dense(f"{name}.bias", layer.bias).cpu().double().numpy()
+        bias = in_memory(f"{name}.bias", layer.bias).cpu().double().numpy()
     for what, values in (("weight", weight), ("bias", bias)):
         if not np.isfinite(values).all():
             raise ValueError(f"{name}.{what} must be finite, got NaN or infinity".lstrip("."))

@@ -19,9 +19,9 @@ from fastmlp.kernels.lm import (
     SOLVERS,
     verdict,
 )
+from fastmlp.training.compiled import MAX_KEPT_FACTORS, kernel_words, prepare
 from fastmlp.training.describe import n_readout
 from fastmlp.training.outcomes import Outcome, numerical_rank
-from fastmlp.training.tiles import MAX_KEPT_FACTORS, kernel_words, prepare
 
 ROUNDS = 8
 """Trials between two looks at which runs are over."""
@@ -36,19 +36,19 @@ _CODE = {reason: code for code, reason in enumerate(REASONS)}
 
 def run(models, description, starts, rows, settings, max_steps, deadline, progress):
     """Train all runs; returns their :class:`Outcome`."""
-    from fastmlp.kernels.gpu.levenberg_marquardt.solver import Problem
+    from fastmlp.kernels.gpu.levenberg_marquardt.sums import Sums
 
     device = next(models[0].parameters()).device
     data = prepare(description, *rows.of(0), device)  # the same for all
-    problem = Problem(*kernel_words(description), description.n_parameters, *data)
+    sums = Sums(*kernel_words(description), description.n_parameters, *data)
     n_projected = n_readout(description) if settings.variable_projection else 0
-    n_runs, n_columns = len(starts), problem.p + 1
-    per_run = problem.numbers_of_a_model + 8 * n_columns**2 + 2 * max_steps
+    n_runs, n_columns = len(starts), sums.p + 1
+    per_run = sums.numbers_of_a_model + 8 * n_columns**2 + 2 * max_steps
     at_a_time = max(1, NUMBERS_AT_A_TIME // per_run)
     parts, unfinished, done = [], "max_time", 0
     for first in range(0, n_runs, at_a_time):
         chosen = starts[first : first + at_a_time].to(device)
-        solver = _Solver(problem, chosen, settings, max_steps, n_projected)
+        solver = _Solver(sums, chosen, settings, max_steps, n_projected)
         try:
             while unfinished != "interrupted" and (n_left := solver.advance(deadline)):
                 if progress is not None:
@@ -61,7 +61,7 @@ def run(models, description, starts, rows, settings, max_steps, deadline, progre
         done += len(chosen)
         if progress is not None:
             progress(done, n_runs)
-    return _outcome(parts, problem.p, unfinished)
+    return _outcome(parts, sums.p, unfinished)
 
 
 def _outcome(parts, p, unfinished):
@@ -89,9 +89,9 @@ def _outcome(parts, p, unfinished):
 class _Solver:
     """Runs of one problem; ``state`` has a row for each, in every tensor."""
 
-    def __init__(self, problem, starts, settings, max_steps, n_projected):
-        self.problem, self.settings, self.max_steps = problem, settings, max_steps
-        self.p, self.n_alpha = problem.p, problem.p - n_projected
+    def __init__(self, sums, starts, settings, max_steps, n_projected):
+        self.sums, self.settings, self.max_steps = sums, settings, max_steps
+        self.p, self.n_alpha = sums.p, sums.p - n_projected
         n, numbers, like = len(starts), starts.new_zeros, torch.full_like
         zeros = torch.zeros(n, dtype=torch.int64, device=starts.device)
         theta, damping = starts, numbers(n).fill_(settings.damping)
@@ -102,7 +102,7 @@ class _Solver:
             scale=numbers(n, self.p),
             damping=damping,
             growth=numbers(n).fill_(2.0),
-            sse=problem.losses(theta, like(zeros, 1, dtype=torch.int8)),
+            sse=sums.losses(theta, like(zeros, 1, dtype=torch.int8)),
             steps=zeros,
             attempts=like(zeros, 0),
             solver=like(zeros, _QR if settings.first_solver == "qr" else _CHOLESKY),
@@ -154,7 +154,7 @@ class _Solver:
         if self.n_alpha < self.p:
             solved_for = self._read_out(trial, s.scale[:, self.n_alpha :], s.damping)
             trial = torch.where(trying.unsqueeze(1), solved_for, trial)
-        new = self.problem.losses(trial, trying.to(torch.int8))
+        new = self.sums.losses(trial, trying.to(torch.int8))
         self._take_loss(s, trying, solver, trial, new, predicted)
 
     def _running(self, s, solver):
@@ -181,7 +181,7 @@ class _Solver:
     def _linearise(self, s, asked, solver):
         """[J, r]ᵀ[J, r], or the triangular factor of [J, r], of the runs that are ``asked``."""
         if solver == _CHOLESKY:
-            gram = self.problem.grams(s.theta, asked.to(torch.int8)).tril()
+            gram = self.sums.grams(s.theta, asked.to(torch.int8)).tril()
             s.factor = torch.where(asked[:, None, None], gram, s.factor)
         else:
             at = asked.nonzero().squeeze(1)
@@ -194,7 +194,7 @@ class _Solver:
         """R of the columns of [J, r] from ``first`` on, a tile of rows after the other."""
         n = self.p + 1 - first
         factor = theta.new_zeros(len(theta), n, n)
-        for rows in self.problem.tiles(theta):
+        for rows in self.sums.tiles(theta):
             above = torch.cat([factor, rows[:, first:].mT], 1)
             factor = torch.linalg.qr(above, mode="r").R
         return factor

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from fastmlp.arguments import dense, integer, told
+from fastmlp.arguments import in_memory, integer, told
 
 TRACKABLE = ("grad_norm",)
 """What `fit` can record besides losses."""
@@ -55,7 +55,7 @@ class _Place(NamedTuple):
 
 
 def parameters(models, names=None):
-    """Raise unless every trained parameter is dense numbers in memory of its own.
+    """Raise unless every trained parameter is plain numbers in memory of its own.
 
     Frozen parameters may share theirs with each other: nobody writes it. ``names`` are what errors
     call the models, ``models[0]`` and so on by default.
@@ -82,7 +82,7 @@ def _places(models, names):
             label = f"{names[i]}.{name}"
             if isinstance(p, torch.nn.parameter.UninitializedParameter):
                 raise ValueError(f"{label} must have a shape: call the lazy module once")
-            dense(label, p)
+            in_memory(label, p)
             if id(p) not in seen:
                 seen[id(p)] = i, name
                 reach = sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True))
@@ -130,7 +130,7 @@ def tensor(name, value, device):
         return torch.from_numpy(value).to(device)
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a Tensor or a NumPy array, got {told(value)}")
-    value = dense(name, value)
+    value = in_memory(name, value)
     if not value.is_floating_point():
         raise TypeError(f"{name} must be a floating-point tensor, got {value.dtype}")
     if value.device != device:

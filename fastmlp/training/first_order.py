@@ -31,12 +31,12 @@ def run(problem, report):
     backend = backends.choose(problem.data.x.device.type)
     runs = importlib.import_module(_RUNS[backend]).Runs
     # models of one structure and size together, the largest first
-    sizes = np.diff(problem.members.offsets)[problem.own]
-    order = np.lexsort((problem.members.kinds[problem.own], -sizes))
-    stride, own = FIRST_STEPS, problem.own[order]
-    at_once = runs.at_once or max(len(own), 1)
-    for first in range(0, len(own), at_once):
-        models = np.sort(own[first : first + at_once])
+    sizes = np.diff(problem.members.offsets)[problem.here]
+    order = np.lexsort((problem.members.kinds[problem.here], -sizes))
+    stride, here = FIRST_STEPS, problem.here[order]
+    at_once = runs.at_once or max(len(here), 1)
+    for first in range(0, len(here), at_once):
+        models = np.sort(here[first : first + at_once])
         stride = _run_some(problem, runs(problem, models), models, stride, report)
 
 

@@ -6,9 +6,9 @@ import time
 import torch
 from torch.func import functional_call, jacfwd, jacrev, vmap
 
-from fastmlp.arguments import dense
+from fastmlp.arguments import in_memory
 from fastmlp.parts import draws_masks
-from fastmlp.training.tiles import Runs
+from fastmlp.training.compiled import RunStates
 
 JACOBIAN_BYTES = 1 << 23
 """Of one chunk of rows of the Jacobian."""
@@ -152,7 +152,7 @@ def check_weight(sample_weight, n_rows, device):
     """Square roots of the rows' weights, or ``None``."""
     if sample_weight is None:
         return None
-    sample_weight = dense("sample_weight", sample_weight)
+    sample_weight = in_memory("sample_weight", sample_weight)
     if sample_weight.numel() != n_rows:
         raise ValueError(
             f"sample_weight must have {n_rows} numbers, one a row, got {sample_weight.numel()}"
@@ -164,7 +164,7 @@ def check_weight(sample_weight, n_rows, device):
 
 def run(models, description, starts, rows, settings, max_steps, deadline, progress):
     """Train all runs, one after the other; returns their `Outcome`."""
-    runs = Runs(starts, settings, max_steps)
+    runs = RunStates(starts, settings, max_steps)
     k, per_model = runs.kernels, len(starts) // len(models)
     try:
         for index in range(len(starts)):

@@ -8,7 +8,7 @@ import torch
 
 from fastmlp.ensemble import Ensemble
 from fastmlp.kernels.lm import REASONS
-from fastmlp.training import batched, tiles
+from fastmlp.training import batched, compiled
 from fastmlp.training.describe import describe, has_biases, is_hinge_net
 from fastmlp.training.generic import check_rows_alone
 from fastmlp.training.levenberg_marquardt import (
@@ -191,7 +191,7 @@ class _Run:
             status = torch.tensor([codes[reason] for reason in outcome.stopped], device="cpu")
             goes_on = "interrupted" not in outcome.stopped
         else:
-            runs = tiles.run_all(self.description, starts, rows, len(models), *options)
+            runs = compiled.run_all(self.description, starts, rows, len(models), *options)
             k, counters = runs.kernels, runs.counters
             history, norms = runs.history[:, :, 0], runs.history[:, :, 1]
             theta, steps = runs.state[:, : runs.p], counters[:, k.STEPS]

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from fastmlp import backends
-from fastmlp.arguments import dense, flag, integer, real
+from fastmlp.arguments import flag, in_memory, integer, real
 from fastmlp.kernels.lm import ACCEPT, MAX_WIDTH, SOLVERS, Choices, Limits
-from fastmlp.training import batched, generic, hinge_starts, tiles
+from fastmlp.training import batched, compiled, generic, hinge_starts
 from fastmlp.training.describe import (
     below_zero,
     describe,
@@ -261,7 +261,7 @@ def work_of(description, device, rows):
     if description is None:
         return generic
     on_device = backends.choose(device.type) == "triton" and widest_layer(description) <= MAX_WIDTH
-    return batched if on_device and rows.are_shared else tiles
+    return batched if on_device and rows.are_shared else compiled
 
 
 def check_size(n_parameters):
@@ -276,7 +276,7 @@ def check_size(n_parameters):
 
 def finite(name, tensor):
     """The data as plain memory; refuse what no least-squares problem has."""
-    tensor = dense(name, tensor)
+    tensor = in_memory(name, tensor)
     if not tensor.is_floating_point():
         raise TypeError(f"{name} must be of a floating-point dtype, got {tensor.dtype}")
     if not bool(tensor.isfinite().all()):
@@ -297,7 +297,7 @@ def finite_rows(rows):
 def flat(model):
     """The trained parameters in one float64 vector on the CPU."""
     parts = [
-        dense(name, p).double().cpu().reshape(-1)
+        in_memory(name, p).double().cpu().reshape(-1)
         for name, p in model.named_parameters()
         if p.requires_grad
     ]
@@ -319,7 +319,7 @@ def hinge_starts_of(description, n_models, restarts, seed, rows):
     n_sets = 1 if rows.are_shared else n_models
     n_units, slope = hidden_units(description), below_zero(description)
     for i in range(n_sets):
-        data = tiles.prefix_sums(*tiles.prepare(description, *rows.of(i)))
+        data = compiled.prefix_sums(*compiled.prepare(description, *rows.of(i)))
         n_starts = n_models // n_sets * restarts
         starts.append(hinge_starts.draw(n_units, slope, *data, n_starts, generator))
     return torch.cat(starts)

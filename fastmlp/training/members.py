@@ -17,7 +17,7 @@ from fastmlp.training.signatures import (
     is_plain,
     signature_of,
 )
-from fastmlp.training.structures import segments_of, structure_of, univariate_of
+from fastmlp.training.structures import structure_of, trained_parts, univariate_of
 
 
 class Members:
@@ -29,7 +29,7 @@ class Members:
         kinds: Which of these each model has, int64 ``[n]``.
         offsets: Where each model's parameters begin in a flat buffer, and the last end, int64
             ``[n + 1]``.
-        segments: Of each structure, the parts of a model's parameters that are trained.
+        trained_parts: Of each structure, those of a model's parameters that are trained.
         univariate: Of each structure, the net of one variable that it is, or ``None``.
         dtype: Of all parameters.
         device: Of all parameters.
@@ -40,7 +40,7 @@ class Members:
         self.dtype, self.device = first.dtype, first.device
         sizes = np.array([sum(map(math.prod, s.shapes)) for s in structures], np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(sizes[kinds])]).astype(np.int64)
-        self.segments = [segments_of(s) for s in structures]
+        self.trained_parts = [trained_parts(s) for s in structures]
         self.univariate = [univariate_of(s) for s in structures]
 
     def __len__(self):

@@ -55,7 +55,7 @@ class Problem:
     grad_norm: np.ndarray | None
     states: np.ndarray
     description: dict = field(default_factory=dict)
-    own: np.ndarray | None = None  # the models that this process trains
+    here: np.ndarray | None = None  # the models that this process trains
 
     @property
     def steps_per_epoch(self):
@@ -202,7 +202,7 @@ def make_problem(
         val_loss=curve(held_out is not None),
         grad_norm=curve(track),
         states=new_states(n_models),
-        own=np.arange(n_models),
+        here=np.arange(n_models),
     )
     problem.description = _describe(problem, own, history, folds)
     return problem
@@ -227,8 +227,11 @@ def _describe(problem, own, history, folds):
     """What must be the same when a run is taken up again, in plain numbers and lists."""
     members, data, held_out = problem.members, problem.data, problem.validation
     of_list = isinstance(members, Modules)
+    # files of before call the general subnet so
+    kinds = {"general": "dense"}
     structures = [
-        [s.kind, list(s.sizes), list(s.constants), list(s.trained)] for s in members.structures
+        [kinds.get(s.kind, s.kind), list(s.sizes), list(s.constants), list(s.trained)]
+        for s in members.structures
     ]
 
     def told(values):

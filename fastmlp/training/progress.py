@@ -12,16 +12,16 @@ from fastmlp.kernels.runs import pick
 def latest_losses(problem):
     """The last loss that each model of this process has: of validation, or else of training."""
     losses = problem.train_loss if problem.val_loss is None else problem.val_loss
-    own = problem.own
-    epoch = problem.states["step"][own] // pick(problem.steps_per_epoch, own)
+    here = problem.here
+    epoch = problem.states["step"][here] // pick(problem.steps_per_epoch, here)
     known = epoch > 0
-    return losses[own[known], (epoch[known] - 1) // problem.every]
+    return losses[here[known], (epoch[known] - 1) // problem.every]
 
 
 def summary(problem):
     """Epoch, best and median loss as a line."""
-    own = problem.own
-    epochs = problem.states["step"][own] // pick(problem.steps_per_epoch, own)
+    here = problem.here
+    epochs = problem.states["step"][here] // pick(problem.steps_per_epoch, here)
     text = f"epoch {int(epochs.max())}/{problem.epochs}"
     losses = latest_losses(problem)
     losses = losses[np.isfinite(losses)]
@@ -43,15 +43,15 @@ def reporter(problem, visible):
         problem: A :class:`fastmlp.training.problem.Problem`.
         visible: Whether a bar is wanted.
     """
-    if not (visible and len(problem.own) and can_be_seen()):
+    if not (visible and len(problem.here) and can_be_seen()):
         yield lambda: None
         return
     from tqdm import tqdm
 
     def done():
-        return int(problem.states["step"][problem.own].sum())
+        return int(problem.states["step"][problem.here].sum())
 
-    total = int(np.broadcast_to(pick(problem.n_steps, problem.own), len(problem.own)).sum())
+    total = int(np.broadcast_to(pick(problem.n_steps, problem.here), len(problem.here)).sum())
     with tqdm(total=total, initial=done(), unit=" steps", unit_scale=True) as bar:
 
         def report():

@@ -32,7 +32,7 @@ def share_out(problem):
     """Leave to this rank the models that are its own."""
     rank, n_ranks = _world()
     if n_ranks > 1:
-        problem.own = np.flatnonzero(_owners(problem, n_ranks) == rank)
+        problem.here = np.flatnonzero(_owners(problem, n_ranks) == rank)
 
 
 def gather(problem):

@@ -53,7 +53,7 @@ def _encode_subnet(record):
     if record.activation == "relu" and record.shared and not any(record.dropout):
         return "additive_mlp", sizes, (), features, False
     sizes = *sizes, CODES[record.activation], int(not record.shared), 1
-    return "dense", sizes, record.dropout, features, any(record.dropout)
+    return "general", sizes, record.dropout, features, any(record.dropout)
 
 
 def _encode_layers(record):
@@ -66,7 +66,7 @@ def _encode_layers(record):
         if activation == "relu" and not any(record.dropout):
             return "elementwise_mlp", (record.widths[1], bias), (), None, False
         sizes = record.widths[1], bias, 1, 1, CODES[activation], 0, 0
-        return "dense", sizes, record.dropout, None, any(record.dropout)
+        return "general", sizes, record.dropout, None, any(record.dropout)
     codes = CODES[activation], CODES[record.output_activation]
     features = None if record.elementwise else (record.widths[0], record.widths[-1])
     sizes = len(record.biases), bias, *codes, *record.widths
@@ -159,9 +159,9 @@ def univariate_of(structure):
     if kind == "elementwise_mlp":
         model = SubnetSizes(*sizes)
         return Univariate((1, model.n_hidden, 1), bool(model.bias), 0.0)
-    if kind == "dense":
-        n_hidden, bias, _, _, code, stacked, has_readout = SubnetSizes(*sizes)
-        if code in _KINKS and not (stacked or has_readout or structure.draws):
+    if kind == "general":
+        n_hidden, bias, _, _, code, featurewise, has_readout = SubnetSizes(*sizes)
+        if code in _KINKS and not (featurewise or has_readout or structure.draws):
             return Univariate((1, n_hidden, 1), bool(bias), _KINKS[code])
     if kind == "mlp" and not structure.draws:
         (_, bias, code, last), widths = layer_sizes(sizes)
@@ -170,14 +170,14 @@ def univariate_of(structure):
     return None
 
 
-def segments_of(structure):
+def trained_parts(structure):
     """The trained parts ``[n, 2]`` of a flat parameter vector, neighbours merged."""
-    segments, at = [], 0
+    parts, at = [], 0
     for shape, trained in zip(structure.shapes, structure.trained, strict=True):
         size = math.prod(shape)
-        if trained and segments and segments[-1][1] == at:
-            segments[-1][1] = at + size
+        if trained and parts and parts[-1][1] == at:
+            parts[-1][1] = at + size
         elif trained:
-            segments.append([at, at + size])
+            parts.append([at, at + size])
         at += size
-    return segments
+    return parts

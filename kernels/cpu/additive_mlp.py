@@ -16,7 +16,7 @@ from .machine.launch import (
 )
 from .numbers.blocks import LANES, TILE_ROWS
 from .subnet.additive import backward, forward
-from .subnet.dense import dense_bwd, dense_fwd, is_canonical
+from .subnet.general import general_bwd, general_fwd, is_canonical
 from .subnet.segments import wide_subnet
 
 
@@ -35,7 +35,7 @@ def additive_mlp_fwd(
     """y [N, M] from x [N, F], in the promoted dtype of the arguments."""
     if not is_canonical(fc1_weight, seed, activation):
         parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
-        return dense_fwd(x, *parameters, seed, activation, *dropout)
+        return general_fwd(x, *parameters, seed, activation, *dropout)
     dtype, compute, _held, addresses = prepare(
         x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     )
@@ -76,7 +76,7 @@ def additive_mlp_bwd(
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     if not is_canonical(fc1_weight, seed, activation):
         parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
-        return dense_bwd(dy, x, *parameters, seed, activation, *dropout, needs=needs)
+        return general_bwd(dy, x, *parameters, seed, activation, *dropout, needs=needs)
     compute, tensors, addresses = prepare_as(
         dy.dtype, dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     )

@@ -14,8 +14,8 @@ from .machine.launch import (
     run_summed,
 )
 from .numbers.blocks import BLOCK
-from .subnet.dense import dense_bwd, dense_fwd, is_canonical
 from .subnet.elementwise import backward, forward
+from .subnet.general import general_bwd, general_fwd, is_canonical
 from .subnet.segments import wide_subnet
 
 
@@ -25,7 +25,7 @@ def elementwise_mlp_fwd(
     """y [*]: shape of x, promoted dtype of the arguments."""
     if not is_canonical(fc1_weight, seed, activation):
         parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, None
-        return dense_fwd(x, *parameters, seed, activation, *dropout)
+        return general_fwd(x, *parameters, seed, activation, *dropout)
     dtype, compute, tensors, addresses = prepare(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     n, n_hidden = x.numel(), fc1_weight.shape[0]
     y = torch.empty_like(tensors[0], dtype=dtype)
@@ -44,7 +44,7 @@ def elementwise_mlp_bwd(
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     if not is_canonical(fc1_weight, seed, activation):
         parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, None
-        gradients = dense_bwd(
+        gradients = general_bwd(
             dy, x, *parameters, seed, activation, *dropout, needs=(*needs, False, False)
         )
         return gradients[:5]

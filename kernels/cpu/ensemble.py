@@ -20,7 +20,7 @@ from .machine.team import Strided
 from .numbers.block_activations import CODES
 from .numbers.sine import turns_per_unit
 from .sines import rows as sines
-from .subnet import additive, dense, elementwise, stacked
+from .subnet import additive, elementwise, featurewise, general
 
 LARGE = 8 * PIECE
 """Work of one model, in ReLU units, from which models run one after the other, each dealt out to
@@ -171,7 +171,7 @@ def _subnet(fc1_weight, fc3_weight, activation, x):
         kernels = elementwise if fc3_weight is None else additive
         options = (n_hidden,) if fc3_weight is None else (n_hidden, n_in, n_out)
     else:
-        kernels = dense if shared else stacked
+        kernels = general if shared else featurewise
         options = 0, CODES[activation], 0.0, 0.0, 0.0, n_hidden, n_in, n_out
     return _Launch(kernels.forward, kernels.backward, options, n_in, n_out)
 

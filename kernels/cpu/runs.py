@@ -4,10 +4,9 @@ import numpy as np
 
 from ..runs import different, pick
 from .lanes.models import is_small
-from .lanes.runs import Runs as LaneRuns
+from .lanes.runs import LaneRuns
 from .machine import pool
-from .training.runs import Runs as RowRuns
-from .training.runs import takes_sums
+from .training.runs import RowRuns, takes_sums
 
 
 def _are_small(problem, models):
@@ -58,7 +57,7 @@ class Runs:
         """
         tasks, kept = [], []
         for part, places in self._parts:
-            own = np.ascontiguousarray(rates[places] if len(rates) > 1 else rates)
-            kept.append(own)  # the tasks have addresses alone
-            tasks += part.tasks(stop_step, first_epoch, own)
+            chosen = np.ascontiguousarray(rates[places] if len(rates) > 1 else rates)
+            kept.append(chosen)  # the tasks have addresses alone
+            tasks += part.tasks(stop_step, first_epoch, chosen)
         pool.run_pieces(lambda task: tasks[task](), len(tasks))

@@ -29,7 +29,7 @@ from .subnet.additive_bwd import (
     additive_mlp_bwd_x_kernel,
 )
 from .subnet.additive_fwd import additive_mlp_fwd_kernel
-from .subnet.dense import dense_bwd, dense_fwd, is_canonical
+from .subnet.general import general_bwd, general_fwd, is_canonical
 
 
 def additive_mlp_fwd(
@@ -47,7 +47,7 @@ def additive_mlp_fwd(
     """y [N, M] for x [N, F], in the promoted dtype."""
     if not is_canonical(fc1_weight, seed, activation):
         parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
-        return dense_fwd(x, *parameters, seed, activation, *dropout)
+        return general_fwd(x, *parameters, seed, activation, *dropout)
     params = contiguous(fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias)
     out_dtype = result_dtype(x, *params)
     _, compute = compute_dtype(out_dtype)
@@ -88,7 +88,7 @@ def additive_mlp_bwd(
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     if not is_canonical(fc1_weight, seed, activation):
         parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
-        return dense_bwd(dy, x, *parameters, seed, activation, *dropout, needs=needs)
+        return general_bwd(dy, x, *parameters, seed, activation, *dropout, needs=needs)
     need_dx, *needs = needs
     n_hidden, (n_out, n_in) = fc1_weight.shape[0], fc3_weight.shape
     sizes = (n_hidden, n_hidden, n_hidden, 1, n_out * n_in, n_out)

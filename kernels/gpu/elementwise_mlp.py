@@ -17,12 +17,12 @@ from .machine.launch import (
 )
 from .machine.pieces import cut, split, sum_pieces
 from .machine.plans import empty, launch
-from .subnet.dense import dense_bwd, dense_fwd, is_canonical
 from .subnet.elementwise import (
     elementwise_mlp_bwd_params_kernel,
     elementwise_mlp_bwd_x_kernel,
     elementwise_mlp_fwd_kernel,
 )
+from .subnet.general import general_bwd, general_fwd, is_canonical
 
 
 def elementwise_mlp_fwd(
@@ -31,7 +31,7 @@ def elementwise_mlp_fwd(
     """y of the shape of x, in the promoted dtype."""
     if not is_canonical(fc1_weight, seed, activation):
         parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, None
-        return dense_fwd(x, *parameters, seed, activation, *dropout)
+        return general_fwd(x, *parameters, seed, activation, *dropout)
     out_dtype = result_dtype(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
     _, compute = compute_dtype(out_dtype)
     x, *params = contiguous(x, fc1_weight, fc1_bias, fc2_weight, fc2_bias)
@@ -56,7 +56,7 @@ def elementwise_mlp_bwd(
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     if not is_canonical(fc1_weight, seed, activation):
         parameters = fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, None
-        gradients = dense_bwd(
+        gradients = general_bwd(
             dy, x, *parameters, seed, activation, *dropout, needs=(*needs, False, False)
         )
         return gradients[:5]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from closeness import PIECEWISE_LINEAR, assert_as_good_as_torch
-from dense_cases import on_device
+from general_cases import on_device
 from mlp_cases import SEED, MLPContract, options
 from op_contract import to
 

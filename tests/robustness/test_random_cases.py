@@ -18,7 +18,7 @@ from closeness import (
     sine_sum_terms,
 )
 from conftest import LAYOUTS
-from dense_cases import DenseContract, dense_terms
+from general_cases import GeneralContract, general_terms
 from op_contract import DTYPES, OpContract, away_from_kinks
 
 pytest.importorskip("hypothesis")
@@ -107,7 +107,7 @@ def for_all(backend, test, **strategies):
     given(**strategies)(test)()
 
 
-class Subnets(DenseContract):
+class Subnets(GeneralContract):
     """Both ops of subnets; where all features share a ReLU one, kernels sum by breakpoints."""
 
     def __init__(self, name, stacked, activation):
@@ -118,12 +118,12 @@ class Subnets(DenseContract):
     def terms(dy, *arguments):
         *tensors, activation, dropout, seed = arguments
         if activation != "relu" or tensors[1].dim() == 3:
-            return dense_terms(dy, *tensors, activation, dropout, seed)
+            return general_terms(dy, *tensors, activation, dropout, seed)
         by_breakpoints = elementwise_mlp_terms if len(tensors) == 5 else additive_mlp_terms
         return by_breakpoints(dy, *tensors)
 
 
-def judge_dense(backend, name, stacked=False, activations=("relu",), sizes=SIZES):
+def judge_general(backend, name, stacked=False, activations=("relu",), sizes=SIZES):
     def judge_subnet(case, activation):
         contract = Subnets(name, stacked, activation)
 
@@ -142,20 +142,20 @@ def judge_dense(backend, name, stacked=False, activations=("relu",), sizes=SIZES
 
 
 def test_elementwise_mlp(kernel_backend):
-    judge_dense(kernel_backend, "elementwise_mlp")
+    judge_general(kernel_backend, "elementwise_mlp")
 
 
 def test_elementwise_mlp_of_any_activation(kernel_backend):
     names = sorted(reference.ACTIVATIONS)
-    judge_dense(kernel_backend, "elementwise_mlp", activations=names, sizes=MODERATE)
+    judge_general(kernel_backend, "elementwise_mlp", activations=names, sizes=MODERATE)
 
 
 def test_additive_mlp(kernel_backend):
-    judge_dense(kernel_backend, "additive_mlp")
+    judge_general(kernel_backend, "additive_mlp")
 
 
 def test_additive_mlp_with_a_subnet_a_feature(kernel_backend):
-    judge_dense(kernel_backend, "additive_mlp", stacked=True)
+    judge_general(kernel_backend, "additive_mlp", stacked=True)
 
 
 class SineSum(OpContract):

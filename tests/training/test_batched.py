@@ -17,7 +17,7 @@ from fastmlp.kernels.gpu.levenberg_marquardt import solver as kernels
 
 import fastmlp
 from fastmlp import LevenbergMarquardt
-from fastmlp.training import batched, generic, levenberg_marquardt, tiles
+from fastmlp.training import batched, compiled, generic, levenberg_marquardt
 from fastmlp.training.describe import describe
 from fastmlp.training.levenberg_marquardt import train
 
@@ -233,10 +233,10 @@ def test_who_trains_what():
     shared, own = SimpleNamespace(are_shared=True), SimpleNamespace(are_shared=False)
     work_of = levenberg_marquardt.work_of
     with fastmlp.backend("numba"):
-        assert work_of(describe(mlp(2, 3, 1)), cpu, shared) is tiles
+        assert work_of(describe(mlp(2, 3, 1)), cpu, shared) is compiled
     assert work_of(None, cuda, shared) is generic
     for model in MODELS.values():
         assert work_of(describe(model()), cuda, shared) is batched
-        assert work_of(describe(model()), cuda, own) is tiles
+        assert work_of(describe(model()), cuda, own) is compiled
     # a layer wider than the kernels take
-    assert work_of(describe(mlp(129, 1)), cuda, shared) is tiles
+    assert work_of(describe(mlp(129, 1)), cuda, shared) is compiled

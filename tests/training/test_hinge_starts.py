@@ -9,7 +9,7 @@ from torch import nn
 pytest.importorskip("numba")
 
 import fastmlp
-from fastmlp.training import hinge_starts, tiles
+from fastmlp.training import compiled, hinge_starts
 from fastmlp.training.describe import describe
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, load, train
 
@@ -31,7 +31,7 @@ def leaky_net(width):
 
 def sums_of(x, y, weight=None):
     net = fastmlp.ElementwiseMLP(2)
-    return tiles.prefix_sums(*tiles.prepare(describe(net), x, y, weight))
+    return compiled.prefix_sums(*compiled.prepare(describe(net), x, y, weight))
 
 
 def generator(seed=0):

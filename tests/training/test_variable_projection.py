@@ -12,7 +12,7 @@ from torch.func import functional_call, jacrev
 pytest.importorskip("numba")
 
 import fastmlp
-from fastmlp.training import tiles
+from fastmlp.training import compiled
 from fastmlp.training.describe import describe, n_readout
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, load, train
 
@@ -304,7 +304,7 @@ def test_segments_give_what_rows_give(monkeypatch, draw, weighted):
     first = fastmlp.ElementwiseMLP(70, dtype=torch.float64)  # more segments than fit one tile
     outcomes = []
     for rows_to_sum_up in (0, 10**9):
-        monkeypatch.setattr(tiles, "ROWS_TO_SUM_UP", rows_to_sum_up)
+        monkeypatch.setattr(compiled, "ROWS_TO_SUM_UP", rows_to_sum_up)
         settings = LevenbergMarquardt(solver="qr", variable_projection=True)
         net = copy.deepcopy(first)
         outcomes.append(train([net], x, y, settings, max_steps=1, sample_weight=weight))
@@ -316,14 +316,14 @@ def test_segments_give_what_rows_give(monkeypatch, draw, weighted):
 
 
 def test_same_bits_for_any_number_of_threads_models_and_slices(monkeypatch, draw):
-    monkeypatch.setattr(tiles, "WORK_OF_A_PIECE", 1.0)  # pieces of 128 rows
+    monkeypatch.setattr(compiled, "WORK_OF_A_PIECE", 1.0)  # pieces of 128 rows
     x = draw(1000, 7).float()
     y = x.square().sum(1, keepdim=True)
     starts = [fastmlp.AdditiveMLP(7, 5) for _ in range(3)]
     outcomes = []
     for threads, shared, slice_of, count in ((1, 1e9, 1e9, 3), (2, 0, 1e9, 3), (2, 1e9, 1, 1)):
-        monkeypatch.setattr(tiles, "WORK_TO_SHARE", shared)
-        monkeypatch.setattr(tiles, "WORK_OF_A_SLICE", slice_of)
+        monkeypatch.setattr(compiled, "WORK_TO_SHARE", shared)
+        monkeypatch.setattr(compiled, "WORK_OF_A_SLICE", slice_of)
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:

@@ -165,16 +165,16 @@ def _weigh_batch(run, at, start, stop, order, real):
 
 
 @inner
-def _take_step(run, at, segments, real):
+def _take_step(run, at, trained, real):
     """The optimizer's step of the models whose batch has a weight."""
     moves = load_wide(at.total, real) > 0
     if run.weight == 0:
-        update(run, at, segments, moves, real)
+        update(run, at, trained, moves, real)
         return
     n = run.n_parameters * B
     for e in range(0, 3 * n, B):
         store(at.saved + e, load(at.theta + e, real))
-    update(run, at, segments, moves, real)
+    update(run, at, trained, moves, real)
     # in every lane, so that the lanes have the same instructions
     for e in range(0, 3 * n, B):
         kept = select(moves, load(at.theta + e, real), load(at.saved + e, real))
@@ -271,7 +271,7 @@ def trainer(forward, backward):
         @inner
         def advance(run, at, step):
             """Run the models of a vector from a step to ``stop_step``, or until they stop."""
-            segments = array_at(run.segments, 2 * run.n_segments, np.int64)
+            trained = array_at(run.trained, 2 * run.n_trained, np.int64)
             n_rows, batch_rows = run.n_rows, run.batch_rows
             steps_per_epoch = (n_rows + batch_rows - 1) // batch_rows
             order = at.order if run.shuffle != 0 else 0
@@ -294,14 +294,14 @@ def trainer(forward, backward):
                     _stop_broken(run, at, step, epoch, real)
                     if not _any_runs(at):
                         return step
-                _take_step(run, at, segments, real)
+                _take_step(run, at, trained, real)
                 step, batch = step + 1, batch + 1
                 if batch < steps_per_epoch:
                     continue
                 if run.grad_norm != 0:
                     _weigh_batch(run, at, 0, n_rows, order, real)
                     gradient(run, at, 0, n_rows, order, False, is_there)
-                    store(at.loss, lanes_norm(at.grad, segments, real))
+                    store(at.loss, lanes_norm(at.grad, trained, real))
                     _record(run, at, at.loss, run.grad_norm, run.grad_norm_step, epoch, real)
                 _record_loss(run, at, epoch, real)
                 store(at.loss_sum, splat_wide(0.0, real))

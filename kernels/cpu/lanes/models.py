@@ -176,9 +176,9 @@ def _additive(structure, n_in):
     return _with_readout(layers, features, n_out, bias)
 
 
-def _dense(structure, n_in):
-    n_hidden, bias, features, n_out, code, stacked, has_readout = structure.sizes
-    nets = features if stacked else 1
+def _general(structure, n_in):
+    n_hidden, bias, features, n_out, code, featurewise, has_readout = structure.sizes
+    nets = features if featurewise else 1
     layers = _subnet(n_in, n_hidden, bias, code, structure.constants, nets)
     return _with_readout(layers, features, n_out, bias) if has_readout else layers
 
@@ -187,7 +187,7 @@ _LAYERS = {
     "mlp": _mlp,
     "elementwise_mlp": _elementwise,
     "additive_mlp": _additive,
-    "dense": _dense,
+    "general": _general,
 }
 
 

@@ -52,8 +52,8 @@ RUN = np.dtype(
         ("grad_norm_step", np.int64),
         ("rates", np.int64),  # of the epochs of this launch, by place
         ("rates_step", np.int64),
-        ("segments", np.int64),  # [n_segments, 2] int64: the parameters that are trained
-        ("n_segments", np.int64),
+        ("trained", np.int64),  # [n_trained, 2] int64: the parameters that are trained
+        ("n_trained", np.int64),
         ("net", np.int64),  # records of the verbs
         ("n_net", np.int64),
         ("n_parameters", np.int64),

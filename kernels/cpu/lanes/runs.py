@@ -15,7 +15,7 @@ TASKS = 64
 """Tasks of a launch, about: enough to balance a few threads, few enough to deal in no time."""
 
 
-class Runs:
+class LaneRuns:
     """The runs of some models, a model a lane.
 
     Args:
@@ -48,8 +48,8 @@ class Runs:
         n_in, n_out = p.data.x[0].numel(), p.data.y[0].numel()
         groups = groups_of(batch_rows)
         net = net_of(structure, n_in, -(-max(batch_rows, n_val_rows) // groups))
-        segments = np.ascontiguousarray(members.segments[kind], np.int64)
-        self._alive += [net.records, segments]
+        trained = np.ascontiguousarray(members.trained_parts[kind], np.int64)
+        self._alive += [net.records, trained]
         is_whole = batch_rows == n_rows and p.data.weight is None
         for name, value in {
             "states": p.states.ctypes.data, "offsets": members.offsets.ctypes.data,
@@ -57,7 +57,7 @@ class Runs:
             "models": self._models.ctypes.data, "n_places": len(self._models),
             "n_models": len(members), "hyper": self._hyper.ctypes.data,
             "lanes": self._lanes, "groups": groups, "every": p.every,
-            "segments": segments.ctypes.data, "n_segments": segments.size // 2,
+            "trained": trained.ctypes.data, "n_trained": trained.size // 2,
             "net": net.records.ctypes.data, "n_net": len(net.records),
             "n_parameters": sum(int(np.prod(shape)) for shape in structure.shapes),
             "n_rows": n_rows, "n_in": n_in, "n_out": n_out, "n_val_rows": n_val_rows,

@@ -24,11 +24,11 @@ CLIP, DECAY, MOMENTUM, DAMPENING, NESTEROV, BETA1, BETA2, EPS = range(len(HYPER)
 
 
 @inner
-def lanes_norm(grad, segments, real):
+def lanes_norm(grad, trained, real):
     """The norm of the parts of a gradient that are trained, float64."""
     total = splat_wide(0.0, real)
-    for s in range(segments.size // 2):
-        for e in range(grad + segments[2 * s] * B, grad + segments[2 * s + 1] * B, B):
+    for s in range(trained.size // 2):
+        for e in range(grad + trained[2 * s] * B, grad + trained[2 * s + 1] * B, B):
             g = widened(load(e, real))
             total = fma(g, g, total)
     return math.sqrt(total)
@@ -40,16 +40,16 @@ def _setting(at, column, real):
 
 
 @inner
-def _clip(at, segments, n, real):
+def _clip(at, trained, n, real):
     bound = _setting(at, CLIP, real)
-    factor = bound / (lanes_norm(at.grad, segments, real) + 1e-6)
+    factor = bound / (lanes_norm(at.grad, trained, real) + 1e-6)
     factor = narrowed(select(factor < 1.0, factor, 1.0), real)
     for e in range(at.grad, at.grad + n * B, B):
         store(e, load(e, real) * factor)
 
 
 @inner
-def _sgd(at, segments, lr, is_first, real):
+def _sgd(at, trained, lr, is_first, real):
     rate = narrowed(lr, real)
     decay = narrowed(_setting(at, DECAY, real), real)
     momentum = narrowed(_setting(at, MOMENTUM, real), real)
@@ -59,8 +59,8 @@ def _sgd(at, segments, lr, is_first, real):
     # the buffer starts as the first gradient
     keep, take = select(is_first, real(0), momentum), select(is_first, real(1), take)
     with_momentum = any_lane(has_momentum)
-    for s in range(segments.size // 2):
-        for e in range(segments[2 * s] * B, segments[2 * s + 1] * B, B):
+    for s in range(trained.size // 2):
+        for e in range(trained[2 * s] * B, trained[2 * s + 1] * B, B):
             p = load(at.theta + e, real)
             g = load(at.grad + e, real) + decay * p
             if with_momentum:
@@ -73,7 +73,7 @@ def _sgd(at, segments, lr, is_first, real):
 
 
 @inner
-def _adam(at, segments, lr, power1, power2, is_coupled, real):
+def _adam(at, trained, lr, power1, power2, is_coupled, real):
     beta1 = _setting(at, BETA1, real)
     beta2 = _setting(at, BETA2, real)
     decay = _setting(at, DECAY, real)
@@ -87,8 +87,8 @@ def _adam(at, segments, lr, power1, power2, is_coupled, real):
         coupled = narrowed(decay, real)
     else:
         shrink = narrowed(1.0 - lr * decay, real)
-    for s in range(segments.size // 2):
-        for e in range(segments[2 * s] * B, segments[2 * s + 1] * B, B):
+    for s in range(trained.size // 2):
+        for e in range(trained[2 * s] * B, trained[2 * s + 1] * B, B):
             p, m, v = adam_number(
                 load(at.theta + e, real), load(at.grad + e, real), load(at.moment1 + e, real),
                 load(at.moment2 + e, real), shrink, coupled, rest1, keep2, root2, step_size,
@@ -100,18 +100,18 @@ def _adam(at, segments, lr, power1, power2, is_coupled, real):
 
 
 @inner
-def update(run, at, segments, moves, real):
+def update(run, at, trained, moves, real):
     """A step of the lanes in ``moves``; what it does to others, the caller undoes."""
     if run.clips != 0:
-        _clip(at, segments, run.n_parameters, real)
+        _clip(at, trained, run.n_parameters, real)
     lr, count = load_wide(at.rate, real), load_wide(at.updates, real)
     store(at.updates, count + select(moves, splat_wide(1.0, real), 0.0))
     if run.optimizer == SGD:
-        _sgd(at, segments, lr, count == 0, real)
+        _sgd(at, trained, lr, count == 0, real)
         return
     power1, power2 = load_wide(at.power1, real), load_wide(at.power2, real)
     power1 = power1 * select(moves, _setting(at, BETA1, real), 1.0)
     power2 = power2 * select(moves, _setting(at, BETA2, real), 1.0)
     store(at.power1, power1)
     store(at.power2, power2)
-    _adam(at, segments, lr, power1, power2, run.optimizer == ADAM, real)
+    _adam(at, trained, lr, power1, power2, run.optimizer == ADAM, real)

@@ -11,7 +11,7 @@ slopes and values summed in float64: the error is a few ε of the terms, for |f(
 all segments on a unit's active side give A_k and B_k, and with them all gradients.
 
 The rule that chooses this form is :func:`wide_subnet`. What is infinite or NaN, and nets that the
-canonical form cannot hold, are left to the dense kernels.
+canonical form cannot hold, are left to the plain form.
 """
 
 import math
@@ -34,7 +34,7 @@ MIN_WIDE_WORK = 1 << 21
 """Units saved that pay for sorting the segments: 0.1 ms a thousand units (2.8 GHz Ice Lake Xeon,
 AVX-512, 2026-11)."""
 
-# of an element, in units of the dense form
+# of an element, in units of the plain form
 _WORK = 48
 _SUM_WORK = 16  # fewer and larger pieces, for each has its own sums
 _FITS, _IRREGULAR = 6, 7  # places in the header
@@ -288,7 +288,7 @@ class Subnet:
         n_elements: How many numbers it will be evaluated on.
 
     Attributes:
-        fits: Whether the net has finite segments; otherwise the dense form must do.
+        fits: Whether the net has finite segments; otherwise the plain form must do.
     """
 
     def __init__(self, compute, addresses, n_hidden, n_elements):
@@ -313,7 +313,7 @@ class Subnet:
     ):
         """Write dx, if not at 0; return the parameters' gradients, ``None`` where not needed.
 
-        Returns ``None`` where something is infinite or NaN: the dense form must do all again.
+        Returns ``None`` where something is infinite or NaN: the plain form must do all again.
         """
         h = self._n_hidden
         n_rest = (n_out * n_in if readout_at else 0) + n_out

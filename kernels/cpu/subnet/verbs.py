@@ -12,7 +12,7 @@ import numpy as np
 from ...spec import SubnetSizes
 from ..machine.jit import DTYPES, add, address, inner, named, record
 from ..numbers.blocks import FEW
-from . import additive, dense, elementwise, stacked
+from . import additive, elementwise, featurewise, general
 from .canonical import plain_gradients, plain_value
 
 
@@ -119,11 +119,11 @@ def additive_backward(real):
 
 
 @inner
-def _dense_parts(theta, sizes):
-    """As _subnet_parts, for subnets that may be stacked: one for each feature."""
+def _general_parts(theta, sizes):
+    """As _subnet_parts, for subnets of which there may be one for each feature."""
     model = named(sizes, SIZES)
     n_hidden, bias = model.n_hidden, model.bias
-    n_nets = model.n_in if model.stacked != 0 else 1
+    n_nets = model.n_in if model.featurewise != 0 else 1
     w, rest = theta[: n_nets * n_hidden], theta[n_nets * n_hidden :]
     b, rest = rest[: n_nets * n_hidden * bias], rest[n_nets * n_hidden * bias :]
     v, rest = rest[: n_nets * n_hidden], rest[n_nets * n_hidden :]
@@ -131,22 +131,22 @@ def _dense_parts(theta, sizes):
 
 
 @inner
-def _dense_place(x, n_rows, n_in, place, constants):
+def _general_place(x, n_rows, n_in, place, constants):
     """The index of the block's first row, as the masks have it; 0 where there are no masks."""
     p = named(constants, NUMBERS)
     drops = place >= 0 and p.input + p.hidden + p.output > 0
     return (place * (x.size // n_in // n_rows) if drops else 0), drops
 
 
-def _dense_forward(ops, real):
+def _general_forward(ops, real):
     op = ops.forward[DTYPES[real]]
 
     @inner
-    def dense_verb_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
+    def general_verb_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
         model, p = named(sizes, SIZES), named(constants, NUMBERS)
         n_hidden, n_in, n_out = model.n_hidden, model.n_in, model.n_out
-        w, b, v, d, rest = _dense_parts(theta, sizes)
-        first, drops = _dense_place(x, n_rows, n_in, place, constants)
+        w, b, v, d, rest = _general_parts(theta, sizes)
+        first, drops = _general_place(x, n_rows, n_in, place, constants)
         on = 1.0 if drops else 0.0
         key = np.empty(1, np.int64)
         key[0] = seed
@@ -164,23 +164,23 @@ def _dense_forward(ops, real):
         op(*arguments)
         key[0] = 0  # keeps it until here
 
-    return dense_verb_forward
+    return general_verb_forward
 
 
-def _dense_backward(ops, real):
+def _general_backward(ops, real):
     op = ops.backward[DTYPES[real]]
 
     @inner
-    def dense_verb_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
+    def general_verb_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
         model, p = named(sizes, SIZES), named(constants, NUMBERS)
         n_hidden, bias, n_in, n_out = model.n_hidden, model.bias, model.n_in, model.n_out
-        w, b, v, d, rest = _dense_parts(theta, sizes)
-        first, drops = _dense_place(x, n_rows, n_in, place, constants)
+        w, b, v, d, rest = _general_parts(theta, sizes)
+        first, drops = _general_place(x, n_rows, n_in, place, constants)
         on = 1.0 if drops else 0.0
         key = np.empty(1, np.int64)
         key[0] = seed
         readout = rest if model.readout != 0 else rest[:0]
-        n_nets = n_in if model.stacked != 0 else 1
+        n_nets = n_in if model.featurewise != 0 else 1
         at_readout = n_nets * (3 * n_hidden + 1)
         sums = np.empty(at_readout + (n_in + 1) * n_out * model.readout, np.float64)
         arguments = (
@@ -200,10 +200,13 @@ def _dense_backward(ops, real):
             add(sums[2 * n : 3 * n], grad[n : 2 * n], real)
             add(sums[at_readout:], grad[2 * n :], real)
 
-    return dense_verb_backward
+    return general_verb_backward
 
 
-dense_forward, dense_backward = partial(_dense_forward, dense), partial(_dense_backward, dense)
-stacked_forward = partial(_dense_forward, stacked)
-stacked_backward = partial(_dense_backward, stacked)
+general_forward, general_backward = (
+    partial(_general_forward, general),
+    partial(_general_backward, general),
+)
+featurewise_forward = partial(_general_forward, featurewise)
+featurewise_backward = partial(_general_backward, featurewise)
 # apart, for their ops take 20 s to compile into a trainer, each

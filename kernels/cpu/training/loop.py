@@ -51,7 +51,7 @@ RUN = np.dtype(
         ("val_loss", np.int64),  # likewise
         ("grad_norm", np.int64),  # likewise, or 0
         ("rates", np.int64),  # learning rate of each epoch of this launch, float64
-        ("segments", np.int64),  # [n_segments, 2] int64: the parameters that are trained
+        ("trained", np.int64),  # [n_trained, 2] int64: the parameters that are trained
         ("sizes", np.int64),  # int64
         ("constants", np.int64),  # float64
         ("sums", np.int64),  # FullBatch.data of a step that takes sums of all rows, or 0
@@ -65,7 +65,7 @@ RUN = np.dtype(
         ("n_val_rows", np.int64),
         ("batch_rows", np.int64),
         ("n_parameters", np.int64),
-        ("n_segments", np.int64),
+        ("n_trained", np.int64),
         ("n_sizes", np.int64),
         ("n_constants", np.int64),
         ("block_rows", np.int64),
@@ -227,7 +227,7 @@ def trainer(forward, backward, has_sums):
             theta = array_at(run.theta, run.n_parameters, real)
             moment1 = array_at(run.moment1, run.n_parameters, real)
             moment2 = array_at(run.moment2, run.n_parameters, real)
-            segments = array_at(run.segments, 2 * run.n_segments, np.int64)
+            trained = array_at(run.trained, 2 * run.n_trained, np.int64)
             sizes = array_at(run.sizes, run.n_sizes, np.int64)
             constants = array_at(run.constants, run.n_constants, np.float64)
             widths = array_at(run.widths, run.n_widths, np.int64)
@@ -315,7 +315,7 @@ def trainer(forward, backward, has_sums):
                             grad,
                         )
                     if at_rest:
-                        _write(run.grad_norm, run, epoch, norm(grad, segments))
+                        _write(run.grad_norm, run, epoch, norm(grad, trained))
                     else:
                         state.loss_sum += loss / (1 if run.loss == SSE else n_out)
                         state.weight_sum += total_weight
@@ -323,7 +323,7 @@ def trainer(forward, backward, has_sums):
                             state.status = NOT_FINITE
                             _write_loss(run, state, epoch)
                             return
-                        update(run, state, lr, theta, moment1, moment2, grad, segments, real)
+                        update(run, state, lr, theta, moment1, moment2, grad, trained, real)
                 if not at_rest:
                     state.step += 1
                     batch += 1

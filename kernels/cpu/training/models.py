@@ -10,10 +10,10 @@ from ..sines.verbs import sine_backward, sine_block_rows, sine_forward, sine_n_k
 from ..subnet.verbs import (
     additive_backward,
     additive_forward,
-    dense_backward,
-    dense_forward,
-    stacked_backward,
-    stacked_forward,
+    featurewise_backward,
+    featurewise_forward,
+    general_backward,
+    general_forward,
     subnet_backward,
     subnet_forward,
 )
@@ -50,8 +50,8 @@ VERBS = {
     "sine_sum": Verbs(sine_forward, sine_backward, sine_block_rows, sine_n_kept),
     "elementwise_mlp": Verbs(subnet_forward, subnet_backward, _many_rows, _none_kept, True),
     "additive_mlp": Verbs(additive_forward, additive_backward, _many_rows, _none_kept),
-    "dense": Verbs(dense_forward, dense_backward, _many_rows, _none_kept, True),
-    "stacked": Verbs(stacked_forward, stacked_backward, _many_rows, _none_kept),
+    "general": Verbs(general_forward, general_backward, _many_rows, _none_kept, True),
+    "featurewise": Verbs(featurewise_forward, featurewise_backward, _many_rows, _none_kept),
     "mlp": Verbs(mlp_forward, mlp_backward, mlp_block_rows, mlp_n_kept, True),
 }
 """Every model by the name of its op. ``sizes`` and ``constants``, in the order of the verbs:
@@ -59,11 +59,11 @@ VERBS = {
 - ``sine_sum``: width, whether amplitudes, phases are learned; turns a unit of w·x, 1 or 1/width
 - ``elementwise_mlp``: hidden units, whether there are biases
 - ``additive_mlp``: hidden units, whether there are biases, features, outputs
-- ``dense``, what the two above do not cover: hidden units, whether there are biases, features,
+- ``general``, what the two above do not cover: hidden units, whether there are biases, features,
   outputs, number of the activation, whether there is a subnet for each feature, whether there is a
   read-out; the three dropout probabilities
-- ``stacked``: those of them that have a subnet for each feature, a trainer of their own, for each
-  takes long to compile
+- ``featurewise``: those of them that have a subnet for each feature, a trainer of their own, for
+  each takes long to compile
 - ``mlp``: layers, whether there are biases, numbers of the two activations, the widths; the
   dropout probability of the hidden layers, or those of the input and behind each layer
 """
@@ -71,8 +71,8 @@ VERBS = {
 
 def kind_of(structure):
     """The key of the model's verbs."""
-    has_many = structure.kind == "dense" and SubnetSizes(*structure.sizes).stacked
-    return "stacked" if has_many else structure.kind
+    has_many = structure.kind == "general" and SubnetSizes(*structure.sizes).featurewise
+    return "featurewise" if has_many else structure.kind
 
 
 @cache

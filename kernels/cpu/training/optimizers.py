@@ -67,21 +67,21 @@ def _adam(p, g, m, v, lr, power1, power2, beta1, beta2, eps, weight_decay, decou
 
 
 @inner
-def norm(grad, segments):
+def norm(grad, trained):
     """The norm of those parts of a gradient that are trained."""
     total = 0.0
-    for s in range(segments.size // 2):
-        for e in range(segments[2 * s], segments[2 * s + 1]):
+    for s in range(trained.size // 2):
+        for e in range(trained[2 * s], trained[2 * s + 1]):
             total += np.float64(grad[np.uintp(e)]) ** 2
     return math.sqrt(total)
 
 
 @inner
-def update(run, state, lr, theta, moment1, moment2, grad, segments, real):
+def update(run, state, lr, theta, moment1, moment2, grad, trained, real):
     """One step of the optimizer on every parameter that is trained."""
     if run.clip_norm < math.inf:
         # torch.nn.utils.clip_grad_norm_
-        factor = run.clip_norm / (norm(grad, segments) + 1e-6)
+        factor = run.clip_norm / (norm(grad, trained) + 1e-6)
         if factor < 1:
             for e in range(grad.size):
                 grad[e] *= real(factor)
@@ -89,8 +89,8 @@ def update(run, state, lr, theta, moment1, moment2, grad, segments, real):
     state.updates += 1
     state.beta1_power *= run.beta1
     state.beta2_power *= run.beta2
-    for s in range(segments.size // 2):
-        start, stop = segments[2 * s], segments[2 * s + 1]
+    for s in range(trained.size // 2):
+        start, stop = trained[2 * s], trained[2 * s + 1]
         p, g, m, v = theta[start:stop], grad[start:stop], moment1[start:stop], moment2[start:stop]
         if run.optimizer == SGD:
             _sgd(

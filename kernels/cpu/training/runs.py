@@ -33,7 +33,7 @@ def takes_sums(problem, net, models):
     return whole & np.array(pay)[which]
 
 
-class Runs:
+class RowRuns:
     """The runs of some models, side by side, a model at a time.
 
     Args:
@@ -110,14 +110,14 @@ class Runs:
         structure, record = members.structures[kind], self._records[places[0]]
         verbs = VERBS[kind_of(structure)]
         for name, values, dtype in (
-            ("segments", members.segments[kind], np.int64),
+            ("trained", members.trained_parts[kind], np.int64),
             ("sizes", structure.sizes, np.int64),
             ("constants", structure.constants, np.float64),
         ):
             values = np.ascontiguousarray(values, dtype).reshape(-1)
             self._alive.append(values)
             records[name][places] = values.ctypes.data
-            records["n_" + name][places] = len(values) // (2 if name == "segments" else 1)
+            records["n_" + name][places] = len(values) // (2 if name == "trained" else 1)
         n_in = int(record["n_in"])
         rows = np.maximum(records["batch_rows"][places], records["n_val_rows"][places])
         records["block_rows"][places] = np.minimum(verbs.block_rows(structure.sizes, n_in), rows)
@@ -179,7 +179,7 @@ class Runs:
             stop_step, pick(self._problem.n_steps, self._models)
         )
         self._records["first_epoch"] = first_epoch
-        own = self._places if len(rates) > 1 else 0
-        self._records["rates"] = rates.ctypes.data + rates.strides[0] * own
+        places = self._places if len(rates) > 1 else 0
+        self._records["rates"] = rates.ctypes.data + rates.strides[0] * places
         at = self._records.ctypes.data
         return [partial(kernel, at, first, last) for kernel, first, last in self._tasks]

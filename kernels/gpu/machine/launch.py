@@ -44,12 +44,12 @@ CONFIGS = {
     "additive_mlp_bwd_params": Config(rows=8, cols=64, warps=4),
     "additive_mlp_bwd_readout": Config(rows=32, cols=16, warps=4),
     # eight elements a thread share the loads of a unit's parameters
-    "dense_fwd": Config(rows=64, cols=16, warps=4),
-    "dense_fwd_many_out": Config(rows=16, cols=16, warps=4),
-    "dense_bwd_x": Config(rows=16, cols=64, warps=4),
+    "general_fwd": Config(rows=64, cols=16, warps=4),
+    "general_fwd_many_out": Config(rows=16, cols=16, warps=4),
+    "general_bwd_x": Config(rows=16, cols=64, warps=4),
     # two elements a thread: three accumulators for each and each of up to 16 units
-    "dense_bwd_params": Config(rows=4, cols=64, warps=4),
-    "dense_bwd_readout": Config(rows=16, cols=16, warps=4),
+    "general_bwd_params": Config(rows=4, cols=64, warps=4),
+    "general_bwd_readout": Config(rows=16, cols=16, warps=4),
     "sine_sum_fwd": Config(rows=1, cols=2048, warps=4),
     "sine_sum_bwd_x": Config(rows=1, cols=2048, warps=4),
     "sine_sum_bwd_params": Config(rows=1, cols=512, warps=4),
@@ -69,7 +69,7 @@ MAX_CANONICAL_UNITS = {tl.float32: 32, tl.float64: 8}
 # hidden units per program of a parameter gradient: 2 x 16 accumulators x 4 elements a thread are
 # what fits into 255 registers; in float64 all take two
 MAX_UNITS_PER_PROGRAM = {tl.float32: 16, tl.float64: 8}
-# the like for dense subnets: 3 x 14 accumulators x 2 elements a thread, and 28 parameters
+# the like for general subnets: 3 x 14 accumulators x 2 elements a thread, and 28 parameters
 MAX_DENSE_UNITS = 14
 # waves per program of a parameter gradient: up to 3 x 8 accumulators x 4 elements a thread
 MAX_WAVES_PER_PROGRAM = {tl.float32: 8, tl.float64: 4}
@@ -122,7 +122,7 @@ def contiguous(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]
 
 
 def unit_column_stride(x: torch.Tensor) -> torch.Tensor:
-    """A matrix whose rows are dense; rows themselves may be apart or repeated."""
+    """A matrix whose rows have no gaps; rows themselves may be apart or repeated."""
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 

@@ -14,7 +14,7 @@ def load_tile(ptr, rows, cols, last_row, n_cols, row_stride, COMPUTE: tl.constex
 
 @triton.jit
 def load_row(ptr, row, cols, n_cols, COMPUTE: tl.constexpr):
-    """Part of a row of a dense matrix, 0 outside: [cols]."""
+    """Part of a row of a matrix without gaps, 0 outside: [cols]."""
     ptrs = ptr + tl.cast(row, tl.int64) * n_cols + cols
     return tl.load(ptrs, mask=cols < n_cols, other=0.0).to(COMPUTE)
 

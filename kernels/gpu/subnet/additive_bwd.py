@@ -17,8 +17,8 @@ from ..machine.tiles import (
 from ..numbers.activations import is_tiny, order_of_size
 from .canonical import (
     add_active,
-    dense_slope,
-    dense_value,
+    plain_slope,
+    plain_value,
     steep_units,
     store_unit_gradients,
     unit_terms,
@@ -43,13 +43,13 @@ def additive_mlp_bwd_x_kernel(
     g = load_upstream(
         dy_ptr, fc3_weight_ptr, rows, cols, n_rows, n_in, n_out, dy_row_stride, COMPUTE
     )
-    slope = dense_slope(x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, N_HIDDEN, COMPUTE)
+    slope = plain_slope(x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, N_HIDDEN, COMPUTE)
     inside = (rows < n_rows)[:, None] & (cols < n_in)[None, :]
     tl.store(dx_ptr + rows[:, None] * n_in + cols[None, :], g * slope, mask=inside)
 
 
 @triton.jit
-def store_dense_gradients(
+def store_plain_gradients(
     out_ptr, dy_ptr, x_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc3_weight_ptr,
     k, cols, length, n_in, n_out, dy_row_stride, x_row_stride,
     N_HIDDEN: tl.constexpr, COMPUTE: tl.constexpr,
@@ -79,7 +79,7 @@ def store_dense_gradients(
 
 
 @triton.jit
-def sum_dense_readout(
+def sum_plain_readout(
     dy_ptr, x_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr,
     first, last, cols, length, n_in, dy_row_stride, x_row_stride,
     COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_IN: tl.constexpr,
@@ -91,7 +91,7 @@ def sum_dense_readout(
         inside = (rows < length)[:, None] & (cols < n_in)[None, :]
         x = load_tile(x_ptr, rows, cols, length, n_in, x_row_stride, COMPUTE)
         dy = load_column(dy_ptr, rows, length, dy_row_stride, COMPUTE)
-        f = dense_value(
+        f = plain_value(
             x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, first, last, COMPUTE
         )
         acc += tl.where(inside, dy * f, 0.0)
@@ -183,7 +183,7 @@ def additive_mlp_bwd_params_kernel(
     else:
         f_sums = tl.zeros((BLOCK_ROWS, BLOCK_IN), COMPUTE)
         for k in range(first, tl.minimum(first + UNITS, N_HIDDEN)):
-            store_dense_gradients(
+            store_plain_gradients(
                 unit_ptr, dy_ptr, x_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr,
                 fc3_weight_ptr, k, cols, length, n_in, n_out, dy_row_stride, x_row_stride,
                 N_HIDDEN, COMPUTE, BLOCK_ROWS, BLOCK_IN,
@@ -196,7 +196,7 @@ def additive_mlp_bwd_params_kernel(
         if regular:
             dv += b2 * total
         else:
-            dv += sum_dense_readout(
+            dv += sum_plain_readout(
                 dy_ptr, x_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr,
                 first, tl.minimum(first + UNITS, N_HIDDEN), cols, length, n_in,
                 dy_row_stride, x_row_stride, COMPUTE, BLOCK_ROWS, BLOCK_IN,
@@ -231,7 +231,7 @@ def additive_mlp_bwd_readout_kernel(
         rows = i + tl.arange(0, BLOCK_ROWS)
         x = load_tile(x_ptr, rows, cols, stop, n_in, x_row_stride, COMPUTE)
         dy = load_tile(dy_ptr, rows, outs, stop, n_out, dy_row_stride, COMPUTE)
-        f = dense_value(
+        f = plain_value(
             x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, 0, N_HIDDEN, COMPUTE
         )
         # beyond the last row f(0) may be infinite

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from ..machine.tiles import load_tile, products, sum_features, tile_size, zero_products
-from .canonical import canonical_units, canonical_value, dense_value
+from .canonical import canonical_units, canonical_value, plain_value
 
 
 @triton.jit
@@ -14,7 +14,7 @@ def additive_mlp_fwd_kernel(
     N_HIDDEN: tl.constexpr, CANONICAL: tl.constexpr, EVEN_IN: tl.constexpr, COMPUTE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
-    """y = f(x) V^T + c, canonical form; rows that come out infinite or NaN again in the dense form.
+    """y = f(x) V^T + c, canonical form; rows that come out infinite or NaN again in the plain form.
 
     Shapes: x [n_rows, n_in]; V [n_out, n_in]; y [n_rows, n_out]. Grid: programs that walk over
     tiles of BLOCK_ROWS rows x blocks of BLOCK_OUT outputs. Reads 1 value per element and block of
@@ -28,7 +28,7 @@ def additive_mlp_fwd_kernel(
     c = tl.zeros((BLOCK_OUT,), COMPUTE)
     if fc3_bias_ptr is not None:
         c = tl.load(fc3_bias_ptr + outs, mask=outs < n_out, other=0.0).to(COMPUTE)
-    dense = True
+    plain = True
     if CANONICAL:
         breakpoints, coefficients, slope, offset, fit = canonical_units(
             fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, N_HIDDEN, COMPUTE
@@ -54,10 +54,10 @@ def additive_mlp_fwd_kernel(
             inside = (rows < n_rows)[:, None] & (outs < n_out)[None, :]
             tl.store(y_ptr + rows[:, None] * n_out + outs[None, :], y, mask=inside)
             poison += y * 0.0
-        dense = (fit == 0) | (tl.sum(poison) != 0.0)
+        plain = (fit == 0) | (tl.sum(poison) != 0.0)
         # the second loop reads what the first has written
         tl.debug_barrier()
-    if dense:
+    if plain:
         for i in range(start, n_rows, step):
             rows = i + row_block
             again = (rows < n_rows)[:, None] & (outs < n_out)[None, :]
@@ -70,7 +70,7 @@ def additive_mlp_fwd_kernel(
             for j in range(0, n_in, BLOCK_IN):
                 cols = j + col_block
                 x = load_tile(x_ptr, rows, cols, n_rows, n_in, x_row_stride, COMPUTE)
-                f = dense_value(
+                f = plain_value(
                     x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, 0, N_HIDDEN,
                     COMPUTE,
                 )  # fmt: skip

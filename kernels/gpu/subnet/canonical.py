@@ -3,7 +3,7 @@
 Shared by every op that holds such a subnet. Parameters are read from pointers; an absent bias is a
 null pointer, None. Three forms of the same function:
 
-- dense: as written, with PyTorch's treatment of NaN and infinity;
+- plain: as written, with PyTorch's treatment of NaN and infinity;
 - canonical: Σ_k c_k max(x, t_k) + S x + C with t = -b1/w1 and c = w2 |w1|, two instructions a unit;
 - steep: exact masks of the active units, for sums of gradients.
 """
@@ -16,7 +16,7 @@ from ..numbers.activations import relu, steep_line, step_above_zero
 
 
 @triton.jit
-def dense_value(
+def plain_value(
     x,
     fc1_weight_ptr,
     fc1_bias_ptr,
@@ -37,7 +37,7 @@ def dense_value(
 
 
 @triton.jit
-def dense_slope(
+def plain_slope(
     x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, N_HIDDEN: tl.constexpr, COMPUTE: tl.constexpr
 ):
     """f'(x). The fused product and sum has the exact sign, so ties are exact; NaN is active."""

@@ -9,8 +9,8 @@ from .canonical import (
     add_active,
     canonical_units,
     canonical_value,
-    dense_slope,
-    dense_value,
+    plain_slope,
+    plain_value,
     steep_units,
     store_unit_gradients,
     unit_terms,
@@ -30,7 +30,7 @@ def elementwise_mlp_fwd_kernel(
     x_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, y_ptr, n,
     N_HIDDEN: tl.constexpr, CANONICAL: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """y = f(x), canonical form; what comes out infinite or NaN is done again in the dense form.
+    """y = f(x), canonical form; what comes out infinite or NaN is done again in the plain form.
 
     Shapes: x, y [n]. Grid: programs that walk over tiles of BLOCK elements. Reads 1, writes 1
     value per element.
@@ -38,7 +38,7 @@ def elementwise_mlp_fwd_kernel(
     start = tl.program_id(0).to(tl.int64) * BLOCK
     step = tl.num_programs(0).to(tl.int64) * BLOCK
     block = tl.arange(0, BLOCK)
-    dense = True
+    plain = True
     if CANONICAL:
         breakpoints, coefficients, slope, offset, fit = canonical_units(
             fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, N_HIDDEN, COMPUTE
@@ -51,10 +51,10 @@ def elementwise_mlp_fwd_kernel(
             y = canonical_value(x, breakpoints, coefficients, slope, offset, N_HIDDEN)
             tl.store(y_ptr + i + block, y, mask=inside)
             poison += y * 0.0
-        dense = (fit == 0) | (tl.sum(poison) != 0.0)
+        plain = (fit == 0) | (tl.sum(poison) != 0.0)
         # the second loop reads what the first has written
         tl.debug_barrier()
-    if dense:
+    if plain:
         for i in range(start, n, step):
             inside = block < tile_size(n - i, BLOCK)
             if CANONICAL:
@@ -64,7 +64,7 @@ def elementwise_mlp_fwd_kernel(
             else:
                 again = inside
             x = tl.load(x_ptr + i + block, mask=again, other=0.0).to(COMPUTE)
-            y = dense_value(
+            y = plain_value(
                 x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, 0, N_HIDDEN, COMPUTE
             )
             tl.store(y_ptr + i + block, y, mask=again)
@@ -83,7 +83,7 @@ def elementwise_mlp_bwd_x_kernel(
     inside = offsets < n
     x = tl.load(x_ptr + offsets, mask=inside, other=0.0).to(COMPUTE)
     dy = tl.load(dy_ptr + offsets, mask=inside, other=0.0).to(COMPUTE)
-    slope = dense_slope(x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, N_HIDDEN, COMPUTE)
+    slope = plain_slope(x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, N_HIDDEN, COMPUTE)
     tl.store(dx_ptr + offsets, dy * slope, mask=inside)
 
 

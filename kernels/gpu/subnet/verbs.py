@@ -15,7 +15,7 @@ from ..numbers.activations import (
 from ..numbers.losses import loss_and_gradient
 from ..numbers.order import find
 from ..numbers.philox import dropout_constants, philox
-from .dense_units import drop, first_words
+from .general_units import drop, first_words
 
 SUBNET_ELEMENTS = 8
 """Elements a thread, each with three sums."""
@@ -36,10 +36,10 @@ def hidden_masks(key, place, BLOCK: tl.constexpr, DROPOUT: tl.constexpr, COMPUTE
 
 
 @triton.jit
-def sum_items(terms, STACKED: tl.constexpr):
+def sum_items(terms, FEATUREWISE: tl.constexpr):
     """Sums over items of [items, features, units], and over features unless each has its own."""
     total = tl.sum(terms, axis=0)
-    if STACKED:
+    if FEATUREWISE:
         return total
     else:
         return tl.sum(total, axis=0)[None, :]
@@ -60,7 +60,7 @@ def subnet(
     BIAS: tl.constexpr = SIZES.bias
     F: tl.constexpr = SIZES.n_in
     M: tl.constexpr = SIZES.n_out
-    STACKED: tl.constexpr = SIZES.stacked
+    FEATUREWISE: tl.constexpr = SIZES.featurewise
     READOUT: tl.constexpr = SIZES.readout
     PER_ROW: tl.constexpr = SIZES.per_row
     BLOCK: tl.constexpr = SIZES.block
@@ -70,8 +70,8 @@ def subnet(
     ACT: tl.constexpr = CONSTANTS.activation
     # without a gradient the model is evaluated
     DROPOUT: tl.constexpr = NO_DROPOUT if grad_ptr is None else CONSTANTS.dropout
-    NETS: tl.constexpr = F if STACKED else 1
-    BLOCK_NETS: tl.constexpr = BLOCK_F if STACKED else 1
+    NETS: tl.constexpr = F if FEATUREWISE else 1
+    BLOCK_NETS: tl.constexpr = BLOCK_F if FEATUREWISE else 1
     V_AT: tl.constexpr = NETS * H * (1 + BIAS)
     D_AT: tl.constexpr = V_AT + NETS * H
     READOUT_AT: tl.constexpr = D_AT + NETS * BIAS
@@ -142,11 +142,11 @@ def subnet(
             db += dz
     if grad_ptr is not None:
         v = tl.load(theta_ptr + V_AT + at_units, mask=known, other=0.0)
-        tl.store(grad_ptr + at_units, sum_items(dw, STACKED) * v, mask=known)
-        tl.store(grad_ptr + V_AT + at_units, sum_items(dv, STACKED), mask=known)
+        tl.store(grad_ptr + at_units, sum_items(dw, FEATUREWISE) * v, mask=known)
+        tl.store(grad_ptr + V_AT + at_units, sum_items(dv, FEATUREWISE), mask=known)
         if BIAS:
-            tl.store(grad_ptr + NETS * H + at_units, sum_items(db, STACKED) * v, mask=known)
-            dd = tl.sum(sum_items(dd[:, :, None], STACKED), axis=1)
+            tl.store(grad_ptr + NETS * H + at_units, sum_items(db, FEATUREWISE) * v, mask=known)
+            dd = tl.sum(sum_items(dd[:, :, None], FEATUREWISE), axis=1)
             tl.store(grad_ptr + D_AT + nets, dd, mask=nets < NETS)
         if READOUT:
             tl.store(grad_ptr + READOUT_AT + at_readout, tl.sum(dreadout, axis=0), mask=linked)
@@ -162,7 +162,7 @@ class Sizes(NamedTuple):
     bias: int
     n_in: int
     n_out: int
-    stacked: int
+    featurewise: int
     readout: int
     per_row: int
     block: int
@@ -188,8 +188,8 @@ def _verb_of(model, dropout, n_in, batch_rows, compute):
     items, warps = items_of(
         features * max(units, outs), per_row * batch_rows, compute, SUBNET_ELEMENTS
     )
-    n_hidden, bias, n_in, n_out, activation, stacked, readout = model
-    model = n_hidden, bias, n_in, n_out, stacked, readout
+    n_hidden, bias, n_in, n_out, activation, featurewise, readout = model
+    model = n_hidden, bias, n_in, n_out, featurewise, readout
     sizes = Sizes(*model, per_row, units, features, outs, items)
     functions = spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
     return Verb(subnet, sizes, Constants(functions[activation], dropout_constants(*dropout)), warps)
@@ -203,5 +203,5 @@ def additive_verb(sizes, constants, *batch):
     return _verb_of(spec.SubnetSizes(*sizes, readout=1), (0.0, 0.0, 0.0), *batch)
 
 
-def dense_verb(sizes, dropout, *batch):
+def general_verb(sizes, dropout, *batch):
     return _verb_of(spec.SubnetSizes(*sizes), dropout, *batch)

@@ -13,7 +13,7 @@ VERBS = {
     "sine_sum": sines.verb_of,
     "elementwise_mlp": subnet.elementwise_verb,
     "additive_mlp": subnet.additive_verb,
-    "dense": subnet.dense_verb,
+    "general": subnet.general_verb,
     "mlp": layers.verb_of,
 }
 """Every model by the name of its op: the function of its sizes and constants, as in

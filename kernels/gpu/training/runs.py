@@ -32,9 +32,9 @@ class Runs:
         n_models = len(members)
         self._grad = torch.zeros_like(p.theta)
         trained = np.zeros(int(members.offsets[-1]), np.int8)
-        for kind, segments in enumerate(members.segments):
+        for kind, parts in enumerate(members.trained_parts):
             firsts = members.offsets[:-1][members.kinds == kind]
-            for first, stop in segments:
+            for first, stop in parts:
                 trained[(firsts[:, None] + np.arange(first, stop)).ravel()] = 1
         self._trained = torch.from_numpy(trained).to(device)
         self._starts = torch.from_numpy(members.offsets).to(device)

@@ -15,7 +15,7 @@ from fastmlp.kernels.spec import CODES
 from jacobian_cases import MODELS, linearised, mlp
 
 import fastmlp
-from fastmlp.training import tiles
+from fastmlp.training import compiled
 from fastmlp.training.describe import describe
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, train
 
@@ -26,7 +26,7 @@ class Piece:
     def __init__(self, model, x, y):
         description = describe(model)
         self.p, self.ld = description.n_parameters, kernels.padded.py_func(description.n_parameters)
-        net, reals = tiles.kernel_words(description)
+        net, reals = compiled.kernel_words(description)
         self.net, self.reals = torch.tensor(net), torch.DoubleTensor(reals)
         self.x, self.y, self.theta = x, y, flat(model)
         wide = x.dtype is torch.float64, y.dtype is torch.float64
@@ -129,7 +129,7 @@ def test_segments_give_what_rows_give(
     start = mlp(1, width, 1, activation=activation)  # of 70 more segments than fit one tile
     outcomes = []
     for rows_to_sum_up in (0, 10**9):
-        monkeypatch.setattr(tiles, "ROWS_TO_SUM_UP", rows_to_sum_up)
+        monkeypatch.setattr(compiled, "ROWS_TO_SUM_UP", rows_to_sum_up)
         net = copy.deepcopy(start)
         settings = LevenbergMarquardt(solver=solver)
         outcomes.append(train([net], x, y, settings, max_steps=3, sample_weight=weight))
@@ -149,7 +149,7 @@ def test_segments_with_degenerate_units(monkeypatch, draw):
         net.fc1.bias.copy_(torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0, 5.0]))
     outcomes = []
     for rows_to_sum_up in (0, 10**9):
-        monkeypatch.setattr(tiles, "ROWS_TO_SUM_UP", rows_to_sum_up)
+        monkeypatch.setattr(compiled, "ROWS_TO_SUM_UP", rows_to_sum_up)
         trained = fastmlp.ElementwiseMLP(6, dtype=torch.float64)
         trained.load_state_dict(net.state_dict())
         settings = LevenbergMarquardt()

@@ -59,13 +59,13 @@ def problems_of_one_warp(label):
 
 def changes():
     """For each change, whether it shows in the digest."""
-    subnet, run = "dense_fwd", "train, 2-5-1, sigmoid"
+    subnet, run = "general_fwd", "train, 2-5-1, sigmoid"
     kept = {label: digest(label) for label in (subnet, run)}
     case = CASES[subnet]
     config = launch.config_for(subnet, tl.float32)
     yield "nothing", digest(subnet) != kept[subnet]
     yield "comment", planted(subnet, "tanh", "# why") != kept[subnet]
-    yield "kernel", planted(subnet, "dense_fwd_kernel", BARRIER) != kept[subnet]
+    yield "kernel", planted(subnet, "general_fwd_kernel", BARRIER) != kept[subnet]
     yield "activation given as a constant", planted(subnet, "tanh", BARRIER) != kept[subnet]
     yield "what the activation calls", planted(subnet, "exponential", BARRIER) != kept[subnet]
     yield "activation within a table", planted(run, "sigmoid", BARRIER) != kept[run]

@@ -174,9 +174,9 @@ def test_no_kernel_is_tuned_when_it_is_called():
 
 
 def test_a_trial_of_levenberg_marquardt_waits_for_nothing(launched):
-    kernels = importlib.import_module("fastmlp.kernels.gpu.levenberg_marquardt.solver")
+    kernels = importlib.import_module("fastmlp.kernels.gpu.levenberg_marquardt.sums")
     x, y = torch.empty(300, 1, device=DEVICE), torch.empty(300, 1, device=DEVICE)
-    problem = kernels.Problem((2, 1, 8, 1, 0, 0), (0.5, 0.125), 8, x, y, None)
+    problem = kernels.Sums((2, 1, 8, 1, 0, 0), (0.5, 0.125), 8, x, y, None)
     starts = torch.empty(20, 8, dtype=torch.float64, device=DEVICE)
     with _OnDevice():
         solver = batched._Solver(problem, starts, LevenbergMarquardt(), 5, 0)

@@ -8,12 +8,12 @@ pytest.importorskip("triton")
 
 from fastmlp.kernels import spec
 from fastmlp.kernels.gpu.levenberg_marquardt import models, solver
-from fastmlp.kernels.gpu.levenberg_marquardt.solver import Problem
+from fastmlp.kernels.gpu.levenberg_marquardt.sums import Sums
 from fastmlp.kernels.gpu.numbers.activations import ACTIVATIONS
 from jacobian_cases import MODELS, linearised, mlp
 
 import fastmlp
-from fastmlp.training import describe, tiles
+from fastmlp.training import compiled, describe
 from fastmlp.training.levenberg_marquardt import flat
 
 ROWS = 21
@@ -22,8 +22,8 @@ ROWS = 21
 def problem_of(model, x, y, device, weight=None):
     """The problem of a model, θ [1, P], and a flag that asks for it."""
     description = describe.describe(model)
-    data = tiles.prepare(description, x, y, weight, device)
-    problem = Problem(*tiles.kernel_words(description), description.n_parameters, *data)
+    data = compiled.prepare(description, x, y, weight, device)
+    problem = Sums(*compiled.kernel_words(description), description.n_parameters, *data)
     return problem, flat(model)[None].to(device), torch.ones(1, dtype=torch.int8, device=device)
 
 
@@ -69,7 +69,7 @@ def test_rows_and_sums_are_those_of_torch_func(name, draw, device):
 def test_pieces_slabs_and_tiles_are_added_up(name, draw, device, monkeypatch):
     # two pieces of two slabs, and one with a part of a slab
     model = MODELS[name]()
-    tile = models.verb_of(*tiles.kernel_words(describe.describe(model))).rows
+    tile = models.verb_of(*compiled.kernel_words(describe.describe(model))).rows
     monkeypatch.setattr(solver, "SLAB_NUMBERS", 1)
     monkeypatch.setattr(solver, "cut", lambda *_: (2 * tile, 3))
     model, x, f, exact = linearised(model, draw, 4 * tile + 17)

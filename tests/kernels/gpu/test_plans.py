@@ -34,7 +34,7 @@ MODULES = {
     "additive": lambda: fastmlp.AdditiveMLP(5, 6),
     "additive_without_bias": lambda: fastmlp.AdditiveMLP(5, 6, bias=False),
     "additive_many_out": lambda: fastmlp.AdditiveMLP(5, 6, 3),
-    "dense": lambda: fastmlp.AdditiveMLP(5, 6, activation="tanh"),
+    "general": lambda: fastmlp.AdditiveMLP(5, 6, activation="tanh"),
     "stacked": lambda: fastmlp.AdditiveMLP(5, 6, shared=False),
     "elementwise": lambda: fastmlp.ElementwiseMLP(6),
     "sines": lambda: fastmlp.SineSum(5),

@@ -1,8 +1,8 @@
 """Scalar subnets as written, on tiles of rows x features: any activation, dropout, one per feature.
 
 f(x) = m_out (Σ_k w2_k m_k σ(w1_k m_in x + b1_k) + b2) with the masks m of philox.py, 1 without
-dropout. Parameters of one subnet are vectors over units; those of one subnet a feature (STACKED)
-are matrices of units x features, so that neighbouring features lie side by side.
+dropout. Parameters of one subnet are vectors over units; those of one subnet a feature
+(FEATUREWISE) are matrices of units x features, so that neighbouring features lie side by side.
 """
 
 import triton
@@ -14,9 +14,9 @@ from ..numbers.philox import mask, philox
 
 
 @triton.jit
-def load_unit(ptr, k, cols, n_in, inside, STACKED: tl.constexpr, COMPUTE: tl.constexpr):
+def load_unit(ptr, k, cols, n_in, inside, FEATUREWISE: tl.constexpr, COMPUTE: tl.constexpr):
     """A parameter of unit ``k``: a number, or [1, cols]; 0 where absent or ``inside`` is false."""
-    if STACKED:
+    if FEATUREWISE:
         if ptr is None:
             return tl.zeros((1, cols.shape[0]), COMPUTE)
         else:
@@ -66,13 +66,13 @@ def drop(value, words, N: tl.constexpr, WHERE: tl.constexpr, DROPOUT: tl.constex
 def add_units(
     total, x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, first, cols, n_in, words,
     FIRST_MASK: tl.constexpr, UNITS: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr,
-    STACKED: tl.constexpr, DROPOUT: tl.constexpr, COMPUTE: tl.constexpr,
+    FEATUREWISE: tl.constexpr, DROPOUT: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Add the terms of UNITS units from ``first`` on to f(x), or to f'(x) if SLOPE."""
     for i in tl.static_range(UNITS):
-        w1 = load_unit(fc1_weight_ptr, first + i, cols, n_in, True, STACKED, COMPUTE)
-        b1 = load_unit(fc1_bias_ptr, first + i, cols, n_in, True, STACKED, COMPUTE)
-        w2 = load_unit(fc2_weight_ptr, first + i, cols, n_in, True, STACKED, COMPUTE)
+        w1 = load_unit(fc1_weight_ptr, first + i, cols, n_in, True, FEATUREWISE, COMPUTE)
+        b1 = load_unit(fc1_bias_ptr, first + i, cols, n_in, True, FEATUREWISE, COMPUTE)
+        w2 = load_unit(fc2_weight_ptr, first + i, cols, n_in, True, FEATUREWISE, COMPUTE)
         value, slope = ACT(preactivation(x, w1, b1))
         if SLOPE:
             weight = drop(w1 * w2, words, FIRST_MASK + i, 1, DROPOUT)
@@ -85,7 +85,7 @@ def add_units(
 @triton.jit
 def sum_units(
     x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, cols, n_in, key, place, words,
-    N_HIDDEN: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, STACKED: tl.constexpr,
+    N_HIDDEN: tl.constexpr, ACT: tl.constexpr, SLOPE: tl.constexpr, FEATUREWISE: tl.constexpr,
     DROPOUT: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """Σ_k w2_k m_k σ(z_k), or Σ_k w2_k m_k σ'(z_k) w1_k if SLOPE; x is the subnet's own input."""
@@ -94,7 +94,7 @@ def sum_units(
         for k in range(N_HIDDEN):
             total = add_units(
                 total, x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, k, cols, n_in, words,
-                0, 1, ACT, SLOPE, STACKED, DROPOUT, COMPUTE,
+                0, 1, ACT, SLOPE, FEATUREWISE, DROPOUT, COMPUTE,
             )  # fmt: skip
     else:
         # of the eight masks of the first counter two are the input's and the output's
@@ -103,17 +103,18 @@ def sum_units(
         REST: tl.constexpr = (N_HIDDEN - START) % 8
         total = add_units(
             total, x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, 0, cols, n_in, words,
-            2, START, ACT, SLOPE, STACKED, DROPOUT, COMPUTE,
+            2, START, ACT, SLOPE, FEATUREWISE, DROPOUT, COMPUTE,
         )  # fmt: skip
         for block in range(1, FULL + 1):
             total = add_units(
                 total, x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, 8 * block - 2, cols,
-                n_in, philox(key, place, block), 0, 8, ACT, SLOPE, STACKED, DROPOUT, COMPUTE,
+                n_in, philox(key, place, block), 0, 8, ACT, SLOPE, FEATUREWISE, DROPOUT, COMPUTE,
             )  # fmt: skip
         if REST > 0:
             total = add_units(
                 total, x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, N_HIDDEN - REST, cols,
-                n_in, philox(key, place, FULL + 1), 0, REST, ACT, SLOPE, STACKED, DROPOUT, COMPUTE,
+                n_in, philox(key, place, FULL + 1), 0, REST, ACT, SLOPE, FEATUREWISE, DROPOUT,
+                COMPUTE,
             )  # fmt: skip
     return total
 
@@ -121,7 +122,7 @@ def sum_units(
 @triton.jit
 def subnet_value(
     x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, rows, cols, n_in, key,
-    N_HIDDEN: tl.constexpr, ACT: tl.constexpr, STACKED: tl.constexpr, DROPOUT: tl.constexpr,
+    N_HIDDEN: tl.constexpr, ACT: tl.constexpr, FEATUREWISE: tl.constexpr, DROPOUT: tl.constexpr,
     COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """f of a tile whose rows and columns in the whole input are ``rows`` and ``cols``."""
@@ -129,7 +130,7 @@ def subnet_value(
     x = drop(x, words, 0, 0, DROPOUT)
     f = sum_units(
         x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, cols, n_in, key, place, words,
-        N_HIDDEN, ACT, False, STACKED, DROPOUT, COMPUTE,
+        N_HIDDEN, ACT, False, FEATUREWISE, DROPOUT, COMPUTE,
     )  # fmt: skip
-    f += load_unit(fc2_bias_ptr, 0, cols, n_in, True, STACKED, COMPUTE)
+    f += load_unit(fc2_bias_ptr, 0, cols, n_in, True, FEATUREWISE, COMPUTE)
     return drop(f, words, 1, 2, DROPOUT)

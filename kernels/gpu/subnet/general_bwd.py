@@ -1,4 +1,4 @@
-"""Backward kernels of the dense subnets; their launchers are in dense.py."""
+"""Backward kernels of the general subnets; their launchers are in general.py."""
 
 import triton
 import triton.language as tl
@@ -15,7 +15,7 @@ from ..machine.tiles import (
 )
 from ..numbers.activations import preactivation, relu_pair, times_slope
 from ..numbers.philox import load_key, philox
-from .dense_units import (
+from .general_units import (
     drop,
     first_words,
     load_unit,
@@ -40,10 +40,10 @@ def upstream(
 
 
 @triton.jit
-def dense_bwd_x_kernel(
+def general_bwd_x_kernel(
     dy_ptr, x_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc3_weight_ptr, seed_ptr, dx_ptr,
     n_rows, n_in, n_out, dy_row_stride, x_row_stride,
-    ACT: tl.constexpr, N_HIDDEN: tl.constexpr, STACKED: tl.constexpr, DROPOUT: tl.constexpr,
+    ACT: tl.constexpr, N_HIDDEN: tl.constexpr, FEATUREWISE: tl.constexpr, DROPOUT: tl.constexpr,
     COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_IN: tl.constexpr,
 ):  # fmt: skip
     """dx_ij = f_j'(x_ij) Σ_m dy_im V_mj.
@@ -62,7 +62,7 @@ def dense_bwd_x_kernel(
     place, words = first_words(x, key, rows, cols, n_in, DROPOUT)
     slope = sum_units(
         drop(x, words, 0, 0, DROPOUT), fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, cols, n_in,
-        key, place, words, N_HIDDEN, ACT, True, STACKED, DROPOUT, COMPUTE,
+        key, place, words, N_HIDDEN, ACT, True, FEATUREWISE, DROPOUT, COMPUTE,
     )  # fmt: skip
     dx = drop(drop(g, words, 1, 2, DROPOUT) * slope, words, 0, 0, DROPOUT)
     inside = (rows < n_rows)[:, None] & (cols < n_in)[None, :]
@@ -107,9 +107,9 @@ def add_unit_sums(
 
 
 @triton.jit
-def store_sum(out_ptr, terms, k, cols, n_in, valid, N: tl.constexpr, STACKED: tl.constexpr):
+def store_sum(out_ptr, terms, k, cols, n_in, valid, N: tl.constexpr, FEATUREWISE: tl.constexpr):
     """Write the sum of a tile at ``k``, or for each feature the sum over rows at [cols, k]."""
-    if STACKED:
+    if FEATUREWISE:
         ptrs = out_ptr + cols.to(tl.int64) * N + k
         tl.store(ptrs, tl.sum(terms, axis=0), mask=(cols < n_in) & valid)
     else:
@@ -117,12 +117,12 @@ def store_sum(out_ptr, terms, k, cols, n_in, valid, N: tl.constexpr, STACKED: tl
 
 
 @triton.jit
-def dense_bwd_params_kernel(
+def general_bwd_params_kernel(
     dy_ptr, x_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, fc3_weight_ptr,
     seed_ptr, unit_partial_ptr, readout_partial_ptr,
     n_rows, n_in, n_out, dy_row_stride, x_row_stride, piece_rows,
     ACT: tl.constexpr, N_HIDDEN: tl.constexpr, UNITS: tl.constexpr, FIRST_MASK: tl.constexpr,
-    STACKED: tl.constexpr, ONE_OUT: tl.constexpr, DROPOUT: tl.constexpr, COMPUTE: tl.constexpr,
+    FEATUREWISE: tl.constexpr, ONE_OUT: tl.constexpr, DROPOUT: tl.constexpr, COMPUTE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_IN: tl.constexpr, SUM_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Σ_i g σ'(z), Σ_i g σ'(z) x, Σ_i g σ(z) of a piece of rows, for each unit and feature.
@@ -131,9 +131,9 @@ def dense_bwd_params_kernel(
     also give dV_j = Σ_k w2_k Σ_i dy_i σ(z_ijk) + b2 Σ_i dy_i; all with the masks. With more,
     g_ij = Σ_m dy_im V_mj and dV has a kernel of its own.
     Shapes: x [n_rows, n_in]; dy [n_rows, n_out]; unit_partial [pieces x blocks of features,
-    3 N_HIDDEN + 1], or [pieces, n_in (3 N_HIDDEN + 1)] if STACKED; readout_partial [pieces x groups
-    of units, n_in + 1], for one output. Grid: pieces x groups of UNITS units x blocks of features.
-    Reads 1 value per element and group.
+    3 N_HIDDEN + 1], or [pieces, n_in (3 N_HIDDEN + 1)] if FEATUREWISE; readout_partial [pieces x
+    groups of units, n_in + 1], for one output. Grid: pieces x groups of UNITS units x blocks of
+    features. Reads 1 value per element and group.
     """
     piece = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
@@ -153,8 +153,8 @@ def dense_bwd_params_kernel(
     for i in tl.static_range(UNITS):
         k = first + i
         valid = (k >= 0) & (k < N_HIDDEN)
-        weight = load_unit(fc1_weight_ptr, k, cols, n_in, valid, STACKED, COMPUTE)
-        bias = load_unit(fc1_bias_ptr, k, cols, n_in, valid, STACKED, COMPUTE)
+        weight = load_unit(fc1_weight_ptr, k, cols, n_in, valid, FEATUREWISE, COMPUTE)
+        bias = load_unit(fc1_bias_ptr, k, cols, n_in, valid, FEATUREWISE, COMPUTE)
         weights = append(weights, weight)
         biases = append(biases, bias)
     total = tl.zeros((BLOCK_ROWS, BLOCK_IN), COMPUTE)
@@ -183,7 +183,7 @@ def dense_bwd_params_kernel(
     else:
         readout = tl.full((1, BLOCK_IN), 1.0, COMPUTE)
     n_nets = 1
-    if STACKED:
+    if FEATUREWISE:
         n_nets = n_in
         unit_ptr = unit_partial_ptr + piece * n_in * (3 * N_HIDDEN + 1)
     else:
@@ -194,7 +194,7 @@ def dense_bwd_params_kernel(
     for i in tl.static_range(UNITS):
         k = first + i
         valid = (k >= 0) & (k < N_HIDDEN)
-        w2 = load_unit(fc2_weight_ptr, k, cols, n_in, valid, STACKED, COMPUTE)
+        w2 = load_unit(fc2_weight_ptr, k, cols, n_in, valid, FEATUREWISE, COMPUTE)
         # an infinite x shows in a unit that does not exist
         f_sums += tl.where(valid, w2 * values[i], 0.0)
         dw1 = w2 * (slopes_x[i] * readout)
@@ -204,13 +204,13 @@ def dense_bwd_params_kernel(
             dw1 = tl.where(slopes_x[i] == 0.0, 0.0, dw1)
             db1 = tl.where(slopes[i] == 0.0, 0.0, db1)
         dw2 = values[i] * readout
-        store_sum(unit_ptr, dw1, k, cols, n_in, valid, N_HIDDEN, STACKED)
-        store_sum(unit_ptr + size, db1, k, cols, n_in, valid, N_HIDDEN, STACKED)
-        store_sum(unit_ptr + 2 * size, dw2, k, cols, n_in, valid, N_HIDDEN, STACKED)
+        store_sum(unit_ptr, dw1, k, cols, n_in, valid, N_HIDDEN, FEATUREWISE)
+        store_sum(unit_ptr + size, db1, k, cols, n_in, valid, N_HIDDEN, FEATUREWISE)
+        store_sum(unit_ptr + 2 * size, dw2, k, cols, n_in, valid, N_HIDDEN, FEATUREWISE)
     if group == 0:
-        store_sum(unit_ptr + 3 * size, total * readout, 0, cols, n_in, True, 1, STACKED)
+        store_sum(unit_ptr + 3 * size, total * readout, 0, cols, n_in, True, 1, FEATUREWISE)
         # of all groups the first counts what does not depend on the unit
-        f_sums += total * load_unit(fc2_bias_ptr, 0, cols, n_in, True, STACKED, COMPUTE)
+        f_sums += total * load_unit(fc2_bias_ptr, 0, cols, n_in, True, FEATUREWISE, COMPUTE)
     if ONE_OUT and fc3_weight_ptr is not None:
         readout_ptr = readout_partial_ptr + (piece * n_groups + group) * (n_in + 1)
         tl.store(readout_ptr + cols, tl.sum(f_sums, axis=0), mask=cols < n_in)
@@ -220,10 +220,10 @@ def dense_bwd_params_kernel(
 
 
 @triton.jit
-def dense_bwd_readout_kernel(
+def general_bwd_readout_kernel(
     dy_ptr, x_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, seed_ptr,
     readout_partial_ptr, n_rows, n_in, n_out, dy_row_stride, x_row_stride, piece_rows,
-    ACT: tl.constexpr, N_HIDDEN: tl.constexpr, STACKED: tl.constexpr, DROPOUT: tl.constexpr,
+    ACT: tl.constexpr, N_HIDDEN: tl.constexpr, FEATUREWISE: tl.constexpr, DROPOUT: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
@@ -247,7 +247,7 @@ def dense_bwd_readout_kernel(
         dy = load_tile(dy_ptr, rows, outs, stop, n_out, dy_row_stride, COMPUTE)
         f = subnet_value(
             x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, rows, cols, n_in, key,
-            N_HIDDEN, ACT, STACKED, DROPOUT, COMPUTE,
+            N_HIDDEN, ACT, FEATUREWISE, DROPOUT, COMPUTE,
         )  # fmt: skip
         # beyond the last row f may be infinite
         f = tl.where((rows < stop)[:, None], f, 0.0)

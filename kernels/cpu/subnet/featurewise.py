@@ -1,8 +1,8 @@
-"""A subnet for each feature, the additive network Σ_j V[m, j]·f_j(x_j) + c[m] of `dense.py`.
+"""A subnet for each feature, the additive network Σ_j V[m, j]·f_j(x_j) + c[m] of `general.py`.
 
-Work goes block by block of rows, in a block tile by tile: see `stacked_loops.py`. Parameters and
-their gradients are laid out over a tile's lanes, so that loops over them load vectors, however few
-the features. ReLU without dropout goes over a tile with several units at a time, everything in
+Work goes block by block of rows, in a block tile by tile: see `featurewise_loops.py`. Parameters
+and their gradients are laid out over a tile's lanes, so that loops over them load vectors, however
+few the features. ReLU without dropout goes over a tile with several units at a time, everything in
 registers; the rest unit by unit. Reads x (and dy), writes y (dx), once.
 """
 
@@ -13,9 +13,7 @@ from ..machine.launch import any_needed, store
 from ..numbers.block_activations import CODES
 from ..numbers.philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors, seed_at_address
 from .canonical import all_finite
-from .dense_loops import TILE, multiply
-from .readout import add_bias_gradient, add_readout_gradient, gradient_at_f, read_out
-from .stacked_loops import (
+from .featurewise_loops import (
     DX_AT,
     F_AT,
     FACTORS_AT,
@@ -34,6 +32,8 @@ from .stacked_loops import (
     lay_out,
     relu_units,
 )
+from .general_loops import TILE, multiply
+from .readout import add_bias_gradient, add_readout_gradient, gradient_at_f, read_out
 
 RELU = CODES["relu"]
 
@@ -85,7 +85,7 @@ def forward(real):
     add_unit, _ = chosen_unit(real)
     add_relu_units, _ = relu_units(real)
 
-    def stacked_fwd(
+    def featurewise_fwd(
         x_at,
         w_at,
         b_at,
@@ -154,7 +154,7 @@ def forward(real):
                 from_lanes(ft, j, stride, width, size, f)
             read_out(f, readout, c, n_rows, n_in, n_out, y, start, real)
 
-    return stacked_fwd
+    return featurewise_fwd
 
 
 @entry
@@ -162,7 +162,7 @@ def backward(real):
     _, add_unit_gradients = chosen_unit(real)
     _, add_relu_units = relu_units(real)
 
-    def stacked_bwd(
+    def featurewise_bwd(
         dy_at,
         x_at,
         w_at,
@@ -274,4 +274,4 @@ def backward(real):
         copy(dc, sums[at_dreadout + n_out * n_in :])
         store(sums, sums_at, gradients_at, sizes, real)
 
-    return stacked_bwd
+    return featurewise_bwd

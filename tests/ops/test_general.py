@@ -3,7 +3,7 @@
 import pytest
 import torch
 from closeness import assert_same_number
-from dense_cases import SEED, SETTINGS, DenseContract, on_device
+from general_cases import SEED, SETTINGS, GeneralContract, on_device
 from op_contract import to
 
 from fastmlp import functional, reference
@@ -34,19 +34,19 @@ _SMOOTH_CASES = {
 }
 
 
-class TestSmoothElementwiseMLP(DenseContract):
+class TestSmoothElementwiseMLP(GeneralContract):
     name = "elementwise_mlp"
     options = SETTINGS["tanh"]
     CASES = _SMOOTH_CASES
 
 
-class TestAdditiveMLPWithDropout(DenseContract):
+class TestAdditiveMLPWithDropout(GeneralContract):
     name = "additive_mlp"
     options = SETTINGS["relu_dropout"]
     CASES = _CASES
 
 
-class TestAdditiveMLPOfASubnetAFeature(DenseContract):
+class TestAdditiveMLPOfASubnetAFeature(GeneralContract):
     name = "additive_mlp"
     options = SETTINGS["relu"]
     stacked = True
@@ -63,7 +63,7 @@ NETWORKS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_every_setting(network, setting, kernel_backend, draw):
-    contract = DenseContract()
+    contract = GeneralContract()
     for name, value in NETWORKS[network].items():
         setattr(contract, name, value)
     contract.options = SETTINGS[setting]
@@ -138,7 +138,7 @@ def test_nan_is_not_dropped(kernel_backend):
 
 
 def test_stacked_copies_of_one_subnet_are_that_subnet(kernel_backend, draw):
-    contract = DenseContract()
+    contract = GeneralContract()
     contract.name = "additive_mlp"
     shared = to(contract.make(draw, n_out=3), torch.float64)
     shared = to(shared, kernel_backend.device)

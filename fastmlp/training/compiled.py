@@ -34,7 +34,7 @@ MAX_KEPT_FACTORS = 1 << 23
 """Numbers in all factors that are kept for the ranks: 64 MB."""
 
 
-class Runs:
+class RunStates:
     """The state of many runs, as `kernels/cpu/levenberg_marquardt/solver.py` wants it in memory."""
 
     def __init__(self, starts, settings, max_steps, n_readout=0):
@@ -203,10 +203,10 @@ def run(models, description, starts, rows, settings, max_steps, deadline, progre
 
 
 def run_all(description, starts, rows, n_models, settings, max_steps, deadline, progress):
-    """Train all runs, each model's one after the other; returns their :class:`Runs`."""
+    """Train all runs, each model's one after the other; returns their :class:`RunStates`."""
     n_runs = len(starts)
     n_projected = n_readout(description) if settings.variable_projection else 0
-    runs = Runs(starts, settings, max_steps, n_projected)
+    runs = RunStates(starts, settings, max_steps, n_projected)
     data = _Data(description, rows, np.arange(n_runs) // (n_runs // n_models))
     n_rows = 1 if data.is_piecewise else data.n_rows
     net, reals = kernel_words(description)

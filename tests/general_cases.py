@@ -29,7 +29,7 @@ SETTINGS = {
 }
 
 
-def dense_terms(dy, x, *arguments):
+def general_terms(dy, x, *arguments):
     """Sizes of the summed terms of both ops, by name; all float64.
 
     ``arguments`` are the parameters, four for `elementwise_mlp`, six for `additive_mlp`, then
@@ -107,13 +107,13 @@ def stacked_subnets(draw, n_in, n_hidden, biases=("fc1_bias", "fc2_bias")):
     }
 
 
-class DenseContract(OpContract):
+class GeneralContract(OpContract):
     """Tests of subnets with options; for a subclass that says what op and which options.
 
     Attributes of a subclass: ``name``, ``options`` and, for `additive_mlp`, ``stacked``.
     """
 
-    terms = staticmethod(dense_terms)
+    terms = staticmethod(general_terms)
     stacked = False
 
     def make(self, draw, shape=(7, 5), n_hidden=5, n_out=1, n=None, small=False,

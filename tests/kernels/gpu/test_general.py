@@ -1,9 +1,9 @@
-"""What only the Triton launchers of dense subnets do; tests/ops judges values and gradients."""
+"""What only the Triton launchers of general subnets do; tests/ops judges values and gradients."""
 
 import pytest
 import torch
 from closeness import assert_as_good_as_torch
-from dense_cases import SEED, dense_terms, stacked_subnets
+from general_cases import SEED, general_terms, stacked_subnets
 from subnet_cases import subnet
 
 pytest.importorskip("triton")
@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 from fastmlp.kernels.gpu.numbers.philox import load_key, philox
-from fastmlp.kernels.gpu.subnet.dense import dense_bwd, dense_fwd
+from fastmlp.kernels.gpu.subnet.general import general_bwd, general_fwd
 
 from fastmlp import dropout, reference
 
@@ -64,10 +64,10 @@ def judge(x, params, dy, activation, dropout):
         leaves = [t.detach().to(dtype).requires_grad_() for t in (x, *params)]
         y = reference.additive_mlp(*leaves, activation, dropout, seed)
         results.append((y, *torch.autograd.grad(y, leaves, dy.to(dtype))))
-    y = dense_fwd(x, *params, seed, activation, *dropout)
-    gradients = dense_bwd(dy, x, *params, seed, activation, *dropout, needs=ALL)
+    y = general_fwd(x, *params, seed, activation, *dropout)
+    gradients = general_bwd(dy, x, *params, seed, activation, *dropout, needs=ALL)
     exact_arguments = (t.double().cpu() for t in (dy, x, *params))
-    terms = dense_terms(*exact_arguments, activation, dropout, seed)
+    terms = general_terms(*exact_arguments, activation, dropout, seed)
     names = ("fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "fc3_weight", "fc3_bias")
     ours = [y, *gradients]
     for name, our, plain, exact in zip(("y", "x", *names), ours, *results, strict=True):
@@ -106,7 +106,7 @@ def test_padding_shows_no_infinite_parameter(stacked, device, draw):
     leaves = [t.double().requires_grad_() for t in (x, *params)]
     y = reference.additive_mlp(*leaves, "relu")
     wanted = torch.autograd.grad(y, leaves, dy.double())
-    gradients = dense_bwd(dy, x, *params, None, "relu", needs=ALL)
+    gradients = general_bwd(dy, x, *params, None, "relu", needs=ALL)
     for ours, exact in zip(gradients, wanted, strict=True):
         assert torch.equal(ours.isnan(), exact.isnan())
         assert torch.equal(ours.isinf(), exact.isinf())
@@ -115,19 +115,19 @@ def test_padding_shows_no_infinite_parameter(stacked, device, draw):
 def test_the_seed_is_read_by_the_kernel(device, draw):
     params = network(draw, 3, 4, 1, device, stacked=False)
     x, seed = draw(40, 3).float().to(device), SEED.to(device)
-    first = dense_fwd(x, *params, seed, "relu", *DROPOUT)
-    assert torch.equal(dense_fwd(x, *params, seed, "relu", *DROPOUT), first)
-    assert not torch.equal(dense_fwd(x, *params, seed + 1, "relu", *DROPOUT), first)
+    first = general_fwd(x, *params, seed, "relu", *DROPOUT)
+    assert torch.equal(general_fwd(x, *params, seed, "relu", *DROPOUT), first)
+    assert not torch.equal(general_fwd(x, *params, seed + 1, "relu", *DROPOUT), first)
     # the high word of the key counts
-    assert not torch.equal(dense_fwd(x, *params, seed + 2**32, "relu", *DROPOUT), first)
+    assert not torch.equal(general_fwd(x, *params, seed + 2**32, "relu", *DROPOUT), first)
 
 
 def test_no_rows_need_no_launch(device, draw):
     for stacked in (False, True):
         params = network(draw, 4, 3, 2, device, stacked)
         x, dy = torch.empty(0, 4, device=device), torch.empty(0, 2, device=device)
-        assert dense_fwd(x, *params, None, "tanh").shape == (0, 2)
-        gradients = dense_bwd(dy, x, *params, None, "tanh", needs=ALL)
+        assert general_fwd(x, *params, None, "tanh").shape == (0, 2)
+        gradients = general_bwd(dy, x, *params, None, "tanh", needs=ALL)
         for gradient, argument in zip(gradients, (x, *params), strict=True):
             assert torch.equal(gradient, torch.zeros_like(argument))
 
@@ -135,9 +135,9 @@ def test_no_rows_need_no_launch(device, draw):
 def test_only_what_is_needed_is_computed(device, draw):
     params = network(draw, 3, 4, 2, device, stacked=True)
     x, dy = draw(5, 3).float().to(device), draw(5, 2).float().to(device)
-    every = dense_bwd(dy, x, *params, None, "tanh", needs=ALL)
+    every = general_bwd(dy, x, *params, None, "tanh", needs=ALL)
     for i in range(7):
         needs = tuple(j == i for j in range(7))
-        some = dense_bwd(dy, x, *params, None, "tanh", needs=needs)
+        some = general_bwd(dy, x, *params, None, "tanh", needs=needs)
         assert [t is not None for t in some] == list(needs)
         assert torch.equal(some[i], every[i])

@@ -1,4 +1,4 @@
-"""The loops of `stacked.py`: over the lanes of a tile, a feature's parameters in its own lane.
+"""The loops of `featurewise.py`: over the lanes of a tile, a feature's parameters in its own lane.
 
 A tile is TILE_ROWS lane rows of LANES numbers. A row of 64 features is a lane row; shorter rows are
 packed several to a lane row, longer ones cut into chunks of 64; what is left over is padding.
@@ -15,7 +15,7 @@ from ..machine.jit import inner, inner_vectorized
 from ..numbers.activations import ACTIVATIONS
 from ..numbers.block_activations import CODES
 from ..numbers.philox import draw_words
-from .dense_loops import TILE, gradient
+from .general_loops import TILE, gradient
 
 LANES = 64
 TILE_ROWS = TILE // LANES

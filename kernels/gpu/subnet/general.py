@@ -24,8 +24,8 @@ from ..machine.pieces import cut, split, sum_pieces
 from ..machine.plans import empty, launch
 from ..numbers.activations import ACTIVATIONS
 from ..numbers.philox import dropout_constants
-from .dense_bwd import dense_bwd_params_kernel, dense_bwd_readout_kernel, dense_bwd_x_kernel
-from .dense_fwd import dense_fwd_kernel
+from .general_bwd import general_bwd_params_kernel, general_bwd_readout_kernel, general_bwd_x_kernel
+from .general_fwd import general_fwd_kernel
 
 
 def is_canonical(fc1_weight, seed, activation) -> bool:
@@ -53,7 +53,7 @@ def _constants(fc1_weight, seed, activation, dropout):
     return {
         "ACT": ACTIVATIONS[activation],
         "N_HIDDEN": fc1_weight.shape[-2],
-        "STACKED": fc1_weight.dim() == 3,
+        "FEATUREWISE": fc1_weight.dim() == 3,
         "DROPOUT": dropout_constants(*(dropout if seed is not None else (0.0, 0.0, 0.0))),
     }
 
@@ -75,7 +75,7 @@ def _unit_groups(n_hidden, dropout):
     return triton.cdiv(n_hidden + 2, 8), 8, 0
 
 
-def dense_fwd(
+def general_fwd(
     x,
     fc1_weight,
     fc1_bias,
@@ -104,13 +104,13 @@ def dense_fwd(
     if n_rows == 0:
         return y
     constants = _constants(fc1_weight, seed, activation, (p_input, p_hidden, p_output))
-    name = "dense_fwd" if n_out == 1 else "dense_fwd_many_out"
+    name = "general_fwd" if n_out == 1 else "general_fwd_many_out"
     block_rows, block_in, warps = _tile(name, n_in, compute)
     block_out = block_of(n_out, OUT_PER_PROGRAM)
     grid = (triton.cdiv(n_rows, block_rows), triton.cdiv(n_out, block_out))
     with device_of(x):
         launch(
-            dense_fwd_kernel, grid,
+            general_fwd_kernel, grid,
             x, *_subnet_parameters(*subnet, compute_torch), *contiguous(fc3_weight, fc3_bias),
             seed, y,
             n_rows, n_in, n_out, x.stride(0), **constants, COMPUTE=compute,
@@ -119,7 +119,7 @@ def dense_fwd(
     return y
 
 
-def dense_bwd(
+def general_bwd(
     dy,
     x,
     fc1_weight,
@@ -173,9 +173,9 @@ def _launch_bwd_x(dy, x, subnet, fc3_weight, seed, dx, constants):
     fc1_weight, fc1_bias, fc2_weight, _ = subnet
     n_rows, n_in = x.shape
     _, compute = compute_dtype(dy.dtype)
-    block_rows, block_in, warps = _tile("dense_bwd_x", n_in, compute)
+    block_rows, block_in, warps = _tile("general_bwd_x", n_in, compute)
     launch(
-        dense_bwd_x_kernel, (triton.cdiv(n_rows, block_rows), triton.cdiv(n_in, block_in)),
+        general_bwd_x_kernel, (triton.cdiv(n_rows, block_rows), triton.cdiv(n_in, block_in)),
         dy, x, fc1_weight, fc1_bias, fc2_weight, fc3_weight, seed, dx,
         n_rows, n_in, dy.shape[1], dy.stride(0), x.stride(0), **constants, COMPUTE=compute,
         BLOCK_ROWS=block_rows, BLOCK_IN=block_in, num_warps=warps,
@@ -186,12 +186,12 @@ def _launch_bwd_params(dy, x, subnet, fc3_weight, seed, constants):
     """[dw1, db1, dw2, db2, dV, dc] as one flat tensor in the dtype of dy."""
     (n_rows, n_in), n_out = x.shape, dy.shape[1]
     compute_torch, compute = compute_dtype(dy.dtype)
-    n_hidden, stacked = constants["N_HIDDEN"], constants["STACKED"]
-    block_rows, block_in, warps = _tile("dense_bwd_params", n_in, compute)
+    n_hidden, featurewise = constants["N_HIDDEN"], constants["FEATUREWISE"]
+    block_rows, block_in, warps = _tile("general_bwd_params", n_in, compute)
     n_blocks = triton.cdiv(n_in, block_in)
     n_groups, units, first_mask = _unit_groups(n_hidden, constants["DROPOUT"])
-    n_unit = (3 * n_hidden + 1) * (n_in if stacked else 1)
-    unit_rows = 1 if stacked else n_blocks
+    n_unit = (3 * n_hidden + 1) * (n_in if featurewise else 1)
+    unit_rows = 1 if featurewise else n_blocks
     n_readout = 0 if fc3_weight is None else (n_in + 1) * n_out
     readout_rows = n_groups if n_out == 1 else 1
     per_piece = unit_rows * n_unit + readout_rows * n_readout
@@ -200,18 +200,18 @@ def _launch_bwd_params(dy, x, subnet, fc3_weight, seed, constants):
     partials = empty(n_pieces * per_piece, x, compute_torch)
     readout_partials = partials[first[0] * first[1] :]
     launch(
-        dense_bwd_params_kernel, (n_pieces, n_groups, n_blocks),
+        general_bwd_params_kernel, (n_pieces, n_groups, n_blocks),
         dy, x, *subnet, fc3_weight, seed, partials, readout_partials,
         n_rows, n_in, n_out, dy.stride(0), x.stride(0), piece_rows, **constants,
         UNITS=units, FIRST_MASK=first_mask, ONE_OUT=n_out == 1, COMPUTE=compute,
         BLOCK_ROWS=block_rows, BLOCK_IN=block_in, SUM_BLOCK=SUM_BLOCK, num_warps=warps,
     )  # fmt: skip
     if n_out > 1:
-        block_rows, block_in, warps = _tile("dense_bwd_readout", n_in, compute)
+        block_rows, block_in, warps = _tile("general_bwd_readout", n_in, compute)
         block_out = block_of(n_out, OUT_PER_PROGRAM)
         grid = (n_pieces, triton.cdiv(n_in, block_in), triton.cdiv(n_out, block_out))
         launch(
-            dense_bwd_readout_kernel, grid,
+            general_bwd_readout_kernel, grid,
             dy, x, *subnet, seed, readout_partials,
             n_rows, n_in, n_out, dy.stride(0), x.stride(0), piece_rows, **constants,
             COMPUTE=compute, BLOCK_ROWS=block_rows, BLOCK_IN=block_in, BLOCK_OUT=block_out,

@@ -1,18 +1,18 @@
-"""Forward kernel of the dense subnets; its launcher is in dense.py."""
+"""Forward kernel of the general subnets; its launcher is in general.py."""
 
 import triton
 import triton.language as tl
 
 from ..machine.tiles import load_tile, products, sum_features, zero_products
 from ..numbers.philox import load_key
-from .dense_units import subnet_value
+from .general_units import subnet_value
 
 
 @triton.jit
-def dense_fwd_kernel(
+def general_fwd_kernel(
     x_ptr, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, fc3_weight_ptr,
     fc3_bias_ptr, seed_ptr, y_ptr, n_rows, n_in, n_out, x_row_stride,
-    ACT: tl.constexpr, N_HIDDEN: tl.constexpr, STACKED: tl.constexpr, DROPOUT: tl.constexpr,
+    ACT: tl.constexpr, N_HIDDEN: tl.constexpr, FEATUREWISE: tl.constexpr, DROPOUT: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
 ):  # fmt: skip
@@ -30,7 +30,7 @@ def dense_fwd_kernel(
         x = load_tile(x_ptr, rows, cols, n_rows, n_in, x_row_stride, COMPUTE)
         f = subnet_value(
             x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, rows, cols, n_in, key,
-            N_HIDDEN, ACT, STACKED, DROPOUT, COMPUTE,
+            N_HIDDEN, ACT, FEATUREWISE, DROPOUT, COMPUTE,
         )  # fmt: skip
         # beyond the last feature f may be infinite
         f = tl.where((cols < n_in)[None, :], f, 0.0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_cases import SETTINGS, DenseContract
+from general_cases import SETTINGS, GeneralContract
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.parametrize("kernel_backend", ["numba"], indirect=True)
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.parametrize("kernel_backend", ["numba"], indirect=True)
 
 @pytest.fixture
 def contract():
-    contract = DenseContract()
+    contract = GeneralContract()
     contract.name, contract.stacked, contract.options = "additive_mlp", True, SETTINGS["relu"]
     return contract
 

@@ -1,7 +1,7 @@
-"""The loops of `dense.py`, over the numbers of one tile and unit, in forms that LLVM vectorises.
+"""The loops of `general.py`, over the numbers of one tile and unit, in forms that LLVM vectorises.
 
-A shared subnet has one loop a unit, :func:`chosen_unit`; those of stacked ones are in
-`stacked_loops.py`.
+A shared subnet has one loop a unit, :func:`chosen_unit`; those of one for each feature are in
+`featurewise_loops.py`.
 """
 
 import numpy as np

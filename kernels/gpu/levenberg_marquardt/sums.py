@@ -156,14 +156,14 @@ def lm_jacobian_kernel(
             tl.debug_barrier()
 
 
-class Problem:
+class Sums:
     """The least-squares problem that models of one structure share.
 
     Args:
         net: Integers of the description, see `kernels/cpu/levenberg_marquardt/models.py`.
         reals: Its numbers.
         n_parameters: P.
-        x: Inputs ``[N, F]``, float32 or float64, rows dense.
+        x: Inputs ``[N, F]``, float32 or float64, rows without gaps.
         y: Targets ``[N, M]``.
         roots: Square roots of the rows' weights ``[N]``, float64, or ``None``.
     """

@@ -2,7 +2,7 @@
 
     f_j(x) = m^o·(Σ_k v_jk·m_k·σ(w_jk·m^i·x + b_jk) + d_j)
 
-with any activation σ, one subnet for all features (here) or one for each (`stacked.py`), and
+with any activation σ, one subnet for all features (here) or one for each (`featurewise.py`), and
 dropout factors m of `numbers/philox.py`. Both ops use it, `elementwise_mlp` as rows of one
 feature without a read-out.
 
@@ -18,8 +18,8 @@ from ..machine.jit import array_at, copy, entry, inner, vector_at, wide_vectors
 from ..machine.launch import any_needed, cut, prepare, prepare_as, result_at, run, run_summed, store
 from ..numbers.block_activations import CODES
 from ..numbers.philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors, draw_words, seed_at_address
-from . import stacked
-from .dense_loops import TILE, chosen_unit, multiply
+from . import featurewise
+from .general_loops import TILE, chosen_unit, multiply
 from .readout import add_bias_gradient, add_readout_gradient, gradient_at_f, read_out
 
 UNITS_OF_WORK = 8
@@ -52,7 +52,7 @@ def _draw_unit(seed, place, k, p, n, words, scratch, real):
 def forward(real):
     add_unit, _ = chosen_unit(real)
 
-    def dense_fwd(
+    def general_fwd(
         x_at,
         w_at,
         b_at,
@@ -110,14 +110,14 @@ def forward(real):
             else:
                 read_out(f, readout, c, n // n_in, n_in, n_out, y, start // n_in, real)
 
-    return dense_fwd
+    return general_fwd
 
 
 @entry
 def backward(real):
     _, add_unit_gradients = chosen_unit(real)
 
-    def dense_bwd(
+    def general_bwd(
         dy_at,
         x_at,
         w_at,
@@ -217,7 +217,7 @@ def backward(real):
         copy(dc, sums[at_dreadout + n_read :])
         store(sums, sums_at, gradients_at, sizes, real)
 
-    return dense_bwd
+    return general_bwd
 
 
 def _sizes(x, fc1_weight, fc3_weight):
@@ -239,11 +239,11 @@ def _cut(fc1_weight, n_rows, n_in, n_hidden, activation, dropout):
     if fc1_weight.dim() == 2:
         return cut(n_rows, UNITS_OF_WORK * n_in * n_hidden, rows_in(TILE, n_in))
     quick = activation == "relu" and not any(dropout)
-    units = stacked.RELU_UNITS_OF_WORK if quick else UNITS_OF_WORK
-    return cut(n_rows, units * n_in * n_hidden, stacked.rows_in_block(n_in))
+    units = featurewise.RELU_UNITS_OF_WORK if quick else UNITS_OF_WORK
+    return cut(n_rows, units * n_in * n_hidden, featurewise.rows_in_block(n_in))
 
 
-def dense_fwd(x, fc1_weight, *arguments):
+def general_fwd(x, fc1_weight, *arguments):
     """y [N, M] from x [N, F]; without a read-out y of the shape of x."""
     *parameters, seed, activation = arguments[:7]
     fc3_weight, dropout = parameters[3], arguments[7:]
@@ -253,7 +253,7 @@ def dense_fwd(x, fc1_weight, *arguments):
         y = x.new_empty(x.shape, dtype=dtype)
     else:
         y = x.new_empty(n_rows, n_out, dtype=dtype)
-    kernels = forward if fc1_weight.dim() == 2 else stacked.forward
+    kernels = forward if fc1_weight.dim() == 2 else featurewise.forward
     run(
         kernels[compute],
         n_rows,
@@ -268,7 +268,7 @@ def dense_fwd(x, fc1_weight, *arguments):
     return y
 
 
-def dense_bwd(dy, x, fc1_weight, *arguments, needs):
+def general_bwd(dy, x, fc1_weight, *arguments, needs):
     """Gradients of x and of each parameter; ``None`` where ``needs`` says so."""
     *parameters, seed, activation = arguments[:7]
     fc3_weight, dropout = parameters[3], arguments[7:]
@@ -280,7 +280,7 @@ def dense_bwd(dy, x, fc1_weight, *arguments, needs):
         sizes = (*sizes[:4], 0, 0)
     need_dx, *needs = needs
     dx = torch.empty_like(tensors[1], dtype=x.dtype) if need_dx else None
-    kernels = backward if fc1_weight.dim() == 2 else stacked.backward
+    kernels = backward if fc1_weight.dim() == 2 else featurewise.backward
     gradients = run_summed(
         kernels[compute],
         n_rows,
