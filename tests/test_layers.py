@@ -168,6 +168,12 @@ def test_kernels_import_nothing_of_the_package(path):
             assert up <= len(path.relative_to(ROOT / "kernels").parts), name
 
 
+@pytest.mark.parametrize("path", KERNELS, ids=name_of)
+def test_kernels_speak_of_no_object_of_the_package(path):
+    # what comes to them is a tensor, an array, a number, or a record of their own floor
+    assert not re.findall(r"\bfastmlp\.(?!kernels\b|dropout\b)\w+", path.read_text("utf-8"))
+
+
 @pytest.mark.parametrize("wing", ["gpu", "cpu"])
 def test_each_wing_imports_its_own_compiler_only(wing):
     other = {"gpu": "numba", "cpu": "triton"}[wing]

@@ -6,7 +6,7 @@ import time
 import numpy as np
 
 from fastmlp import backends
-from fastmlp.kernels.runs import FINISHED, RUNNING, pick
+from fastmlp.kernels.runs import FINISHED, RUNNING, NoVerb, pick
 
 _RUNS = {
     "torch": "fastmlp.training.loop",
@@ -30,6 +30,8 @@ def run(problem, report):
     """
     backend = backends.choose(problem.data.x.device.type)
     runs = importlib.import_module(_RUNS[backend]).Runs
+    # PyTorch calls the modules themselves
+    job = problem if backend == "torch" else problem.job()
     # models of one structure and size together, the largest first
     sizes = np.diff(problem.members.offsets)[problem.here]
     order = np.lexsort((problem.members.kinds[problem.here], -sizes))
@@ -37,7 +39,15 @@ def run(problem, report):
     at_once = runs.at_once or max(len(here), 1)
     for first in range(0, len(here), at_once):
         models = np.sort(here[first : first + at_once])
-        stride = _run_some(problem, runs(problem, models), models, stride, report)
+        try:
+            some = runs(job, models)
+        except NoVerb as error:
+            members, i = problem.members, error.model
+            raise ValueError(
+                f"{members.label(i)}, {members.module(i)}, has no training kernel on the backend "
+                f'"{backend}": {error}; fastmlp.backend("numba") trains it on the CPU'
+            ) from None
+        stride = _run_some(problem, some, models, stride, report)
 
 
 def _run_some(problem, runs, models, stride, report):

@@ -17,7 +17,7 @@ from fastmlp.training.signatures import (
     is_plain,
     signature_of,
 )
-from fastmlp.training.structures import structure_of, trained_parts, univariate_of
+from fastmlp.training.structures import structure_of
 
 
 class Members:
@@ -29,8 +29,6 @@ class Members:
         kinds: Which of these each model has, int64 ``[n]``.
         offsets: Where each model's parameters begin in a flat buffer, and the last end, int64
             ``[n + 1]``.
-        trained_parts: Of each structure, those of a model's parameters that are trained.
-        univariate: Of each structure, the net of one variable that it is, or ``None``.
         dtype: Of all parameters.
         device: Of all parameters.
     """
@@ -38,10 +36,8 @@ class Members:
     def __init__(self, models, structures, kinds, first):
         self.models, self.structures, self.kinds = models, structures, kinds
         self.dtype, self.device = first.dtype, first.device
-        sizes = np.array([sum(map(math.prod, s.shapes)) for s in structures], np.int64)
+        sizes = np.array([s.n_parameters for s in structures], np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(sizes[kinds])]).astype(np.int64)
-        self.trained_parts = [trained_parts(s) for s in structures]
-        self.univariate = [univariate_of(s) for s in structures]
 
     def __len__(self):
         return len(self.kinds)
@@ -93,7 +89,7 @@ class Modules(Members):
                 continue
             structure = structure_of(model, self.label(i))
             kind = known.setdefault(structure, len(known))
-            named = structure.parameters(model)
+            named = [model.get_parameter(name) for name in structure.names]
             self._all += named
             strange += named
             kinds.append(kind)

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from fastmlp.arguments import check_choice, flag, integer
-from fastmlp.kernels.runs import LOSSES, new_states
+from fastmlp.kernels.runs import LOSSES, Job, Rows, new_states
 from fastmlp.training import checks
 from fastmlp.training.members import Members, Modules, members_of
-from fastmlp.training.rows import Rows, check_folds, check_validation, rows_of, split
+from fastmlp.training.rows import check_folds, check_validation, rows_of, split
 from fastmlp.training.settings import (
     Adam,
     CosineAnnealingLR,
@@ -71,6 +71,12 @@ class Problem:
     def n_steps(self):
         """Steps of one model in all, int64 ``[1 or models]``."""
         return self.epochs * self.steps_per_epoch
+
+    def job(self):
+        """The run as kernels take it."""
+        known = vars(self.members) | vars(self)
+        known |= {"shuffle": self.shuffle, "n_steps": self.n_steps}
+        return Job(**{name: known[name] for name in Job._fields})
 
     def rates(self, models, first_epoch, stop_epoch):
         """Learning rates of some models, float64 ``[1 or models, epochs]``."""

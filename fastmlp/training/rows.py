@@ -1,55 +1,11 @@
 """Rows of data, and which of them each model takes: shared by all, or each its own."""
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
 from fastmlp.arguments import integer, told
-from fastmlp.kernels.runs import pick
+from fastmlp.kernels.runs import Rows, pick
 from fastmlp.training import checks
-
-
-class Rows(NamedTuple):
-    """Inputs and targets as rows one after the other; every model takes some that lie together.
-
-    Model i takes the rows ``first[i]`` … ``first[i] + count[i] − 1`` of ``x`` and ``y``, with the
-    numbers of ``weight`` from ``first_weight[i]`` on. The three are int64 arrays of one number,
-    where all models have the same, or of one for each.
-
-    Args:
-        x: Inputs ``[rows, …]`` in the models' dtype, contiguous.
-        y: Targets ``[rows, …]``, likewise.
-        weight: Flat, likewise; ``None`` where each row counts as one.
-        first: See above.
-        count: At least 1.
-        first_weight: See above.
-    """
-
-    x: torch.Tensor
-    y: torch.Tensor
-    weight: torch.Tensor | None
-    first: np.ndarray
-    count: np.ndarray  # type: ignore[assignment] # a tuple's own method is not wanted
-    first_weight: np.ndarray
-
-    def of(self, i):
-        """Inputs, targets and weights, or ``None``, of model i."""
-        first, count, at = (int(pick(a, i)) for a in (self.first, self.count, self.first_weight))
-        weight = None if self.weight is None else self.weight[at : at + count]
-        return self.x[first : first + count], self.y[first : first + count], weight
-
-    def among(self, models):
-        """The rows of some models, numbered anew."""
-        first, count, first_weight = (
-            a[models] if len(a) > 1 else a for a in (self.first, self.count, self.first_weight)
-        )
-        return self._replace(first=first, count=count, first_weight=first_weight)
-
-    @property
-    def are_shared(self):
-        """Whether all models take the same rows, with the same weights."""
-        return len(self.first) == len(self.first_weight) == 1
 
 
 def _numbers(*values):

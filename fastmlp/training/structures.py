@@ -1,42 +1,14 @@
 """What the training loops must know of a module: the records that they can train, as integers."""
 
 import math
-from typing import NamedTuple
 
 import torch
 
-from fastmlp.kernels.spec import CODES, KINK_SLOPES, Layers, Sines, Subnet, SubnetSizes, layer_sizes
+from fastmlp.kernels.runs import Structure
+from fastmlp.kernels.spec import CODES, Layers, Sines, Subnet
 from fastmlp.models import NAMESAKES, base_of, spec_of
 
 _KNOWN = ", ".join(cls.__name__ for cls in NAMESAKES)
-
-
-class Structure(NamedTuple):
-    """A module without its numbers: modules of one structure are trained by one kernel.
-
-    Args:
-        kind: Name of the op, a key of the kernels' tables of verbs.
-        sizes: Integers that the verbs want.
-        constants: Numbers that the verbs want.
-        features: Numbers (in, out) of the last dimension; ``None`` where any shape will do.
-        draws: Whether training draws random numbers.
-        shapes: Shape of every parameter, in order.
-        trained: Whether each parameter requires a gradient.
-        names: Of the parameters, in that order, in the modules.
-    """
-
-    kind: str
-    sizes: tuple
-    constants: tuple
-    features: tuple | None
-    draws: bool
-    shapes: tuple
-    trained: tuple
-    names: tuple
-
-    def parameters(self, module):
-        """Those of a module of this structure, in order."""
-        return [module.get_parameter(name) for name in self.names]
 
 
 def _bias(record):
@@ -133,51 +105,3 @@ def _hooked(named):
         if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
             return f"its parameter {name} has hooks on its gradient"
     return None
-
-
-class Univariate(NamedTuple):
-    """A net of one variable that is linear between breakpoints.
-
-    Args:
-        widths: Of all layers, ``(1, H₁, …, 1)``.
-        has_bias: Whether the layers have biases.
-        negative_slope: Of the activation below 0.
-    """
-
-    widths: tuple
-    has_bias: bool
-    negative_slope: float
-
-
-_KINKS = {CODES[name]: slope for name, slope in KINK_SLOPES.items()}
-_IDENTITY = CODES["identity"]
-
-
-def univariate_of(structure):
-    """The :class:`Univariate` that a structure is, or ``None``."""
-    kind, sizes = structure.kind, structure.sizes
-    if kind == "elementwise_mlp":
-        model = SubnetSizes(*sizes)
-        return Univariate((1, model.n_hidden, 1), bool(model.bias), 0.0)
-    if kind == "general":
-        n_hidden, bias, _, _, code, featurewise, has_readout = SubnetSizes(*sizes)
-        if code in _KINKS and not (featurewise or has_readout or structure.draws):
-            return Univariate((1, n_hidden, 1), bool(bias), _KINKS[code])
-    if kind == "mlp" and not structure.draws:
-        (_, bias, code, last), widths = layer_sizes(sizes)
-        if code in _KINKS and last == _IDENTITY and widths[0] == widths[-1] == 1:
-            return Univariate(tuple(widths), bool(bias), _KINKS[code])
-    return None
-
-
-def trained_parts(structure):
-    """The trained parts ``[n, 2]`` of a flat parameter vector, neighbours merged."""
-    parts, at = [], 0
-    for shape, trained in zip(structure.shapes, structure.trained, strict=True):
-        size = math.prod(shape)
-        if trained and parts and parts[-1][1] == at:
-            parts[-1][1] = at + size
-        elif trained:
-            parts.append([at, at + size])
-        at += size
-    return parts

@@ -9,20 +9,20 @@ from .machine import pool
 from .training.runs import RowRuns, takes_sums
 
 
-def _are_small(problem, models):
+def _are_small(job, models):
     """Which models are trained a model a lane: by the structure and its rows alone.
 
     A model's numbers must not depend on how many there are.
     """
-    members, small = problem.members, np.zeros(len(models), bool)
+    small = np.zeros(len(models), bool)
     rows = np.empty((len(models), 2), np.int64)
-    rows[:, 0], rows[:, 1] = pick(problem.data.count, models), pick(problem.batch_rows, models)
-    kinds, n_in = members.kinds[models], problem.data.x[0].numel()
+    rows[:, 0], rows[:, 1] = pick(job.data.count, models), pick(job.batch_rows, models)
+    kinds, n_in = job.kinds[models], job.data.x[0].numel()
     for kind in np.unique(kinds).tolist():
         places = np.flatnonzero(kinds == kind)
         known, which = different(*rows[places].T)
-        fit = [is_small(members.structures[kind], n_in, *counts) for counts in known.tolist()]
-        sums = takes_sums(problem, members.univariate[kind], models[places])
+        fit = [is_small(job.structures[kind], n_in, *counts) for counts in known.tolist()]
+        sums = takes_sums(job, job.structures[kind], models[places])
         small[places] = np.array(fit)[which] & ~sums
     return small
 
@@ -31,8 +31,7 @@ class Runs:
     """The runs of some models, side by side.
 
     Args:
-        problem: A ``fastmlp.training.problem.Problem``: data, settings and state, as tensors and
-            arrays that stay where they are.
+        job: A :class:`.runs.Job`.
         models: Those to train, int64.
     """
 
@@ -40,12 +39,12 @@ class Runs:
     """Models that are trained side by side; then come the next. All data that they need stays near,
     and the records of a launch are a few megabytes."""
 
-    def __init__(self, problem, models):
-        small = _are_small(problem, models)
+    def __init__(self, job, models):
+        small = _are_small(job, models)
         self._parts = []
         for runs, places in ((LaneRuns, small.nonzero()[0]), (RowRuns, (~small).nonzero()[0])):
             if len(places):
-                self._parts.append((runs(problem, models[places]), places))
+                self._parts.append((runs(job, models[places]), places))
 
     def advance(self, stop_step, first_epoch, rates):
         """Advance every model that still runs to ``stop_step``.

@@ -19,23 +19,22 @@ class LaneRuns:
     """The runs of some models, a model a lane.
 
     Args:
-        problem: A ``fastmlp.training.problem.Problem``: data, settings and state, as tensors and
-            arrays that stay where they are.
+        job: A :class:`.runs.Job`.
         models: Those to train, int64; :func:`.models.is_small` tells of each that it is.
     """
 
-    def __init__(self, problem, models):
-        self._problem, self._models = problem, np.ascontiguousarray(models, np.int64)
-        self._lanes = LANE_BYTES // problem.data.x.element_size()
+    def __init__(self, job, models):
+        self._job, self._models = job, np.ascontiguousarray(models, np.int64)
+        self._lanes = LANE_BYTES // job.data.x.element_size()
         self._hyper = np.zeros((len(models), len(HYPER)))
         for column, name in enumerate(HYPER):
-            if name in problem.hyper:
-                self._hyper[:, column] = problem.hyper[name][models]
+            if name in job.hyper:
+                self._hyper[:, column] = job.hyper[name][models]
         self._alive = []  # what only the records point to
         # models of a vector have one structure, and as many rows
-        columns = [problem.members.kinds[models], pick(problem.data.count, models)]
-        columns += [pick(problem.batch_rows, models)]
-        columns += [0 if problem.validation is None else pick(problem.validation.count, models)]
+        columns = [job.kinds[models], pick(job.data.count, models)]
+        columns += [pick(job.batch_rows, models)]
+        columns += [0 if job.validation is None else pick(job.validation.count, models)]
         rows, which = different(*columns)
         self._groups = [
             (*self._record(*row), np.flatnonzero(which == i)) for i, row in enumerate(rows.tolist())
@@ -43,45 +42,45 @@ class LaneRuns:
 
     def _record(self, kind, n_rows, batch_rows, n_val_rows):
         """What a launch must know of such models, who trains them, and how many steps they take."""
-        p, run = self._problem, np.zeros(1, RUN)
-        members, structure = p.members, p.members.structures[kind]
-        n_in, n_out = p.data.x[0].numel(), p.data.y[0].numel()
+        job, run = self._job, np.zeros(1, RUN)
+        structure = job.structures[kind]
+        n_in, n_out = job.data.x[0].numel(), job.data.y[0].numel()
         groups = groups_of(batch_rows)
         net = net_of(structure, n_in, -(-max(batch_rows, n_val_rows) // groups))
-        trained = np.ascontiguousarray(members.trained_parts[kind], np.int64)
+        trained = np.ascontiguousarray(structure.trained_parts, np.int64)
         self._alive += [net.records, trained]
         is_whole = batch_rows == n_rows and p.data.weight is None
         for name, value in {
-            "states": p.states.ctypes.data, "offsets": members.offsets.ctypes.data,
-            "seeds": p.seeds.ctypes.data, "streams": p.streams.ctypes.data,
+            "states": job.states.ctypes.data, "offsets": job.offsets.ctypes.data,
+            "seeds": job.seeds.ctypes.data, "streams": job.streams.ctypes.data,
             "models": self._models.ctypes.data, "n_places": len(self._models),
-            "n_models": len(members), "hyper": self._hyper.ctypes.data,
-            "lanes": self._lanes, "groups": groups, "every": p.every,
+            "n_models": len(job.kinds), "hyper": self._hyper.ctypes.data,
+            "lanes": self._lanes, "groups": groups, "every": job.every,
             "trained": trained.ctypes.data, "n_trained": trained.size // 2,
             "net": net.records.ctypes.data, "n_net": len(net.records),
-            "n_parameters": sum(int(np.prod(shape)) for shape in structure.shapes),
+            "n_parameters": structure.n_parameters,
             "n_rows": n_rows, "n_in": n_in, "n_out": n_out, "n_val_rows": n_val_rows,
             "batch_rows": batch_rows, "block_rows": net.block_rows,
             "stays": is_whole and n_rows * (n_in + n_out + 1) * LANE_BYTES <= KEPT_BYTES,
             "n_kept": net.n_kept, "n_widest": net.n_widest,
-            "shuffle": p.shuffled and batch_rows < n_rows, "shared_order": p.shared_order,
+            "shuffle": job.shuffle.any() and batch_rows < n_rows, "shared_order": job.shared_order,
             "draws": structure.draws,
-            "optimizer": OPTIMIZERS.index(p.optimizer), "loss": LOSSES.index(p.loss),
-            "patience": p.patience or 0, "clips": np.isfinite(p.hyper["clip_norm"]).any(),
+            "optimizer": OPTIMIZERS.index(job.optimizer), "loss": LOSSES.index(job.loss),
+            "patience": job.patience or 0, "clips": np.isfinite(job.hyper["clip_norm"]).any(),
         }.items():  # fmt: skip
             run[name] = value
         for name in ("theta", "moment1", "moment2", "best"):
-            if getattr(p, name) is not None:
-                run[name] = getattr(p, name).data_ptr()
+            if getattr(job, name) is not None:
+                run[name] = getattr(job, name).data_ptr()
         for name in ("train_loss", "val_loss", "grad_norm"):
-            array = getattr(p, name)
+            array = getattr(job, name)
             if array is not None:
                 run[name], run[name + "_step"] = array.ctypes.data, array.strides[0]
-        self._fill_rows(run, p.data, "")
-        if p.validation is not None:
-            self._fill_rows(run, p.validation, "val_")
-        steps = p.epochs * -(-n_rows // batch_rows)
-        return run, trainer_of(net.kind)[p.data.x.dtype], steps
+        self._fill_rows(run, job.data, "")
+        if job.validation is not None:
+            self._fill_rows(run, job.validation, "val_")
+        steps = job.epochs * -(-n_rows // batch_rows)
+        return run, trainer_of(net.kind)[job.data.x.dtype], steps
 
     @staticmethod
     def _fill_rows(run, rows, prefix):
@@ -119,7 +118,7 @@ class LaneRuns:
 
     def _vectors(self, places, stop_step, n):
         """Those that have to run, ``[vectors, n]``: the models of a vector are at the same step."""
-        states = self._problem.states[self._models[places]]
+        states = self._job.states[self._models[places]]
         runs = (states["status"] == RUNNING) & (states["step"] < stop_step)
         places, steps = places[runs], states["step"][runs]
         vectors = []

@@ -3,7 +3,7 @@
 from functools import cache
 from typing import NamedTuple
 
-from ...spec import SubnetSizes
+from ...spec import CODES, KINK_SLOPES, SubnetSizes, layer_sizes
 from ..layers.verbs import mlp_backward, mlp_block_rows, mlp_forward, mlp_n_kept
 from ..numbers.blocks import BLOCK_NUMBERS
 from ..sines.verbs import sine_backward, sine_block_rows, sine_forward, sine_n_kept
@@ -73,6 +73,41 @@ def kind_of(structure):
     """The key of the model's verbs."""
     has_many = structure.kind == "general" and SubnetSizes(*structure.sizes).featurewise
     return "featurewise" if has_many else structure.kind
+
+
+class Univariate(NamedTuple):
+    """A net of one variable that is linear between breakpoints.
+
+    Args:
+        widths: Of all layers, ``(1, H₁, …, 1)``.
+        has_bias: Whether the layers have biases.
+        negative_slope: Of the activation below 0.
+    """
+
+    widths: tuple
+    has_bias: bool
+    negative_slope: float
+
+
+_KINKS = {CODES[name]: slope for name, slope in KINK_SLOPES.items()}
+_IDENTITY = CODES["identity"]
+
+
+def univariate_of(structure):
+    """The :class:`Univariate` that a structure is, or ``None``."""
+    kind, sizes = structure.kind, structure.sizes
+    if kind == "elementwise_mlp":
+        model = SubnetSizes(*sizes)
+        return Univariate((1, model.n_hidden, 1), bool(model.bias), 0.0)
+    if kind == "general":
+        n_hidden, bias, _, _, code, featurewise, has_readout = SubnetSizes(*sizes)
+        if code in _KINKS and not (featurewise or has_readout or structure.draws):
+            return Univariate((1, n_hidden, 1), bool(bias), _KINKS[code])
+    if kind == "mlp" and not structure.draws:
+        (_, bias, code, last), widths = layer_sizes(sizes)
+        if code in _KINKS and last == _IDENTITY and widths[0] == widths[-1] == 1:
+            return Univariate(tuple(widths), bool(bias), _KINKS[code])
+    return None
 
 
 @cache

@@ -8,24 +8,24 @@ import numpy as np
 from ...runs import LOSSES, OPTIMIZERS, pick
 from . import full_batch
 from .loop import RUN
-from .models import VERBS, kind_of, trainer_of
+from .models import VERBS, kind_of, trainer_of, univariate_of
 
 TASKS = 64
 """Tasks of a launch, about: enough to balance a few threads, few enough to deal in no time."""
 
 
-def takes_sums(problem, net, models):
+def takes_sums(job, structure, models):
     """Of which models of one structure the steps can take sums of all rows: see `full_batch.py`.
 
     Args:
-        problem: A ``fastmlp.training.problem.Problem``.
-        net: The net of one variable that the structure is, or ``None``.
+        job: A :class:`.runs.Job`.
+        structure: Theirs.
         models: Their indices.
     """
-    data = problem.data
+    data, net = job.data, univariate_of(structure)
     counts = np.broadcast_to(pick(data.count, models), len(models))
-    whole = pick(problem.batch_rows, models) == counts
-    if net is None or problem.loss != "mse" or data.weight is not None:
+    whole = pick(job.batch_rows, models) == counts
+    if net is None or job.loss != "mse" or data.weight is not None:
         return np.zeros(len(models), bool)
     different, which = np.unique(counts, return_inverse=True)
     n_in = data.x[0].numel()
@@ -37,15 +37,14 @@ class RowRuns:
     """The runs of some models, side by side, a model at a time.
 
     Args:
-        problem: A ``fastmlp.training.problem.Problem``: data, settings and state, as tensors and
-            arrays that stay where they are.
+        job: A :class:`.runs.Job`.
         models: Those to train, int64.
     """
 
-    def __init__(self, problem, models):
-        self._problem = problem
-        sizes, kinds = np.diff(problem.members.offsets)[models], problem.members.kinds[models]
-        names = [kind_of(s) for s in problem.members.structures]
+    def __init__(self, job, models):
+        self._job = job
+        sizes, kinds = np.diff(job.offsets)[models], job.kinds[models]
+        names = [kind_of(s) for s in job.structures]
         order = {name: place for place, name in enumerate(sorted({*names}))}
         self._verbs = np.array([order[name] for name in names])[kinds]
         # longest first, so that the threads end together
@@ -62,33 +61,33 @@ class RowRuns:
 
         By columns: a record at a time took longer than a short run.
         """
-        p, records, models = self._problem, self._records, self._models
-        self._fill_rows(p.data, "", "n_rows")
-        if p.validation is not None:
-            self._fill_rows(p.validation, "val_", "n_val_rows")
-        item = p.data.x.element_size()
-        records["n_in"], records["n_out"] = p.data.x[0].numel(), p.data.y[0].numel()
-        records["batch_rows"] = pick(p.batch_rows, models)
-        records["shuffle"], records["patience"] = pick(p.shuffle, models), p.patience or 0
-        records["optimizer"] = OPTIMIZERS.index(p.optimizer)
-        records["loss"] = LOSSES.index(p.loss)
-        records["every"] = p.every
+        job, records, models = self._job, self._records, self._models
+        self._fill_rows(job.data, "", "n_rows")
+        if job.validation is not None:
+            self._fill_rows(job.validation, "val_", "n_val_rows")
+        item = job.data.x.element_size()
+        records["n_in"], records["n_out"] = job.data.x[0].numel(), job.data.y[0].numel()
+        records["batch_rows"] = pick(job.batch_rows, models)
+        records["shuffle"], records["patience"] = pick(job.shuffle, models), job.patience or 0
+        records["optimizer"] = OPTIMIZERS.index(job.optimizer)
+        records["loss"] = LOSSES.index(job.loss)
+        records["every"] = job.every
         for name in ("states", "train_loss", "val_loss", "grad_norm"):
-            array = getattr(p, name)
+            array = getattr(job, name)
             if array is not None:
                 field = "state" if name == "states" else name
                 records[field] = array.ctypes.data + models * array.strides[0]
-        offsets = p.members.offsets
+        offsets = job.offsets
         for name in ("theta", "moment1", "moment2", "best"):
-            buffer = getattr(p, name)
+            buffer = getattr(job, name)
             if buffer is not None:
                 records[name] = buffer.data_ptr() + offsets[models] * item
         records["n_parameters"] = (offsets[1:] - offsets[:-1])[models]
-        records["seed"], records["stream"] = p.seeds[models], p.streams[models]
-        for name, values in p.hyper.items():
+        records["seed"], records["stream"] = job.seeds[models], job.streams[models]
+        for name, values in job.hyper.items():
             if name != "lr":  # each launch brings its own
                 records[name] = values[models]
-        kinds = p.members.kinds[models]
+        kinds = job.kinds[models]
         for kind in np.unique(kinds):
             self._fill_structure(int(kind), np.flatnonzero(kinds == kind))
 
@@ -106,11 +105,11 @@ class RowRuns:
 
     def _fill_structure(self, kind, places):
         """The fields that the structure of the models in some places decides."""
-        members, records = self._problem.members, self._records
-        structure, record = members.structures[kind], self._records[places[0]]
+        structure, records = self._job.structures[kind], self._records
+        record = records[places[0]]
         verbs = VERBS[kind_of(structure)]
         for name, values, dtype in (
-            ("trained", members.trained_parts[kind], np.int64),
+            ("trained", structure.trained_parts, np.int64),
             ("sizes", structure.sizes, np.int64),
             ("constants", structure.constants, np.float64),
         ):
@@ -123,14 +122,15 @@ class RowRuns:
         records["block_rows"][places] = np.minimum(verbs.block_rows(structure.sizes, n_in), rows)
         records["n_kept"][places] = verbs.n_kept(structure.sizes, n_in)
         records["draws"][places] = structure.draws
-        self._fill_sums(members.univariate[kind], places)
+        self._fill_sums(structure, places)
 
-    def _fill_sums(self, net, places):
+    def _fill_sums(self, structure, places):
         """Fields that have the steps take sums of all rows, where model and settings allow it."""
-        p, records = self._problem, self._records
-        places = places[takes_sums(p, net, self._models[places])]
+        job, records = self._job, self._records
+        places = places[takes_sums(job, structure, self._models[places])]
         if len(places) == 0:
             return
+        net = univariate_of(structure)
         widths = np.array(net.widths, np.int64)
         self._alive.append(widths)
         for name, value in (
@@ -143,7 +143,7 @@ class RowRuns:
         for place in places.tolist():
             rows = int(records["x"][place]), int(records["n_rows"][place])
             if rows not in self._sums:
-                x, y, _ = p.data.of(self._models[place])
+                x, y, _ = job.data.of(self._models[place])
                 finite = bool(x.isfinite().all() & y.isfinite().all())
                 self._sums[rows] = full_batch.FullBatch(x, y) if finite else None
             if self._sums[rows] is not None:
@@ -155,7 +155,7 @@ class RowRuns:
         # relative cost of a step: what does not depend on the model is that of some 64 parameters
         costs = 64 + self._records["n_parameters"] * np.minimum(n_in * batch, 1 << 20)
         total = np.cumsum(costs)
-        share, compute = -(-int(total[-1]) // TASKS), self._problem.data.x.dtype
+        share, compute = -(-int(total[-1]) // TASKS), self._job.data.x.dtype
         # where a kind ends, and inside of one where the sum passes another share
         parts = (total - 1) // share
         ends = np.flatnonzero((np.diff(self._verbs) != 0) | (np.diff(parts) != 0)) + 1
@@ -175,9 +175,7 @@ class RowRuns:
             first_epoch: The epoch that the first column of ``rates`` is of.
             rates: Learning rates, float64 ``[1 or models, epochs of this launch]``, contiguous.
         """
-        self._records["stop_step"] = np.minimum(
-            stop_step, pick(self._problem.n_steps, self._models)
-        )
+        self._records["stop_step"] = np.minimum(stop_step, pick(self._job.n_steps, self._models))
         self._records["first_epoch"] = first_epoch
         places = self._places if len(rates) > 1 else 0
         self._records["rates"] = rates.ctypes.data + rates.strides[0] * places

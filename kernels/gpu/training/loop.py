@@ -20,19 +20,6 @@ from ... import runs
 from ...spec import for_each
 from ..numbers.order import order_keys, rows_of, step_key
 
-STEP = tl.constexpr(0)
-UPDATES = tl.constexpr(1)
-STATUS = tl.constexpr(2)
-BEST_EPOCH = tl.constexpr(3)
-LOSS_SUM = tl.constexpr(4)
-WEIGHT_SUM = tl.constexpr(5)
-BETA1_POWER = tl.constexpr(6)
-BETA2_POWER = tl.constexpr(7)
-BEST_LOSS = tl.constexpr(8)
-RUNNING = tl.constexpr(0)
-NO_PROGRESS = tl.constexpr(2)
-NOT_FINITE = tl.constexpr(3)
-
 HYPER = (
     "weight_decay", "momentum", "dampening", "nesterov", "beta1", "beta2", "eps", "clip_norm",
     "train_share", "val_share", "out_share",
@@ -40,6 +27,33 @@ HYPER = (
 """Columns of the table of hyper-parameters, float64. The shares are 1 over the total weight of the
 rows, over the numbers of validation outputs and over the outputs of a row: a division in float64
 is a call, around which registers are spilled."""
+
+ROWS = "first", "count", "first_weight", "batch", "val_first", "val_count", "val_first_weight"
+"""Columns of the table of rows, int64: which each model takes, how many a step, which it is
+validated with."""
+
+
+def _columns(names):
+    """Places of columns by name, as Triton takes globals: it knows no fields of a record."""
+    return {name: tl.constexpr(place) for place, name in enumerate(names)}
+
+
+N_STATE, N_HYPER, N_ROWS = (tl.constexpr(len(names)) for names in (runs.STATE.names, HYPER, ROWS))
+_state, _hyper, _rows = _columns(runs.STATE.names), _columns(HYPER), _columns(ROWS)
+STEP, UPDATES, STATUS = _state["step"], _state["updates"], _state["status"]
+LOSS_SUM, WEIGHT_SUM = _state["loss_sum"], _state["weight_sum"]
+BETA1_POWER, BETA2_POWER = _state["beta1_power"], _state["beta2_power"]
+BEST_EPOCH, BEST_LOSS = _state["best_epoch"], _state["best_loss"]
+WEIGHT_DECAY, MOMENTUM = _hyper["weight_decay"], _hyper["momentum"]
+DAMPENING, NESTEROV = _hyper["dampening"], _hyper["nesterov"]
+BETA1, BETA2, EPS = _hyper["beta1"], _hyper["beta2"], _hyper["eps"]
+CLIP_NORM, TRAIN_SHARE = _hyper["clip_norm"], _hyper["train_share"]
+VAL_SHARE, OUT_SHARE = _hyper["val_share"], _hyper["out_share"]
+FIRST, COUNT, FIRST_WEIGHT = _rows["first"], _rows["count"], _rows["first_weight"]
+BATCH, VAL_FIRST = _rows["batch"], _rows["val_first"]
+VAL_COUNT, VAL_FIRST_WEIGHT = _rows["val_count"], _rows["val_first_weight"]
+RUNNING, NO_PROGRESS = tl.constexpr(runs.RUNNING), tl.constexpr(runs.NO_PROGRESS)
+NOT_FINITE = tl.constexpr(runs.NOT_FINITE)
 
 
 @triton.jit
@@ -50,36 +64,37 @@ def is_finite(value):
 @triton.jit
 def sgd(p, g, m, v, hyper_ptr, lr, updates, power1, power2, COMPUTE: tl.constexpr):
     """torch.optim.SGD: its buffer starts as the first gradient."""
-    g += tl.load(hyper_ptr).to(COMPUTE) * p
-    momentum = tl.load(hyper_ptr + 1).to(COMPUTE)
-    rest = (1.0 - tl.load(hyper_ptr + 2)).to(COMPUTE)
+    g += tl.load(hyper_ptr + WEIGHT_DECAY).to(COMPUTE) * p
+    momentum = tl.load(hyper_ptr + MOMENTUM).to(COMPUTE)
+    rest = (1.0 - tl.load(hyper_ptr + DAMPENING)).to(COMPUTE)
     m = tl.where(momentum == 0.0, g, tl.where(updates == 1, g, momentum * m + rest * g))
-    step = tl.where(tl.load(hyper_ptr + 3) != 0.0, g + momentum * m, m)
+    step = tl.where(tl.load(hyper_ptr + NESTEROV) != 0.0, g + momentum * m, m)
     return p - lr.to(COMPUTE) * step, tl.where(momentum == 0.0, 0.0, m), v
+
+
+@triton.jit
+def adam_step(p, g, m, v, hyper_ptr, lr, power1, power2, COMPUTE: tl.constexpr):
+    """What Adam and AdamW share: all but where the weights decay."""
+    m += (1.0 - tl.load(hyper_ptr + BETA1)).to(COMPUTE) * (g - m)
+    beta2 = tl.load(hyper_ptr + BETA2)
+    v = beta2.to(COMPUTE) * v + (1.0 - beta2).to(COMPUTE) * (g * g)
+    root = tl.sqrt(v) / tl.sqrt((1.0 - power2).to(COMPUTE))
+    eps = tl.load(hyper_ptr + EPS).to(COMPUTE)
+    return p - lr.to(COMPUTE) / (1.0 - power1).to(COMPUTE) * (m / (root + eps)), m, v
 
 
 @triton.jit
 def adam(p, g, m, v, hyper_ptr, lr, updates, power1, power2, COMPUTE: tl.constexpr):
     """torch.optim.Adam."""
-    g += tl.load(hyper_ptr).to(COMPUTE) * p
-    m += (1.0 - tl.load(hyper_ptr + 4)).to(COMPUTE) * (g - m)
-    beta2 = tl.load(hyper_ptr + 5)
-    v = beta2.to(COMPUTE) * v + (1.0 - beta2).to(COMPUTE) * (g * g)
-    root = tl.sqrt(v) / tl.sqrt((1.0 - power2).to(COMPUTE))
-    eps = tl.load(hyper_ptr + 6).to(COMPUTE)
-    return p - lr.to(COMPUTE) / (1.0 - power1).to(COMPUTE) * (m / (root + eps)), m, v
+    g += tl.load(hyper_ptr + WEIGHT_DECAY).to(COMPUTE) * p
+    return adam_step(p, g, m, v, hyper_ptr, lr, power1, power2, COMPUTE)
 
 
 @triton.jit
 def adamw(p, g, m, v, hyper_ptr, lr, updates, power1, power2, COMPUTE: tl.constexpr):
     """torch.optim.AdamW."""
-    p *= (1.0 - lr * tl.load(hyper_ptr)).to(COMPUTE)
-    m += (1.0 - tl.load(hyper_ptr + 4)).to(COMPUTE) * (g - m)
-    beta2 = tl.load(hyper_ptr + 5)
-    v = beta2.to(COMPUTE) * v + (1.0 - beta2).to(COMPUTE) * (g * g)
-    root = tl.sqrt(v) / tl.sqrt((1.0 - power2).to(COMPUTE))
-    eps = tl.load(hyper_ptr + 6).to(COMPUTE)
-    return p - lr.to(COMPUTE) / (1.0 - power1).to(COMPUTE) * (m / (root + eps)), m, v
+    p *= (1.0 - lr * tl.load(hyper_ptr + WEIGHT_DECAY)).to(COMPUTE)
+    return adam_step(p, g, m, v, hyper_ptr, lr, power1, power2, COMPUTE)
 
 
 @triton.jit
@@ -135,23 +150,23 @@ def train_kernel(
     """Advance one model a program from its step to ``stop_step``, or until it stops by itself.
 
     Shapes: theta, moments, best, grad, trained [all parameters], a model's part at ``starts``;
-    rows [all models, 7], int64: the first row, how many, the first weight, rows of a batch, then
-    the first three for validation; state [all models, 9], hyper [all models, 11], losses
+    rows [all models, ROWS], int64; state [all models, STATE], hyper [all models, HYPER], losses
     [all models, n_columns], a column every ``every`` epochs, float64. Grid: one program for each of
     ``models``. Reads the batch and the parameters from cache at every step.
     """
     model = tl.load(models_ptr + tl.program_id(0)).to(tl.int64)
-    state_ptr += model * 9
-    hyper_ptr += model * 11
+    state_ptr += model * N_STATE
+    hyper_ptr += model * N_HYPER
     rates_ptr += model * rates_stride
     train_loss_ptr += model * n_columns
     val_loss_ptr += model * n_columns
     if grad_norm_ptr is not None:
         grad_norm_ptr += model * n_columns
-    rows_ptr += model * 7
-    n_rows, batch_rows = tl.load(rows_ptr + 1).to(tl.int32), tl.load(rows_ptr + 3).to(tl.int32)
-    x_ptr += tl.load(rows_ptr) * n_in
-    y_ptr += tl.load(rows_ptr) * n_out
+    rows_ptr += model * N_ROWS
+    n_rows = tl.load(rows_ptr + COUNT).to(tl.int32)
+    batch_rows = tl.load(rows_ptr + BATCH).to(tl.int32)
+    x_ptr += tl.load(rows_ptr + FIRST) * n_in
+    y_ptr += tl.load(rows_ptr + FIRST) * n_out
     start = tl.load(starts_ptr + model)
     theta_ptr += start
     moment1_ptr += start
@@ -160,9 +175,9 @@ def train_kernel(
     grad_ptr += start
     trained_ptr += start
     if weight_ptr is not None:
-        weight_ptr += tl.load(rows_ptr + 2)
+        weight_ptr += tl.load(rows_ptr + FIRST_WEIGHT)
     seed, stream = tl.load(seeds_ptr + model), tl.load(streams_ptr + model)
-    clip_norm = tl.load(hyper_ptr + 7)
+    clip_norm = tl.load(hyper_ptr + CLIP_NORM)
     steps_per_epoch = tl.cdiv(n_rows, batch_rows)
     stop_step = tl.minimum(stop_step, n_epochs * steps_per_epoch)
     step = tl.load(state_ptr + STEP).to(tl.int32)
@@ -188,14 +203,14 @@ def train_kernel(
                 step_key(seed, stream, step, DRAWS), first, stop, n_rows, scale, SHUFFLE, SIZES,
                 CONSTANTS, LOSS, COMPUTE,
             )  # fmt: skip
-            loss_sum += loss * tl.load(hyper_ptr + 10)
+            loss_sum += loss * tl.load(hyper_ptr + OUT_SHARE)
             weight_sum += total
             tl.debug_barrier()
         if is_finite(loss):
             if total > 0.0:
                 updates += 1
-                power1 *= tl.load(hyper_ptr + 4)
-                power2 *= tl.load(hyper_ptr + 5)
+                power1 *= tl.load(hyper_ptr + BETA1)
+                power2 *= tl.load(hyper_ptr + BETA2)
                 factor = tl.full((), 1.0, COMPUTE)
                 if clip_norm < float("inf"):
                     factor = clip_factor(
@@ -216,14 +231,16 @@ def train_kernel(
                 tl.debug_barrier()
             step += 1
             if batch == steps_per_epoch - 1:
-                tl.store(train_loss_ptr + epoch // every, loss_sum * tl.load(hyper_ptr + 8))
+                tl.store(
+                    train_loss_ptr + epoch // every, loss_sum * tl.load(hyper_ptr + TRAIN_SHARE)
+                )
                 loss_sum = tl.zeros((), tl.float64)
                 weight_sum = tl.zeros((), tl.float64)
                 if grad_norm_ptr is not None:
                     # of all rows as they come, at the epoch's last weights
                     whole = tl.full((), 1.0, tl.float64)
                     if LOSS != "sse":
-                        whole = tl.load(hyper_ptr + 8) * tl.load(hyper_ptr + 10)
+                        whole = tl.load(hyper_ptr + TRAIN_SHARE) * tl.load(hyper_ptr + OUT_SHARE)
                     MODEL(
                         theta_ptr, grad_ptr, x_ptr, y_ptr, weight_ptr, (), (), 0, n_rows, n_rows,
                         whole.to(COMPUTE), False, SIZES, CONSTANTS, LOSS, COMPUTE,
@@ -234,18 +251,18 @@ def train_kernel(
                     tl.debug_barrier()
                 if val_x_ptr is not None:
                     one = tl.full((), 1.0, COMPUTE)
-                    val_first = tl.load(rows_ptr + 4)
-                    n_val_rows = tl.load(rows_ptr + 5).to(tl.int32)
+                    val_first = tl.load(rows_ptr + VAL_FIRST)
+                    n_val_rows = tl.load(rows_ptr + VAL_COUNT).to(tl.int32)
                     if val_weight_ptr is None:
                         held_weight_ptr = None
                     else:
-                        held_weight_ptr = val_weight_ptr + tl.load(rows_ptr + 6)
+                        held_weight_ptr = val_weight_ptr + tl.load(rows_ptr + VAL_FIRST_WEIGHT)
                     val_loss = MODEL(
                         theta_ptr, None, val_x_ptr + val_first * n_in,
                         val_y_ptr + val_first * n_out, held_weight_ptr, (), (), 0, n_val_rows,
                         n_val_rows, one, False, SIZES, CONSTANTS, LOSS, COMPUTE,
                     )  # fmt: skip
-                    val_loss *= tl.load(hyper_ptr + 9)
+                    val_loss *= tl.load(hyper_ptr + VAL_SHARE)
                     tl.store(val_loss_ptr + epoch // every, val_loss)
                     best_epoch = tl.load(state_ptr + BEST_EPOCH).to(tl.int32)
                     if val_loss < tl.load(state_ptr + BEST_LOSS):
@@ -262,7 +279,7 @@ def train_kernel(
                         status = tl.full((), NO_PROGRESS, tl.int32)
         else:
             status = tl.full((), NOT_FINITE, tl.int32)
-            tl.store(train_loss_ptr + epoch // every, loss_sum * tl.load(hyper_ptr + 8))
+            tl.store(train_loss_ptr + epoch // every, loss_sum * tl.load(hyper_ptr + TRAIN_SHARE))
     tl.store(state_ptr + STEP, step.to(tl.float64))
     tl.store(state_ptr + UPDATES, updates.to(tl.float64))
     tl.store(state_ptr + STATUS, status.to(tl.float64))

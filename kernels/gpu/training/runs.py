@@ -6,9 +6,9 @@ import numpy as np
 import torch
 import triton
 
-from ...runs import RUNNING, STATE, pick
+from ...runs import RUNNING, STATE, NoVerb, pick
 from ..machine.launch import compute_dtype, device_of
-from .loop import HYPER, OPTIMIZERS, train_kernel
+from .loop import HYPER, OPTIMIZERS, ROWS, train_kernel
 from .models import VERBS
 
 BLOCK = 512
@@ -19,57 +19,62 @@ class Runs:
     """The runs of some models, side by side.
 
     Args:
-        problem: A ``fastmlp.training.problem.Problem``: data, settings and state.
+        job: A :class:`.runs.Job`.
         models: Those to train, int64.
     """
 
     at_once = None
     """Models that are trained side by side: all."""
 
-    def __init__(self, problem, models):
-        self._problem = p = problem
-        members, device = p.members, p.theta.device
-        n_models = len(members)
-        self._grad = torch.zeros_like(p.theta)
-        trained = np.zeros(int(members.offsets[-1]), np.int8)
-        for kind, parts in enumerate(members.trained_parts):
-            firsts = members.offsets[:-1][members.kinds == kind]
-            for first, stop in parts:
+    def __init__(self, job, models):
+        self._job, device, n_models = job, job.theta.device, len(job.kinds)
+        self._grad = torch.zeros_like(job.theta)
+        trained = np.zeros(int(job.offsets[-1]), np.int8)
+        for kind, structure in enumerate(job.structures):
+            firsts = job.offsets[:-1][job.kinds == kind]
+            for first, stop in structure.trained_parts:
                 trained[(firsts[:, None] + np.arange(first, stop)).ravel()] = 1
         self._trained = torch.from_numpy(trained).to(device)
-        self._starts = torch.from_numpy(members.offsets).to(device)
-        n_out = p.data.y[0].numel()
+        self._starts = torch.from_numpy(job.offsets).to(device)
+        n_out = job.data.y[0].numel()
         shares = {
-            "train_share": 1 / _totals(p.data, n_models),
+            "train_share": 1 / _totals(job.data, n_models),
             "val_share": np.zeros(n_models),
             "out_share": np.full(n_models, 1 / n_out),
         }
-        if p.validation is not None:
-            shares["val_share"] += 1 / (_totals(p.validation, n_models) * n_out)
-        if p.loss == "sse":
+        if job.validation is not None:
+            shares["val_share"] += 1 / (_totals(job.validation, n_models) * n_out)
+        if job.loss == "sse":
             shares = dict.fromkeys(shares, np.ones(n_models))
-        columns = [{**p.hyper, **shares}.get(name, np.zeros(n_models)) for name in HYPER]
+        columns = [{**job.hyper, **shares}.get(name, np.zeros(n_models)) for name in HYPER]
         self._hyper = torch.from_numpy(np.stack(columns, 1).copy()).to(device)
-        rows = [p.data.first, p.data.count, p.data.first_weight, p.batch_rows]
-        held_out = p.validation or p.data
-        rows += [held_out.first, held_out.count, held_out.first_weight]
-        rows = np.stack([np.broadcast_to(column, n_models) for column in rows], 1)
+        held_out = job.validation or job.data
+        rows = {
+            "first": job.data.first,
+            "count": job.data.count,
+            "first_weight": job.data.first_weight,
+            "batch": job.batch_rows,
+            "val_first": held_out.first,
+            "val_count": held_out.count,
+            "val_first_weight": held_out.first_weight,
+        }
+        rows = np.stack([np.broadcast_to(rows[name], n_models) for name in ROWS], 1)
         self._rows = torch.from_numpy(np.ascontiguousarray(rows)).to(device)
-        self._seeds = torch.from_numpy(p.seeds.astype(np.int64)).to(device)
-        self._streams = torch.from_numpy(p.streams.astype(np.int64)).to(device)
-        self._train_loss = torch.from_numpy(p.train_loss).to(device)
+        self._seeds = torch.from_numpy(job.seeds.astype(np.int64)).to(device)
+        self._streams = torch.from_numpy(job.streams.astype(np.int64)).to(device)
+        self._train_loss = torch.from_numpy(job.train_loss).to(device)
         self._val_loss = self._train_loss
-        if p.val_loss is not None:
-            self._val_loss = torch.from_numpy(p.val_loss).to(device)
+        if job.val_loss is not None:
+            self._val_loss = torch.from_numpy(job.val_loss).to(device)
         self._grad_norm = None
-        if p.grad_norm is not None:
-            self._grad_norm = torch.from_numpy(p.grad_norm).to(device)
-        shuffle = np.broadcast_to(p.shuffle, n_models)[models]
-        batch = np.broadcast_to(p.batch_rows, n_models)
+        if job.grad_norm is not None:
+            self._grad_norm = torch.from_numpy(job.grad_norm).to(device)
+        shuffle = np.broadcast_to(job.shuffle, n_models)[models]
+        batch = np.broadcast_to(job.batch_rows, n_models)
         groups = {}
-        for kind, structure in enumerate(members.structures):
+        for kind, structure in enumerate(job.structures):
             for mixed in (False, True):
-                chosen = models[(members.kinds[models] == kind) & (shuffle == mixed)]
+                chosen = models[(job.kinds[models] == kind) & (shuffle == mixed)]
                 if len(chosen):
                     # those that differ in names alone are one group
                     groups.setdefault((structure[:5], mixed), []).append(chosen)
@@ -82,23 +87,18 @@ class Runs:
     def _verb(self, key, first, batch_rows):
         """The verb of a structure, of which model ``first`` is one."""
         kind, sizes, constants = key[:3]
-        p = self._problem
-        _, compute = compute_dtype(p.data.x.dtype)
-        n_in = p.data.x[0].numel()
+        x = self._job.data.x
+        _, compute = compute_dtype(x.dtype)
         try:
             if kind not in VERBS:
                 raise ValueError(f"there is none of the kind {kind!r}")
-            return VERBS[kind](sizes, constants, n_in, batch_rows, compute)
+            return VERBS[kind](sizes, constants, x[0].numel(), batch_rows, compute)
         except ValueError as error:
-            label, module = p.members.label(first), p.members.module(first)
-            raise ValueError(
-                f'{label}, {module}, has no training kernel on the backend "triton": {error}; '
-                'fastmlp.backend("numba") trains it on the CPU'
-            ) from None
+            raise NoVerb(first, error) from None
 
     def _goes_on(self, models, stop_step):
         """Which models have a step to make: a program without one would only write its state."""
-        states, ends = self._problem.states[models], pick(self._problem.n_steps, models)
+        states, ends = self._job.states[models], pick(self._job.n_steps, models)
         return (states["status"] == RUNNING) & (states["step"] < np.minimum(stop_step, ends))
 
     def advance(self, stop_step, first_epoch, rates):
@@ -109,14 +109,14 @@ class Runs:
             first_epoch: The epoch that the first column of ``rates`` is of.
             rates: Learning rates, float64 ``[1 or models, epochs of this launch]``.
         """
-        p = self._problem
-        device = p.theta.device
-        states = np.stack([p.states[name].astype(np.float64) for name in STATE.names], 1)
+        job = self._job
+        device = job.theta.device
+        states = np.stack([job.states[name].astype(np.float64) for name in STATE.names], 1)
         states = torch.from_numpy(states).to(device)
         rates = torch.from_numpy(np.ascontiguousarray(rates)).to(device)
         rates_stride = rates.shape[1] if len(rates) > 1 else 0
-        x, y, weight, *_ = p.data
-        val_x, val_y, val_weight, *_ = (None,) * 3 if p.validation is None else p.validation
+        x, y, weight, *_ = job.data
+        val_x, val_y, val_weight, *_ = (None,) * 3 if job.validation is None else job.validation
         _, compute = compute_dtype(x.dtype)
         with device_of(x), side_by_side(x, len(self._groups)) as streams:
             for group, stream in zip(self._groups, streams, strict=True):
@@ -125,17 +125,18 @@ class Runs:
                 if len(models) == 0:
                     continue
                 one, places = models[0], torch.from_numpy(models).to(device)
-                n_parameters = int(p.members.offsets[one + 1] - p.members.offsets[one])
+                n_parameters = int(job.offsets[one + 1] - job.offsets[one])
                 with stream:
                     train_kernel[(len(places),)](
-                        p.theta, p.moment1, p.moment2, p.theta if p.best is None else p.best,
+                        job.theta, job.moment1, job.moment2,
+                        job.theta if job.best is None else job.best,
                         self._grad, self._trained, self._starts, places, self._rows, x, y, weight,
                         val_x, val_y, val_weight, states, self._hyper, rates, self._seeds,
                         self._streams, self._train_loss, self._val_loss, self._grad_norm,
-                        n_parameters, x[0].numel(), y[0].numel(), p.epochs, p.every,
+                        n_parameters, x[0].numel(), y[0].numel(), job.epochs, job.every,
                         self._train_loss.shape[1], first_epoch, rates_stride, stop_step,
-                        p.patience or 0,
-                        MODEL=verb.function, UPDATE=OPTIMIZERS[p.optimizer], LOSS=p.loss,
+                        job.patience or 0,
+                        MODEL=verb.function, UPDATE=OPTIMIZERS[job.optimizer], LOSS=job.loss,
                         SHUFFLE=mixed, DRAWS=draws, SIZES=verb.sizes,
                         CONSTANTS=verb.constants, COMPUTE=compute,
                         BLOCK=min(BLOCK, triton.next_power_of_2(n_parameters)),
@@ -143,12 +144,12 @@ class Runs:
                     )  # fmt: skip
         states = states.cpu().numpy()
         for column, name in enumerate(STATE.names):
-            p.states[name] = states[:, column]
-        p.train_loss[:] = self._train_loss.cpu().numpy()
-        if p.val_loss is not None:
-            p.val_loss[:] = self._val_loss.cpu().numpy()
-        if p.grad_norm is not None:
-            p.grad_norm[:] = self._grad_norm.cpu().numpy()
+            job.states[name] = states[:, column]
+        job.train_loss[:] = self._train_loss.cpu().numpy()
+        if job.val_loss is not None:
+            job.val_loss[:] = self._val_loss.cpu().numpy()
+        if job.grad_norm is not None:
+            job.grad_norm[:] = self._grad_norm.cpu().numpy()
 
 
 def _totals(rows, n_models):
