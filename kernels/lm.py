@@ -2,6 +2,27 @@
 
 from typing import NamedTuple
 
+import numpy as np
+
+DATA = np.dtype(
+    [
+        (name, np.int64)
+        for name in (
+            "x",  # address of the first row; of x sorted, where segments are summed up
+            "x_is_double",
+            "y",
+            "y_is_double",
+            "weight",  # address of the roots of the rows' weights, or 0
+            "sums",  # address of prefix sums
+            "centre",  # address of what x and y are centred at in them
+            "n_sorted",  # rows that are summed up; 0 where they are taken one by one
+            "n_rows",  # 1 where they are summed up: all are one piece then
+            "piece_rows",
+        )
+    ]
+)
+"""The rows of a run, as the CPU wing finds them in memory."""
+
 
 class Limits(NamedTuple):
     """Numbers of a run, as its settings have them; the damping is that of the first trial."""

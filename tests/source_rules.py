@@ -95,7 +95,7 @@ def lazy(tree):
 
 
 VECTORS = {"sizes", "constants", "reals", "limits", "choices", "SIZES", "CONSTANTS"}
-VECTORS |= {"NUMBERS", "ACTS"}
+VECTORS |= {"NUMBERS", "ACTS", "net", "data", "structure"}
 """Names of what a specification, or a state, goes by where it is a vector."""
 
 

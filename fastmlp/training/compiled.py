@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fastmlp import backends
-from fastmlp.kernels.lm import SOLVERS
+from fastmlp.kernels.lm import DATA, SOLVERS
 from fastmlp.kernels.runs import pick
 from fastmlp.kernels.spec import SINE, model_of
 from fastmlp.training.describe import hidden_units, is_hinge_net, n_readout
@@ -148,7 +148,7 @@ def _prefix_sums(x, y, weight):
 
 
 class _Data:
-    """What the kernels must know of the rows: nine integers, for all runs or for each."""
+    """What the kernels must know of the rows: a record, for all runs or for each."""
 
     def __init__(self, description, rows, models):
         """``models``: of each run the model whose rows it takes."""
@@ -165,20 +165,19 @@ class _Data:
             for v in (rows.first, rows.count, rows.first_weight)
         )
         self.n_rows = int(count.max())
-        self.table = table = np.zeros((len(models), 9), np.int64)
+        self.table = table = np.zeros(len(models), DATA)
         self.step = 0 if is_shared else table.strides[0]
-        table[:, 1], table[:, 3] = x.dtype is torch.float64, y.dtype is torch.float64
-        table[:, 7] = count
+        table["x_is_double"], table["y_is_double"] = (t.dtype is torch.float64 for t in (x, y))
+        table["n_rows"] = count
         self.is_piecewise = is_hinge_net(description) and bool(
             (count > ROWS_TO_SUM_UP * hidden_units(description)).any()
         )
         if not self.is_piecewise:
-            table[:, 0] = x.data_ptr() + first * x.shape[1] * x.element_size()
-            table[:, 2] = y.data_ptr() + first * y.shape[1] * y.element_size()
-            table[:, 4] = 0 if weight is None else weight.data_ptr() + at * 8
+            table["x"] = x.data_ptr() + first * x.shape[1] * x.element_size()
+            table["y"] = y.data_ptr() + first * y.shape[1] * y.element_size()
+            table["weight"] = 0 if weight is None else weight.data_ptr() + at * 8
             return
-        table[:, 1] = table[:, 3] = table[:, 7] = 1  # all in one piece
-        table[:, 5] = count
+        table["n_sorted"], table["n_rows"] = count, 1  # all in one piece
         for n in np.unique(count):
             same = np.flatnonzero(count == n)
             within = np.arange(n)
@@ -186,9 +185,9 @@ class _Data:
             weights = None if weight is None else weight[torch.from_numpy(at[same, None] + within)]
             parts = _prefix_sums(x[places, 0], y[places, 0], weights)
             self.alive += parts
-            for column, part in zip((0, 2, 6), parts, strict=True):
+            for name, part in zip(("x", "sums", "centre"), parts, strict=True):
                 steps = np.arange(len(same)) * part[0].numel() * 8
-                table[same, column] = part.data_ptr() + steps
+                table[name][same] = part.data_ptr() + steps
 
     @property
     def at(self):
@@ -215,14 +214,14 @@ def run_all(description, starts, rows, n_models, settings, max_steps, deadline, 
     model_at = net.data_ptr(), len(net), reals.data_ptr(), len(reals), runs.p
     work_of_a_row = description.n_out * runs.ld**2
     piece = max(WORK_OF_A_PIECE // work_of_a_row, n_rows // MAX_PIECES, 1)
-    piece = data.table[:, 8] = int(-(-piece // 128) * 128)
+    piece = data.table["piece_rows"] = int(-(-piece // 128) * 128)
     work = n_rows * work_of_a_row + runs.p**3 + 100 * n_rows * runs.p
     alone = work >= WORK_TO_SHARE and n_runs < 2 * torch.get_num_threads()
     try:
         if alone:
             for index in range(n_runs):
                 at = data.at + index * data.step
-                n = int(data.table[index if data.step else 0, 7])
+                n = int(data.table["n_rows"][index if data.step else 0])
                 _run_alone(runs, index, (*model_at, at), n, piece, deadline)
                 if progress is not None:
                     progress(index + 1, n_runs)

@@ -3,10 +3,10 @@
 Forward reads x and writes y; backward reads x and dy, and writes dx, once.
 """
 
-from array import array
 from functools import lru_cache
 from operator import mul
 
+from .layers.net import pack
 from .layers.rows import backward, forward
 from .machine.launch import (
     PIECE,
@@ -27,11 +27,6 @@ def _widths(x, parameters):
     return x.shape[1], *[w.shape[0] for w in parameters[::2]]
 
 
-def _pack(widths, addresses):
-    """The integer vector of the module's first lines, of the addresses of weights and biases."""
-    return array("q", [len(widths) - 1, *widths, *addresses[::2], *addresses[1::2]])
-
-
 @lru_cache(256)
 def _cut(n_rows, widths):
     """Rows per piece and number of pieces, from the shape alone."""
@@ -46,7 +41,7 @@ def mlp_fwd(x, *arguments):
     *parameters, seed, activation, output_activation, dropout = arguments
     dtype, compute, _held, addresses = prepare(x, *parameters)
     widths = _widths(x, parameters)
-    net = _pack(widths, addresses[1:])
+    net = pack(widths, addresses[1:])
     y = x.new_empty(x.shape[0], widths[-1], dtype=dtype)
     run(
         forward[compute],
@@ -69,7 +64,7 @@ def mlp_bwd(dy, x, *arguments, needs):
     *parameters, seed, activation, output_activation, dropout = arguments
     compute, tensors, addresses = prepare_as(dy.dtype, dy, x, *parameters)
     widths = _widths(x, parameters)
-    net = _pack(widths, addresses[2:])
+    net = pack(widths, addresses[2:])
     dx = x.new_empty(x.shape) if needs[0] else None
     # in place of a bias that is missing, its size
     sized = [widths[1 + i // 2] if p is None else p for i, p in enumerate(tensors[2:])]

@@ -4,7 +4,7 @@ A block of a layer lies as [width, rows] in a cache, rows a whole number of vect
 the last row is computed with and not used. Forward leaves activations and slopes σ'(z) in a
 :func:`layout`, from which backward takes them.
 
-A net is the integer vector of `mlp.py`.
+A net is the vector of integers of `net.py`.
 """
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..machine.gemm import VECTOR, add_dots, add_product, multiply, size_of, sum
 from ..machine.jit import address_of, array_at, inner
 from ..numbers.block_activations import IDENTITY, by_sign, passes
 from ..numbers.philox import MASKS_PER_BLOCK, draw_factors, draw_words
+from .net import bias_at, depth, weight_at, width_of
 
 DOT_WIDTH = 4
 DOT_WEIGHTS = 256
@@ -34,21 +35,21 @@ def padded(width, lanes):
 
 
 @inner
-def widest_of(net, n_layers):
+def widest_of(net):
     widest = 1
-    for i in range(n_layers + 1):
-        widest = max(widest, net[1 + i])
+    for layer in range(depth(net) + 1):
+        widest = max(widest, width_of(net, layer))
     return widest
 
 
 @inner
 def apply_layer(zero, net, layer, h_at, z_at, row_bytes, n_vectors, zeros_at):
     """z = W·h + b of one layer, both [width, rows]."""
-    n_layers, wide, width, size = net[0], net[1 + layer], net[2 + layer], size_of(zero)
-    bias_at = net[2 + 2 * n_layers + layer]
+    wide, width, size = width_of(net, layer), width_of(net, layer + 1), size_of(zero)
+    biases_at = bias_at(net, layer)
     multiply(
-        zero, net[2 + n_layers + layer], wide * size, size, h_at, row_bytes, z_at, row_bytes,
-        bias_at if bias_at != 0 else zeros_at, width, n_vectors, wide,
+        zero, weight_at(net, layer), wide * size, size, h_at, row_bytes, z_at, row_bytes,
+        biases_at if biases_at != 0 else zeros_at, width, n_vectors, wide,
     )  # fmt: skip
 
 
@@ -56,8 +57,8 @@ def apply_layer(zero, net, layer, h_at, z_at, row_bytes, n_vectors, zeros_at):
 def n_sums(net):
     """Numbers of all parameters' gradients, of biases that are missing too."""
     total = 0
-    for layer in range(net[0]):
-        total += (net[1 + layer] + 1) * net[2 + layer]
+    for layer in range(depth(net)):
+        total += (width_of(net, layer) + 1) * width_of(net, layer + 1)
     return total
 
 
@@ -112,8 +113,8 @@ def _clear_padding(block, rows, n_rows, last, width):
 def flush(net, fast, lanes, sums):
     """Add the weight gradients of the last rows to ``sums``, and clear them."""
     at = fast_at = 0
-    for layer in range(net[0]):
-        wide, width = net[1 + layer], net[2 + layer]
+    for layer in range(depth(net)):
+        wide, width = width_of(net, layer), width_of(net, layer + 1)
         n_weights, size = wide * width, n_fast(wide, width, lanes)
         if has_dots(wide, width):
             for first in range(0, n_weights, lanes):
@@ -146,11 +147,12 @@ def layout(net, rows, keeps_slopes, size, at):
     Memory from the system, page by page, costs more than a small batch's arithmetic: so take
     little. Padding is computed with, and subnormal garbage is slow: so clear it once.
     """
-    n_layers, lanes = net[0], VECTOR // size
-    widest, fast_size = net[1], 0
+    n_layers, lanes = depth(net), VECTOR // size
+    widest, fast_size = width_of(net, 0), 0
     for layer in range(n_layers):
-        widest = max(widest, net[2 + layer])
-        fast_size += n_fast(net[1 + layer], net[2 + layer], lanes)
+        wide, width = width_of(net, layer), width_of(net, layer + 1)
+        widest = max(widest, width)
+        fast_size += n_fast(wide, width, lanes)
     widest = (widest + lanes - 1) // lanes * lanes
     layer_bytes = widest * rows * size
     zeros_at = (at + VECTOR - 1) // VECTOR * VECTOR
@@ -189,7 +191,7 @@ def rate_behind(rates, layer, n_layers):
 def block_layout(net, n_rows, hidden_code, output_code, drops, size, at):
     """Rows of a block of a batch of ``n_rows``, and its layout."""
     lanes = VECTOR // size
-    rows = min(block_rows(widest_of(net, net[0])), padded(max(n_rows, 1), lanes))
+    rows = min(block_rows(widest_of(net)), padded(max(n_rows, 1), lanes))
     slopes = drops or not (by_sign(hidden_code) and by_sign(output_code))
     return rows, layout(net, rows, slopes, size, at)
 
@@ -218,21 +220,21 @@ def blocks(real):
         size = size_of(zero)
         lanes = VECTOR // size
         n_vectors = (n_rows + lanes - 1) // lanes
-        n_layers, row_bytes = net[0], rows * size
+        n_layers, row_bytes, n_in = depth(net), rows * size, width_of(net, 0)
         zeros_at, _, layers_at, g_at, next_g_at, _, slopes_at, words_at, factors_at, _ = memory
         layer_bytes = next_g_at - g_at
-        transpose(zero, x_at, net[1] * size, n_rows, net[1], layers_at, row_bytes)
+        transpose(zero, x_at, n_in * size, n_rows, n_in, layers_at, row_bytes)
         p = rate_behind(rates, 0, n_layers) if drops else 0.0
         if p > 0:
             drop(
-                seed, 0, place, n_rows, rows, net[1], p, words_at, factors_at,
-                array_at(layers_at, net[1] * rows, real), real,
+                seed, 0, place, n_rows, rows, n_in, p, words_at, factors_at,
+                array_at(layers_at, n_in * rows, real), real,
             )  # fmt: skip
         for layer in range(n_layers):
             code = hidden_code if layer < n_layers - 1 else output_code
             if layer == n_layers - 1 and code == IDENTITY and not whole:
                 break
-            width = net[2 + layer]
+            width = width_of(net, layer + 1)
             h = layers_at + layer * layer_bytes
             apply_layer(zero, net, layer, h, h + layer_bytes, row_bytes, n_vectors, zeros_at)
             values = array_at(h + layer_bytes, width * rows, real)
@@ -262,14 +264,14 @@ def blocks(real):
         size = size_of(zero)
         lanes = VECTOR // size
         n_vectors = (n_rows + lanes - 1) // lanes
-        n_layers, row_bytes = net[0], rows * size
-        n_in, n_out = net[1], net[1 + n_layers]
+        n_layers, row_bytes = depth(net), rows * size
+        n_in, n_out = width_of(net, 0), width_of(net, n_layers)
         zeros_at, _, layers_at, g, g_below, transposed, slopes_at, words_at, factors_at, _ = memory
         layer_bytes = g_below - g
         transpose(zero, dy_at, n_out * size, n_rows, n_out, g, row_bytes)
         weights_at, fast_weights_at = sums.size, layers_at
         for layer in range(n_layers - 1, -1, -1):
-            wide, width = net[1 + layer], net[2 + layer]
+            wide, width = width_of(net, layer), width_of(net, layer + 1)
             code = hidden_code if layer < n_layers - 1 else output_code
             h = layers_at + layer * layer_bytes
             g_block = array_at(g, width * rows, real)
@@ -316,7 +318,7 @@ def blocks(real):
                     )  # fmt: skip
             if layer > 0 or dx_at != 0:
                 multiply(
-                    zero, net[2 + n_layers + layer], size, wide * size, g, row_bytes, g_below,
+                    zero, weight_at(net, layer), size, wide * size, g, row_bytes, g_below,
                     row_bytes, zeros_at, wide, n_vectors, width,
                 )  # fmt: skip
                 g, g_below = g_below, g

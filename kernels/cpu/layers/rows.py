@@ -11,8 +11,7 @@ and dx = W_1^T·g_1. With dropout the outputs of hidden layers are h_l = m_l·σ
 of `numbers/philox.py`, which backward makes again, once for h_l and once for g_l. Sums over rows
 are in the compute dtype for :data:`FLUSH_ROWS` rows, then in float64.
 
-The net is one integer vector: the number of layers L, L + 1 widths, L addresses of weights
-[out, in], L addresses of biases, 0 for none. Gradients are one flat vector: W_1, b_1, W_2, b_2, ….
+The net is the vector of integers of `net.py`. Gradients are one flat vector: W_1, b_1, W_2, b_2, ….
 """
 
 import numpy as np
@@ -37,6 +36,7 @@ from .blocks import (
     padded,
     widest_of,
 )
+from .net import depth, width_of
 
 FLUSH_ROWS = 1024
 
@@ -53,9 +53,9 @@ def forward(real):
         size = size_of(zero)
         lanes = VECTOR // size
         net = array_at(net_at, net_size, np.int64)
-        n_layers = net[0]
-        n_in, n_out = net[1], net[1 + n_layers]
-        widest = widest_of(net, n_layers)
+        n_layers = depth(net)
+        n_in, n_out = width_of(net, 0), width_of(net, n_layers)
+        widest = widest_of(net)
         rows = min(block_rows(widest), padded(max(last - first, 1), lanes))
         row_bytes = rows * size
         layer_bytes = padded(widest, lanes) * row_bytes
@@ -74,7 +74,7 @@ def forward(real):
             transpose(zero, x_at + start * n_in * size, n_in * size, n_rows, n_in, ping, row_bytes)
             h, z = ping, pong
             for layer in range(n_layers):
-                width = net[2 + layer]
+                width = width_of(net, layer + 1)
                 apply_layer(zero, net, layer, h, z, row_bytes, n_vectors, zeros_at)
                 code = hidden_code if layer < n_layers - 1 else output_code
                 activate(code, array_at(z, width * rows, real))
@@ -103,8 +103,8 @@ def backward(real):
         size = size_of(zero)
         lanes = VECTOR // size
         net = array_at(net_at, net_size, np.int64)
-        n_layers = net[0]
-        n_in, n_out = net[1], net[1 + n_layers]
+        n_layers = depth(net)
+        n_in, n_out = width_of(net, 0), width_of(net, n_layers)
         gradients = array_at(gradients_at, 2 * n_layers, np.int64)
         need_dparams = any_needed(sums_at, gradients)
         drops, rates = dropout > 0, np.full(1, dropout)
@@ -137,8 +137,8 @@ def backward(real):
             flush(net, fast, lanes, sums)
             sizes = np.empty(2 * n_layers, np.int64)
             for layer in range(n_layers):
-                sizes[2 * layer + 1] = net[2 + layer]
-                sizes[2 * layer] = net[1 + layer] * net[2 + layer]
+                width = width_of(net, layer + 1)
+                sizes[2 * layer], sizes[2 * layer + 1] = width_of(net, layer) * width, width
             store(sums, sums_at, gradients, sizes, real)
         memory[0] = 0  # Numba frees what is not used any more
 

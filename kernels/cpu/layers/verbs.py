@@ -6,26 +6,17 @@ from ...spec import LayerSizes, layer_sizes
 from ..machine.gemm import VECTOR, transpose
 from ..machine.jit import add, address_of, array_at, inner, named, record, wide_vectors
 from . import blocks
+from .net import depth, lay, n_words, width_of
 
 SIZES, N_SIZES = record(LayerSizes), len(LayerSizes._fields)
 
 
 @inner
 def _net_of(theta, sizes, kept):
-    """The integer vector of the op `mlp` (see `mlp.py`), and where the memory behind it begins."""
+    """The vector of `net.py`, and where the memory behind it begins."""
     model, widths = named(sizes, SIZES), sizes[N_SIZES:]
-    n_layers, bias = model.n_layers, model.bias
-    net = array_at(address_of(kept), 2 + 3 * n_layers, np.int64)
-    at = address_of(theta)
-    net[0] = n_layers
-    for layer in range(n_layers + 1):
-        net[1 + layer] = widths[layer]
-    for layer in range(n_layers):
-        wide, width = widths[layer], widths[layer + 1]
-        net[2 + n_layers + layer] = at
-        at += wide * width * theta.itemsize
-        net[2 + 2 * n_layers + layer] = at if bias else 0
-        at += width * bias * theta.itemsize
+    net = array_at(address_of(kept), n_words(model.n_layers), np.int64)
+    lay(net, model.n_layers, widths, model.bias, address_of(theta), theta.itemsize)
     return net, address_of(kept) + net.itemsize * net.size
 
 
@@ -53,7 +44,7 @@ def mlp_n_kept(sizes, n_in):
     """The net, sums in float64 and the layout of a block, in numbers of either dtype."""
     model, widths = layer_sizes(sizes)
     net = (model.n_layers, *widths)
-    integers = 2 + 3 * model.n_layers + blocks.n_sums.py_func(net)
+    integers = n_words(model.n_layers) + blocks.n_sums.py_func(net)
     return max(
         -(-blocks.layout(net, _element_rows(sizes), True, size, 8 * integers)[-1] // size) + 16
         for size in (4, 8)
@@ -69,7 +60,7 @@ def mlp_forward(real):
         zero, size = real(0), theta.itemsize
         model = named(sizes, SIZES)
         net, at = _net_of(theta, sizes, kept)
-        n_in, n_out = net[1], net[1 + net[0]]
+        n_in, n_out = width_of(net, 0), width_of(net, depth(net))
         n = x.size // n_in
         drops, first = _mlp_dropout(n, n_rows, place, constants)
         at += 8 * blocks.n_sums(net)
@@ -95,7 +86,8 @@ def mlp_backward(real):
         size = theta.itemsize
         model = named(sizes, SIZES)
         net, at = _net_of(theta, sizes, kept)
-        n_layers, bias, n_in, n_out = net[0], model.bias, net[1], net[1 + net[0]]
+        n_layers, bias = depth(net), model.bias
+        n_in, n_out = width_of(net, 0), width_of(net, n_layers)
         sums = array_at(at, blocks.n_sums(net), np.float64)
         sums[:] = 0
         n = x.size // n_in
@@ -120,10 +112,11 @@ def mlp_backward(real):
         blocks.flush(net, fast, VECTOR // size, sums)
         at = to = 0
         for layer in range(n_layers):
-            n_weights = net[1 + layer] * net[2 + layer]
-            n_kept = n_weights + net[2 + layer] * bias
+            width = width_of(net, layer + 1)
+            n_weights = width_of(net, layer) * width
+            n_kept = n_weights + width * bias
             add(sums[at:], grad[to : to + n_kept], real)
-            at += n_weights + net[2 + layer]
+            at += n_weights + width
             to += n_kept
 
     return mlp_verb_backward

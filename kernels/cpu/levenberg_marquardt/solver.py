@@ -17,7 +17,7 @@ import math
 
 import numpy as np
 
-from ...lm import Choices, Limits
+from ...lm import DATA, Choices, Limits
 from ..machine.jit import array_at, copy, inner, kernel, record
 from ..numbers.linalg import add_gram, add_products, all_zero, dot, fold
 from ..numbers.tile import TILE
@@ -49,9 +49,9 @@ LIMITS, CHOICES = record(Limits, np.float64), record(Choices)
 
 
 @inner
-def _load(at, wide, n_columns, first, n, tile):
-    """Rows ``first … first + n`` of a matrix of float64 (``wide``) or float32, as a tile."""
-    if wide:
+def _load(at, is_double, n_columns, first, n, tile):
+    """Rows ``first … first + n`` of a matrix of float64 or float32, as a tile."""
+    if is_double:
         source = array_at(at + 8 * n_columns * first, n * n_columns, np.float64)
         for j in range(n_columns):
             column = tile[j * TILE :][:n]
@@ -80,13 +80,11 @@ def _evaluate(ask, net, reals, theta, p, data, first, last, at, space, is_known,
     """The sum of squares of some rows; adds their JᵀJ and Jᵀr, or folds them into R and Qᵀr.
 
     Of R only the columns from ``at`` on. ``space`` is that of :func:`_new_space`; if ``is_known``
-    it has the residuals and the workspace of these rows, a tile, at θ. ``data``: address of x,
-    whether it is float64, the same of y, address of the roots of the rows' weights; or, for
-    segments, x sorted in float64, 1, prefix sums, 1, 0, the number of rows and the address of the
-    centre.
+    it has the residuals and the workspace of these rows, a tile, at θ. ``data``: a record of
+    :data:`.lm.DATA`.
     """
     ld = padded(p)
-    if data[5] != 0:
+    if data.n_sorted != 0:
         return evaluate_segments(
             ask,
             NORMAL,
@@ -97,9 +95,9 @@ def _evaluate(ask, net, reals, theta, p, data, first, last, at, space, is_known,
             p,
             ld,
             at,
-            array_at(data[0], data[5], np.float64),
-            array_at(data[2], N_SUMS * (data[5] + 1), np.float64),
-            array_at(data[6], 2, np.float64),
+            array_at(data.x, data.n_sorted, np.float64),
+            array_at(data.sums, N_SUMS * (data.n_sorted + 1), np.float64),
+            array_at(data.centre, 2, np.float64),
             factor,
             rotated,
         )
@@ -110,24 +108,24 @@ def _evaluate(ask, net, reals, theta, p, data, first, last, at, space, is_known,
     total = 0.0
     for start in range(first, last, TILE):
         n = min(TILE, last - start)
-        weight = array_at(data[4] + 8 * start, n, np.float64)
+        weight = array_at(data.weight + 8 * start, n, np.float64)
         if not is_known:
-            _load(data[0], data[1], n_in, start, n, x)
-            _load(data[2], data[3], n_out, start, n, targets)
+            _load(data.x, data.x_is_double, n_in, start, n, x)
+            _load(data.y, data.y_is_double, n_out, start, n, targets)
             forward(net, reals, theta, x, n, work, f)
         for m in range(n_out):
             residual, target = f[m * TILE :][:n], targets[m * TILE :][:n]
             if not is_known:
                 for e in range(n):
                     residual[e] -= target[e]
-                if data[4] != 0:
+                if data.weight != 0:
                     for e in range(n):
                         residual[e] *= weight[e]
             total += dot(residual, residual)
             if ask == LOSS:
                 continue
             jacobian(net, reals, theta, x, n, work, m, rows)
-            if data[4] != 0:
+            if data.weight != 0:
                 for i in range(p):
                     column = rows[i * TILE :][:n]
                     for e in range(n):
@@ -178,8 +176,6 @@ def _run(
     n_reals,
     p,
     data_at,
-    n_rows,
-    rows_per_piece,
     limits_at,
     choices_at,
     state_at,
@@ -193,7 +189,7 @@ def _run(
     At the end R, or JᵀJ, is left at ``factor_at`` unless that is 0.
     """
     net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
-    data = array_at(data_at, 7, np.int64)
+    data = array_at(data_at, 1, DATA)[0]
     limits = array_at(limits_at, 1, LIMITS)[0]
     choices = array_at(choices_at, 1, CHOICES)[0]
     state, counters = (
@@ -208,7 +204,7 @@ def _run(
     readout, readout_rotated = np.zeros(ld * ld), np.zeros(ld)
     # the loss of a trial that is taken leaves what its Jacobian wants
     space, known = _new_space(net, p), np.full(p, math.nan)
-    is_kept = n_rows <= min(TILE, rows_per_piece) and data[5] == 0
+    is_kept = data.n_rows <= min(TILE, data.piece_rows) and data.n_sorted == 0
     ask = counters[PHASE]
     if ask == START:
         ask = advance(p, limits, choices, state, counters, history, factor, rotated, damped)
@@ -223,8 +219,8 @@ def _run(
         total, is_known = 0.0, is_kept
         for i in range(p):
             is_known = is_known and known[i] == theta[i]
-        for first in range(0, n_rows, rows_per_piece):
-            last = min(n_rows, first + rows_per_piece)
+        for first in range(0, data.n_rows, data.piece_rows):
+            last = min(data.n_rows, first + data.piece_rows)
             if ask != LOSS:
                 all_zero(part)
                 all_zero(part_rotated)
@@ -250,18 +246,15 @@ def _lm_runs(
     """Train the models ``first`` … ``last``, those that are not done, as :func:`_run` does each.
 
     Addresses are those of model 0: a model's state, counters, history and factor follow those of
-    the one before it. The data of the next, nine integers, are ``data_step`` bytes further: those
-    of :func:`_evaluate`, the number of rows and the rows of a piece.
+    the one before it. The record of the next one's rows is ``data_step`` bytes further.
     """
     choices, ld = array_at(choices_at, 1, CHOICES)[0], padded(p)
     for i in range(first, last):
         counters = array_at(counters_at + 8 * N_COUNTERS * i, N_COUNTERS, np.int64)
         if counters[PHASE] == DONE:
             continue
-        here = data_at + data_step * i
-        data = array_at(here, 9, np.int64)
         _run(
-            net_at, n_net, reals_at, n_reals, p, here, data[7], data[8], limits_at, choices_at,
+            net_at, n_net, reals_at, n_reals, p, data_at + data_step * i, limits_at, choices_at,
             state_at + 8 * (3 * p + N_NUMBERS) * i, counters_at + 8 * N_COUNTERS * i,
             history_at + 16 * (choices.max_steps + 1) * i,
             factor_at + 8 * ld * ld * i if factor_at != 0 else 0, budget,
@@ -276,7 +269,7 @@ def _lm_piece(
     R has the columns from ``at`` on alone.
     """
     net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
-    data, theta = array_at(data_at, 7, np.int64), array_at(theta_at, p, np.float64)
+    data, theta = array_at(data_at, 1, DATA)[0], array_at(theta_at, p, np.float64)
     ld = padded(p)
     part = array_at(part_at, ld * ld + ld + 1, np.float64)
     all_zero(part)

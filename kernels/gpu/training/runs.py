@@ -77,22 +77,23 @@ class Runs:
                 chosen = models[(job.kinds[models] == kind) & (shuffle == mixed)]
                 if len(chosen):
                     # those that differ in names alone are one group
-                    groups.setdefault((structure[:5], mixed), []).append(chosen)
+                    alike = structure._replace(trained=(), names=())
+                    groups.setdefault((alike, mixed), []).append(chosen)
         self._groups = []
-        for (key, mixed), parts in groups.items():
+        for (structure, mixed), parts in groups.items():
             chosen = np.sort(np.concatenate(parts))
-            verb = self._verb(key, int(chosen[0]), int(batch[chosen].max()))
-            self._groups.append((verb, key[4], mixed, chosen))
+            verb = self._verb(structure, int(chosen[0]), int(batch[chosen].max()))
+            self._groups.append((verb, structure.draws, mixed, chosen))
 
-    def _verb(self, key, first, batch_rows):
+    def _verb(self, structure, first, batch_rows):
         """The verb of a structure, of which model ``first`` is one."""
-        kind, sizes, constants = key[:3]
-        x = self._job.data.x
+        kind, x = structure.kind, self._job.data.x
         _, compute = compute_dtype(x.dtype)
         try:
             if kind not in VERBS:
                 raise ValueError(f"there is none of the kind {kind!r}")
-            return VERBS[kind](sizes, constants, x[0].numel(), batch_rows, compute)
+            options = x[0].numel(), batch_rows, compute
+            return VERBS[kind](structure.sizes, structure.constants, *options)
         except ValueError as error:
             raise NoVerb(first, error) from None
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from closeness import assert_same_number, damped_condition, residual_terms, scale_of
@@ -11,6 +12,7 @@ pytest.importorskip("numba")
 
 from fastmlp.kernels.cpu.levenberg_marquardt import solver as kernels
 from fastmlp.kernels.cpu.numbers.activations import ACTIVATIONS
+from fastmlp.kernels.lm import DATA
 from fastmlp.kernels.spec import CODES
 from jacobian_cases import MODELS, linearised, mlp
 
@@ -29,15 +31,17 @@ class Piece:
         net, reals = compiled.kernel_words(description)
         self.net, self.reals = torch.tensor(net), torch.DoubleTensor(reals)
         self.x, self.y, self.theta = x, y, flat(model)
-        wide = x.dtype is torch.float64, y.dtype is torch.float64
-        self.data = torch.tensor([x.data_ptr(), wide[0], y.data_ptr(), wide[1], 0, 0, 0])
+        self.data = np.zeros(1, DATA)
+        self.data["x"], self.data["y"] = x.data_ptr(), y.data_ptr()
+        self.data["x_is_double"] = x.dtype is torch.float64
+        self.data["y_is_double"] = y.dtype is torch.float64
 
     def __call__(self, ask, first, last):
         """The matrix, the vector and the sum of squares of some rows."""
         part = torch.full((self.ld**2 + self.ld + 1,), float("nan"), dtype=torch.float64)
         kernels.lm_piece(
             ask, self.net.data_ptr(), len(self.net), self.reals.data_ptr(), len(self.reals), self.p,
-            self.data.data_ptr(), self.theta.data_ptr(), part.data_ptr(), first, last, 0,
+            self.data.ctypes.data, self.theta.data_ptr(), part.data_ptr(), first, last, 0,
         )  # fmt: skip
         matrix = part[: self.ld**2].view(self.ld, self.ld)[: self.p, : self.p]
         return matrix, part[self.ld**2 :][: self.p], part[-1]
