@@ -46,13 +46,15 @@ class Choices(NamedTuple):
 
 
 SOLVERS = ("cholesky", "qr", "auto")
+CHOLESKY, WITH_QR, AUTO = range(len(SOLVERS))
 """Choices of the solver; the code is the position."""
 
 ACCEPT = ("descent", "always")
 """Which trials are taken; the code is the position."""
 
 REASONS = ("", "zero", "ftol", "xtol", "gtol", "max_steps", "no_descent", "not_finite")
-"""Why a run stopped; the code is the position."""
+ZERO, FTOL, XTOL, GTOL, MAX_STEPS, NO_DESCENT, NOT_FINITE = range(1, len(REASONS))
+"""Why a run stopped; the code is the position, 0 that of a run that goes on."""
 
 MIN_DAMPING = (1e-14, 1e-20)
 """Of Cholesky and of QR: below it rounding has the say in directions that J does not see."""
@@ -94,3 +96,35 @@ def verdict(where):
         return taken, flat, short, where(decrease > FASTEST_DECREASE, decrease, FASTEST_DECREASE)
 
     return judge
+
+
+def ending(where):
+    """Why a run is over after a trial, for one run or for many.
+
+    Args:
+        where: As :func:`verdict` takes it.
+
+    Returns:
+        A function of whether the loss is flat, the step short and the patience at its end, that
+        returns the reason's code.
+    """
+
+    def end(flat, short, tired):
+        return where(flat, FTOL, where(short, XTOL, where(tired, NO_DESCENT, 0)))
+
+    return end
+
+
+def changes(choice, solver):
+    """Whether what JᵀJ says of the end, or cannot solve, is for QR to confirm."""
+    return (choice == AUTO) & (solver == CHOLESKY)
+
+
+def refused(damping, growth, attempts):
+    """Damping, its growth and the count of attempts after a trial that was not taken."""
+    return damping * growth, 2.0 * growth, attempts + 1
+
+
+def undone(damping, attempts):
+    """The damping before so many trials in a row were refused; float64."""
+    return damping * 0.5 ** (attempts * (attempts + 1) / 2)

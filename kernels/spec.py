@@ -145,6 +145,22 @@ class SubnetSizes(NamedTuple):
     readout: int = 0
 
 
+def subnet_places(n_nets, n_hidden, bias, n_read):
+    """Where b, v, d, read-out and its bias begin in θ of subnets, w at 0; compilers take it too.
+
+    Args:
+        n_nets: Subnets: one, or one for each feature.
+        n_hidden: Hidden units of each.
+        bias: Whether there are biases, 0 or 1; those that are not there are empty.
+        n_read: Weights of the read-out.
+    """
+    at_b = n_nets * n_hidden
+    at_v = at_b + at_b * bias
+    at_d = at_v + at_b
+    at_readout = at_d + n_nets * bias
+    return at_b, at_v, at_d, at_readout, at_readout + n_read
+
+
 class LayerSizes(NamedTuple):
     """What they are told of layers, before their widths; the numbers are those of dropout."""
 

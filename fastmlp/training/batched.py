@@ -13,12 +13,8 @@ from types import SimpleNamespace
 
 import torch
 
-from fastmlp.kernels.lm import (
-    MIN_DAMPING,
-    REASONS,
-    SOLVERS,
-    verdict,
-)
+from fastmlp.kernels import lm
+from fastmlp.kernels.lm import MIN_DAMPING, REASONS, SOLVERS
 from fastmlp.training.compiled import MAX_KEPT_FACTORS, kernel_words, prepare
 from fastmlp.training.describe import n_readout
 from fastmlp.training.outcomes import Outcome, numerical_rank
@@ -29,9 +25,8 @@ ROUNDS = 8
 NUMBERS_AT_A_TIME = 1 << 27
 """Numbers of float64 that the runs need which are at work at a time, a gibibyte."""
 
-_CHOLESKY, _QR, _AUTO = range(3)
-_judge = verdict(torch.where)
-_CODE = {reason: code for code, reason in enumerate(REASONS)}
+_CHOLESKY, _QR = lm.CHOLESKY, lm.WITH_QR
+_judge, _end = lm.verdict(torch.where), lm.ending(torch.where)
 
 
 def run(models, description, starts, rows, settings, max_steps, deadline, progress):
@@ -148,8 +143,8 @@ class _Solver:
             self._change_to_qr(s, failed | stuck)
         else:
             refused = self._refuse(s, failed)
-            self._stop(s, failed if always else refused, "no_descent")
-            self._stop(s, stuck, "xtol")
+            self._stop(s, failed if always else refused, lm.NO_DESCENT)
+            self._stop(s, stuck, lm.XTOL)
         trying = running & solved & (moved | always)
         if self.n_alpha < self.p:
             solved_for = self._read_out(trial, s.scale[:, self.n_alpha :], s.damping)
@@ -161,11 +156,10 @@ class _Solver:
         return (s.reason == 0) & (s.solver == solver)
 
     def _may_change(self, solver):
-        """Whether what JᵀJ says of the end is for QR to confirm."""
-        return self.settings.first_solver == "auto" and solver == _CHOLESKY
+        return lm.changes(SOLVERS.index(self.settings.first_solver), solver)
 
     def _stop(self, s, where, reason):
-        s.reason = torch.where(where & (s.reason == 0), _CODE[reason], s.reason)
+        s.reason = torch.where(where & (s.reason == 0), reason, s.reason)
 
     def _change_to_qr(self, s, where):
         s.solver = torch.where(where, _QR, s.solver)
@@ -173,9 +167,10 @@ class _Solver:
 
     def _refuse(self, s, where):
         """Damp more after a trial that failed; returns whose patience that ends."""
-        s.damping = torch.where(where, s.damping * s.growth, s.damping)
-        s.growth = torch.where(where, 2.0 * s.growth, s.growth)
-        s.attempts = s.attempts + where
+        damping, growth, attempts = lm.refused(s.damping, s.growth, s.attempts)
+        s.damping = torch.where(where, damping, s.damping)
+        s.growth = torch.where(where, growth, s.growth)
+        s.attempts = torch.where(where, attempts, s.attempts)
         return where & (s.attempts >= self.settings.max_attempts)
 
     def _linearise(self, s, asked, solver):
@@ -233,10 +228,10 @@ class _Solver:
         slope = torch.where(norms > 0, gradient.abs() / norms, 0.0).amax(1)
         size = gradient.square().sum(1)
         self._write(s, asked, s.sse, 2.0 * size.sqrt())
-        self._stop(s, asked & ~(s.sse + size < math.inf), "not_finite")
-        self._stop(s, asked & (s.sse == 0), "zero")
-        self._stop(s, asked & (slope <= self.settings.gtol * s.sse.sqrt()), "gtol")
-        self._stop(s, asked & (s.steps >= self.max_steps), "max_steps")
+        self._stop(s, asked & ~(s.sse + size < math.inf), lm.NOT_FINITE)
+        self._stop(s, asked & (s.sse == 0), lm.ZERO)
+        self._stop(s, asked & (slope <= self.settings.gtol * s.sse.sqrt()), lm.GTOL)
+        self._stop(s, asked & (s.steps >= self.max_steps), lm.MAX_STEPS)
         s.attempts = torch.where(asked, 0, s.attempts)
         return gradient
 
@@ -297,18 +292,15 @@ class _Solver:
         damping = (s.damping * factor).clamp(min=MIN_DAMPING[solver])
         s.damping = torch.where(taken, damping, s.damping)
         s.growth = torch.where(taken, 2.0, s.growth)
-        tired = self._refuse(s, refused)
-        if self._may_change(solver):
-            # what JᵀJ says of the end, QR has to confirm, from the damping of the last step
-            over = (trying & (flat | short)) | tired
-            undone = 0.5 ** (s.attempts * (s.attempts + 1) // 2).double()
-            s.damping = torch.where(over & refused, s.damping * undone, s.damping)
-            s.growth = torch.where(over, 2.0, s.growth)
-            self._change_to_qr(s, over)
-        else:
-            self._stop(s, trying & flat, "ftol")
-            self._stop(s, trying & short, "xtol")
-            self._stop(s, tired, "no_descent")
+        reason = _end(trying & flat, trying & short, self._refuse(s, refused))
+        if not self._may_change(solver):
+            self._stop(s, reason != 0, reason)
+            return
+        over = reason != 0
+        undone = lm.undone(s.damping, s.attempts.double())
+        s.damping = torch.where(over & refused, undone, s.damping)
+        s.growth = torch.where(over, 2.0, s.growth)
+        self._change_to_qr(s, over)
 
 
 def _least_norm(matrix, target):

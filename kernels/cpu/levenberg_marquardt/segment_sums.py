@@ -14,9 +14,10 @@ import numpy as np
 from ..layers.jacobian import parts
 from ..machine.jit import inner, named
 from ..numbers.block_activations import LEAKY_RELU
-from ..numbers.linalg import add_gram, add_products, dot, fold
+from ..numbers.linalg import dot
 from ..numbers.tile import TILE
 from ..subnet.jacobian import NUMBERS
+from .steps import LOSS, take_rows
 
 N_SUMS = 6
 """Of w, w·x, w·y, w·x², w·x·y, w·y², with the weights w of the rows, x and y centred."""
@@ -81,9 +82,7 @@ def _segment_rows(net, reals, theta, x, sums, centre, first, last, rows, at, res
 
 
 @inner
-def evaluate_segments(
-    ask, normal, loss, net, reals, theta, p, ld, at, x, sums, centre, factor, rotated
-):
+def evaluate_segments(ask, net, reals, theta, p, ld, at, x, sums, centre, factor, rotated):
     """The sum of squares of all rows; adds JᵀJ and Jᵀr, or folds the rows into R and Qᵀr.
 
     Of R only the columns from ``at`` on. ``sums`` [N_SUMS, N + 1]: prefix sums of what is centred
@@ -112,20 +111,7 @@ def evaluate_segments(
             n += 2
         if n > 0 and (is_end or n + 2 > TILE):
             total += dot(residual[:n], residual[:n])
-            if ask == normal:
-                add_gram(rows, TILE, n, ld, factor)
-                add_products(rows, TILE, n, p, residual, rotated)
-            elif ask != loss:
-                fold(
-                    rows[at * TILE :],
-                    TILE,
-                    n,
-                    p - at,
-                    ld,
-                    residual,
-                    factor[at * ld + at :],
-                    rotated[at:],
-                    False,
-                )
+            if ask != LOSS:
+                take_rows(ask, rows, n, p, ld, at, residual, factor, rotated)
             n = 0
     return total

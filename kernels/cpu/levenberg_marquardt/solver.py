@@ -19,7 +19,7 @@ import numpy as np
 
 from ...lm import DATA, Choices, Limits
 from ..machine.jit import array_at, copy, inner, kernel, record
-from ..numbers.linalg import add_gram, add_products, all_zero, dot, fold
+from ..numbers.linalg import all_zero, dot, fold
 from ..numbers.tile import TILE
 from .models import forward, jacobian, sizes, workspace_rows
 from .segment_sums import N_SUMS, evaluate_segments
@@ -43,9 +43,20 @@ from .steps import (  # noqa: F401  callers read a state by these names
     STEPS,
     advance,
     padded,
+    take_rows,
 )
 
 LIMITS, CHOICES = record(Limits, np.float64), record(Choices)
+
+
+@inner
+def _memory(p, choices, state_at, counters_at, history_at):
+    """State, counters and history of a run."""
+    return (
+        array_at(state_at, 3 * p + N_NUMBERS, np.float64),
+        array_at(counters_at, N_COUNTERS, np.int64),
+        array_at(history_at, 2 * (choices.max_steps + 1), np.float64),
+    )
 
 
 @inner
@@ -87,8 +98,6 @@ def _evaluate(ask, net, reals, theta, p, data, first, last, at, space, is_known,
     if data.n_sorted != 0:
         return evaluate_segments(
             ask,
-            NORMAL,
-            LOSS,
             net,
             reals,
             theta,
@@ -130,21 +139,7 @@ def _evaluate(ask, net, reals, theta, p, data, first, last, at, space, is_known,
                     column = rows[i * TILE :][:n]
                     for e in range(n):
                         column[e] *= weight[e]
-            if ask == NORMAL:
-                add_gram(rows, TILE, n, ld, factor)
-                add_products(rows, TILE, n, p, residual, rotated)
-            else:
-                fold(
-                    rows[at * TILE :],
-                    TILE,
-                    n,
-                    p - at,
-                    ld,
-                    residual,
-                    factor[at * ld + at :],
-                    rotated[at:],
-                    False,
-                )
+            take_rows(ask, rows, n, p, ld, at, residual, factor, rotated)
     return total
 
 
@@ -190,13 +185,8 @@ def _run(
     """
     net, reals = array_at(net_at, n_net, np.int64), array_at(reals_at, n_reals, np.float64)
     data = array_at(data_at, 1, DATA)[0]
-    limits = array_at(limits_at, 1, LIMITS)[0]
-    choices = array_at(choices_at, 1, CHOICES)[0]
-    state, counters = (
-        array_at(state_at, 3 * p + N_NUMBERS, np.float64),
-        array_at(counters_at, N_COUNTERS, np.int64),
-    )
-    history = array_at(history_at, 2 * (choices.max_steps + 1), np.float64)
+    limits, choices = array_at(limits_at, 1, LIMITS)[0], array_at(choices_at, 1, CHOICES)[0]
+    state, counters, history = _memory(p, choices, state_at, counters_at, history_at)
     ld = padded(p)
     factor, rotated, damped = np.zeros(ld * ld), np.zeros(ld), np.zeros(ld * ld)
     part, part_rotated = np.zeros(ld * ld), np.zeros(ld)
@@ -297,13 +287,8 @@ def _lm_advance(
 
     ``factor_at``: [ld, ld] and [ld], kept between calls. Each part is what ``lm_piece`` writes.
     """
-    limits = array_at(limits_at, 1, LIMITS)[0]
-    choices = array_at(choices_at, 1, CHOICES)[0]
-    state, counters = (
-        array_at(state_at, 3 * p + N_NUMBERS, np.float64),
-        array_at(counters_at, N_COUNTERS, np.int64),
-    )
-    history = array_at(history_at, 2 * (choices.max_steps + 1), np.float64)
+    limits, choices = array_at(limits_at, 1, LIMITS)[0], array_at(choices_at, 1, CHOICES)[0]
+    state, counters, history = _memory(p, choices, state_at, counters_at, history_at)
     ld = padded(p)
     size = ld * ld + ld + 1
     kept = array_at(factor_at, ld * ld + ld, np.float64)

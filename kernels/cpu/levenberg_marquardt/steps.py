@@ -13,32 +13,51 @@ import math
 
 import numpy as np
 
-from ...lm import ACCEPT, MIN_DAMPING, REASONS, SOLVERS, verdict  # noqa: F401
+from ...lm import (
+    ACCEPT,
+    GTOL,
+    MAX_STEPS,
+    MIN_DAMPING,
+    NO_DESCENT,
+    NOT_FINITE,
+    REASONS,  # noqa: F401  callers read a state by these names
+    SOLVERS,  # noqa: F401
+    WITH_QR,
+    XTOL,
+    ZERO,
+    changes,
+    ending,
+    refused,
+    undone,
+    verdict,
+)
 from ..machine.jit import copy, inner
 from ..numbers.least_norm import solve_least_norm
 from ..numbers.linalg import (
+    add_gram,
+    add_products,
     all_zero,
     cholesky,
     column_norms,
     column_scales,
     dot,
+    fold,
     solve_damped,
     solve_lower,
     solve_lower_transposed,
 )
+from ..numbers.tile import TILE
 
 NORMAL, QR, LOSS, DONE, START, READOUT = 0, 1, 2, 3, 4, 5
 """What :func:`advance` asks for: JᵀJ, R, a loss, nothing more; where it begins; and R of the
 read-out's columns alone. A loss and a read-out are those of the trial, the others those of θ."""
-
-_ZERO, _FTOL, _XTOL, _GTOL, _MAX_STEPS, _NO_DESCENT, _NOT_FINITE = range(1, 8)
 
 ALWAYS = ACCEPT.index("always")
 
 # the state of a run: θ, trial, scale [P each], then these numbers; and the counters
 DELIVERED, SSE, DAMPING, GROWTH, PREDICTED, GRADIENT = range(6)
 N_NUMBERS = 8
-PHASE, STEPS, ATTEMPTS, SOLVER, REASON, N_JACOBIANS, N_LOSSES = range(7)
+PHASE, STEPS, ATTEMPTS, SOLVER, REASON, N_JACOBIANS = range(6)
 N_COUNTERS = 8
 
 
@@ -47,13 +66,27 @@ def where(condition, a, b):
     return a if condition else b
 
 
-_judge = inner(verdict(where))
+_judge, _end = inner(verdict(where)), inner(ending(where))
+_changes, _refused, _undone = inner(changes), inner(refused), inner(undone)
 
 
 @inner
 def padded(p):
     """P rounded up to a multiple of four."""
     return (p + 3) // 4 * 4
+
+
+@inner
+def take_rows(ask, rows, n, p, ld, at, residual, factor, rotated):
+    """Add JᵀJ and Jᵀr of n rows of a tile, or fold them into R and Qᵀr, from column ``at`` on."""
+    if ask == NORMAL:
+        add_gram(rows, TILE, n, ld, factor)
+        add_products(rows, TILE, n, p, residual, rotated)
+    else:
+        fold(
+            rows[at * TILE :], TILE, n, p - at, ld, residual, factor[at * ld + at :],
+            rotated[at:], False,
+        )  # fmt: skip
 
 
 @inner
@@ -117,17 +150,24 @@ def _stop(counters, reason):
 @inner
 def _ask(counters, phase):
     counters[PHASE] = phase
-    if phase == LOSS:
-        counters[N_LOSSES] += 1
-    elif phase != READOUT:
+    if phase not in (LOSS, READOUT):
         counters[N_JACOBIANS] += 1
     return phase
 
 
 @inner
-def _damp_more(numbers):
-    numbers[DAMPING] *= numbers[GROWTH]
-    numbers[GROWTH] *= 2.0
+def _refuse(choices, counters, numbers):
+    """Damp more after a trial that failed; returns whether patience is at its end."""
+    numbers[DAMPING], numbers[GROWTH], counters[ATTEMPTS] = _refused(
+        numbers[DAMPING], numbers[GROWTH], counters[ATTEMPTS]
+    )
+    return counters[ATTEMPTS] >= choices.max_attempts
+
+
+@inner
+def _change_to_qr(counters):
+    counters[SOLVER] = QR
+    return _ask(counters, QR)
 
 
 @inner
@@ -136,29 +176,23 @@ def _propose(p, limits, choices, state, counters, factor, rotated, damped):
     numbers = state[3 * p :]
     theta, trial, scale = state[:p], state[p : 2 * p], state[2 * p : 3 * p]
     step = np.empty(p)
-    auto = choices.solver == 2 and counters[SOLVER] == NORMAL
+    may_change = _changes(choices.solver, counters[SOLVER])
     while True:
         predicted = _solve(
             counters[SOLVER], p, numbers[DAMPING], limits.step, scale, factor, rotated, damped, step
         )
         if predicted >= 0:
             break
-        if auto:
-            counters[SOLVER] = QR
-            return _ask(counters, QR)
-        _damp_more(numbers)
-        counters[ATTEMPTS] += 1
-        if counters[ATTEMPTS] >= choices.max_attempts or choices.accept == ALWAYS:
-            return _stop(counters, _NO_DESCENT)
+        if may_change:
+            return _change_to_qr(counters)
+        if _refuse(choices, counters, numbers) or choices.accept == ALWAYS:
+            return _stop(counters, NO_DESCENT)
     moved = False
     for i in range(p):
         trial[i] = theta[i] + step[i]
         moved = moved or trial[i] != theta[i]
     if not moved and choices.accept != ALWAYS:
-        if auto:
-            counters[SOLVER] = QR
-            return _ask(counters, QR)
-        return _stop(counters, _XTOL)
+        return _change_to_qr(counters) if may_change else _stop(counters, XTOL)
     numbers[PREDICTED] = predicted
     return _ask(counters, READOUT if choices.n_readout > 0 else LOSS)
 
@@ -210,13 +244,13 @@ def _take_jacobian(p, limits, choices, state, counters, history, factor, rotated
     history[2 * counters[STEPS]] = sse
     history[2 * counters[STEPS] + 1] = numbers[GRADIENT]
     if not (sse + size < math.inf):
-        return _stop(counters, _NOT_FINITE)
+        return _stop(counters, NOT_FINITE)
     if sse == 0:
-        return _stop(counters, _ZERO)
+        return _stop(counters, ZERO)
     if slope <= limits.gtol * math.sqrt(sse):
-        return _stop(counters, _GTOL)
+        return _stop(counters, GTOL)
     if counters[STEPS] >= choices.max_steps:
-        return _stop(counters, _MAX_STEPS)
+        return _stop(counters, MAX_STEPS)
     counters[ATTEMPTS] = 0
     return _propose(p, limits, choices, state, counters, factor, rotated, damped)
 
@@ -247,27 +281,23 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
     accepted, flat, short, factor_of_damping = _judge(
         sse, new, predicted, math.sqrt(moved), math.sqrt(size), limits.ftol, limits.xtol
     )
-    reason = _FTOL if flat else (_XTOL if short else 0)
+    tired = False
     if accepted:
         _take_trial(p, state, counters, history)
         numbers[DAMPING] *= factor_of_damping
         numbers[DAMPING] = max(numbers[DAMPING], MIN_DAMPING[counters[SOLVER]])
         numbers[GROWTH] = 2.0
     else:
-        _damp_more(numbers)
-        counters[ATTEMPTS] += 1
-        if reason == 0 and counters[ATTEMPTS] >= choices.max_attempts:
-            reason = _NO_DESCENT
+        tired = _refuse(choices, counters, numbers)
+    reason = _end(flat, short, tired)
     if reason != 0:
-        if choices.solver == 2 and counters[SOLVER] == NORMAL:
-            # what JᵀJ says of the end, QR has to confirm
-            counters[SOLVER] = QR
-            if not accepted:
-                numbers[DAMPING] *= 0.5 ** (counters[ATTEMPTS] * (counters[ATTEMPTS] + 1) // 2)
-                numbers[GROWTH] = 2.0
-        else:
+        if not _changes(choices.solver, counters[SOLVER]):
             return _stop(counters, reason)
-    elif not accepted:
+        if not accepted:
+            numbers[DAMPING] = _undone(numbers[DAMPING], counters[ATTEMPTS])
+            numbers[GROWTH] = 2.0
+        return _change_to_qr(counters)
+    if not accepted:
         return _propose(p, limits, choices, state, counters, factor, rotated, damped)
     return _ask(counters, counters[SOLVER])
 
@@ -283,7 +313,7 @@ def advance(p, limits, choices, state, counters, history, factor, rotated, dampe
     if counters[PHASE] == START:
         numbers = state[3 * p :]
         numbers[DAMPING], numbers[GROWTH] = limits.damping, 2.0
-        counters[SOLVER] = QR if choices.solver == 1 else NORMAL
+        counters[SOLVER] = QR if choices.solver == WITH_QR else NORMAL
         if choices.n_readout > 0:
             copy(state[:p], state[p : 2 * p])
             return _ask(counters, READOUT)

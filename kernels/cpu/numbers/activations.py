@@ -1,6 +1,6 @@
 """Activations of one number, σ(z) and σ'(z), without calls, so that LLVM vectorises every loop.
 
-``ACTIVATIONS[name][real]`` has ``value(z)``, ``derivative(z)`` and ``value_and_derivative(z)``, all
+``ACTIVATIONS[name][real]`` has ``value(z)`` and ``value_and_derivative(z)``, both
 compiled into their callers. NaN and infinity come out as PyTorch's do; at a kink the derivative is
 that of the inactive side.
 
@@ -95,7 +95,6 @@ class Activation(NamedTuple):
     """The compiled functions of one activation in one precision, each of one number."""
 
     value: Callable
-    derivative: Callable
     value_and_derivative: Callable
 
 
@@ -216,18 +215,12 @@ def _sine_and_cosine(real):
         return sign * fma(r * q, sine(q), r)
 
     @inner
-    def cos(z):
-        r, sign = reduction(z)
-        q = r * r
-        return sign * fma(q, cosine(q), one)
-
-    @inner
     def sin_and_cos(z):
         r, sign = reduction(z)
         q = r * r
         return sign * fma(r * q, sine(q), r), sign * fma(q, cosine(q), one)
 
-    return Activation(sin, cos, sin_and_cos)
+    return Activation(sin, sin_and_cos)
 
 
 def _from_pair(pair):
@@ -237,11 +230,7 @@ def _from_pair(pair):
     def value(z):
         return pair(z)[0]
 
-    @inner
-    def derivative(z):
-        return pair(z)[1]
-
-    return Activation(value, derivative, pair)
+    return Activation(value, pair)
 
 
 def _identity(real):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...spec import AdditiveWords
+from ...spec import AdditiveWords, subnet_places
 from ..machine.jit import inner, named, record
 from ..numbers.block_activations import RELU
 from ..numbers.tile import TILE, activate
@@ -19,16 +19,7 @@ class Numbers(NamedTuple):
 WORDS, NUMBERS = record(AdditiveWords), record(Numbers, np.float64)
 
 
-@inner
-def _additive_layout(net):
-    """Where b, v, d, V and c begin in θ (w begins at 0); without biases b, d and c are empty."""
-    model = named(net, WORDS)
-    n_in, n_hidden, n_out, bias = model.n_in, model.n_hidden, model.n_out, model.bias
-    at_b = n_hidden
-    at_v = at_b + n_hidden * bias
-    at_d = at_v + n_hidden
-    at_readout = at_d + bias
-    return at_b, at_v, at_d, at_readout, at_readout + n_out * n_in
+_places = inner(subnet_places)
 
 
 @inner
@@ -37,7 +28,7 @@ def additive_forward(net, reals, theta, x, n, work, f):
     model = named(net, WORDS)
     n_in, n_hidden, n_out, bias = model.n_in, model.n_hidden, model.n_out, model.bias
     code, slope = model.activation, named(reals, NUMBERS).slope
-    at_b, at_v, at_d, at_readout, at_c = _additive_layout(net)
+    at_b, at_v, at_d, at_readout, at_c = _places(1, n_hidden, bias, n_out * n_in)
     z, s = work[n_in * TILE :][:n], work[(n_in + 1) * TILE :][:n]
     for j in range(n_in):
         xj, fj = x[j * TILE :][:n], work[j * TILE :][:n]
@@ -88,7 +79,7 @@ def additive_jacobian(net, reals, theta, x, n, work, m, jacobian):
     model = named(net, WORDS)
     n_in, n_hidden, n_out, bias = model.n_in, model.n_hidden, model.n_out, model.bias
     code, slope = model.activation, named(reals, NUMBERS).slope
-    at_b, at_v, at_d, at_readout, at_c = _additive_layout(net)
+    at_b, at_v, at_d, at_readout, at_c = _places(1, n_hidden, bias, n_out * n_in)
     z, s = work[n_in * TILE :][:n], work[(n_in + 1) * TILE :][:n]
     a_sum = work[(n_in + 2) * TILE :][:n]
     weights = theta[at_readout + m * n_in :][:n_in]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...spec import SubnetSizes
+from ...spec import SubnetSizes, subnet_places
 from ..machine.jit import DTYPES, add, address, inner, named, record
 from ..numbers.blocks import FEW
 from . import additive, elementwise, featurewise, general
@@ -27,13 +27,25 @@ class Numbers(NamedTuple):
 SIZES, NUMBERS = record(SubnetSizes), record(Numbers, np.float64)
 
 
+_places = inner(subnet_places)
+
+
 @inner
-def _subnet_parts(theta, n_hidden, bias):
+def _parts(theta, n_nets, n_hidden, bias):
     """fc1.weight, fc1.bias, fc2.weight, fc2.bias and what follows; absent biases are empty."""
-    w, rest = theta[:n_hidden], theta[n_hidden:]
-    b, rest = rest[: n_hidden * bias], rest[n_hidden * bias :]
-    v, rest = rest[:n_hidden], rest[n_hidden:]
-    return w, b, v, rest[:bias], rest[bias:]
+    at_b, at_v, at_d, at_rest, _ = _places(n_nets, n_hidden, bias, 0)
+    return theta[:at_b], theta[at_b:at_v], theta[at_v:at_d], theta[at_d:at_rest], theta[at_rest:]
+
+
+@inner
+def _add_sums(sums, grad, n, at_rest, bias, real):
+    """grad += [dw, db, dv, dd, the rest], of n numbers the first three; absent biases are none."""
+    if bias:
+        add(sums, grad, real)
+    else:
+        add(sums[:n], grad[:n], real)
+        add(sums[2 * n : 3 * n], grad[n : 2 * n], real)
+        add(sums[at_rest:], grad[2 * n :], real)
 
 
 def subnet_forward(real):
@@ -43,7 +55,7 @@ def subnet_forward(real):
     def elementwisemlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
         model = named(sizes, SIZES)
         n_hidden, bias = model.n_hidden, model.bias
-        w, b, v, d, _ = _subnet_parts(theta, n_hidden, bias)
+        w, b, v, d, _ = _parts(theta, 1, n_hidden, bias)
         if x.size < FEW and bias:
             for e in range(x.size):
                 y[e] = plain_value(x[e], w, b, v, d[0], real)
@@ -61,7 +73,7 @@ def subnet_backward(real):
     def elementwisemlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
         model = named(sizes, SIZES)
         n_hidden, bias = model.n_hidden, model.bias
-        w, b, v, _, _ = _subnet_parts(theta, n_hidden, bias)
+        w, b, v, _, _ = _parts(theta, 1, n_hidden, bias)
         sums = np.zeros(3 * n_hidden + 1, np.float64)
         if x.size < FEW and bias:
             for e in range(x.size):
@@ -69,11 +81,7 @@ def subnet_backward(real):
         else:
             addresses = address(x), address(w), address(b), address(v)
             op(address(dy), *addresses, n_hidden, 0, address(sums), 0, 0, 0, 0, 0, x.size)
-        if bias:
-            add(sums, grad, real)
-        else:
-            add(sums[:n_hidden], grad[:n_hidden], real)
-            add(sums[2 * n_hidden : 3 * n_hidden], grad[n_hidden:], real)
+        _add_sums(sums, grad, n_hidden, sums.size, bias, real)
 
     return elementwisemlp_backward
 
@@ -85,7 +93,7 @@ def additive_forward(real):
     def additivemlp_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
         model = named(sizes, SIZES)
         n_hidden, bias, n_in, n_out = model.n_hidden, model.bias, model.n_in, model.n_out
-        w, b, v, d, rest = _subnet_parts(theta, n_hidden, bias)
+        w, b, v, d, rest = _parts(theta, 1, n_hidden, bias)
         addresses = address(x), address(w), address(b), address(v), address(d)
         readout, c = address(rest), address(rest[n_in * n_out :])
         op(*addresses, readout, c, n_hidden, n_in, n_out, address(y), 0, x.size // n_in)
@@ -100,7 +108,7 @@ def additive_backward(real):
     def additivemlp_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
         model = named(sizes, SIZES)
         n_hidden, bias, n_in, n_out = model.n_hidden, model.bias, model.n_in, model.n_out
-        w, b, v, d, rest = _subnet_parts(theta, n_hidden, bias)
+        w, b, v, d, rest = _parts(theta, 1, n_hidden, bias)
         at_readout = 3 * n_hidden + 1
         sums = np.empty(at_readout + n_in * n_out + n_out, np.float64)
         addresses = address(x), address(w), address(b), address(v), address(d)
@@ -108,26 +116,9 @@ def additive_backward(real):
             address(dy), *addresses, address(rest), n_hidden, n_in, n_out,
             0, address(sums), 0, 0, 0, 0, 0, 0, 0, x.size // n_in,
         )  # fmt: skip
-        if bias:
-            add(sums, grad, real)
-        else:
-            add(sums[:n_hidden], grad[:n_hidden], real)
-            add(sums[2 * n_hidden : 3 * n_hidden], grad[n_hidden : 2 * n_hidden], real)
-            add(sums[at_readout:], grad[2 * n_hidden :], real)
+        _add_sums(sums, grad, n_hidden, at_readout, bias, real)
 
     return additivemlp_backward
-
-
-@inner
-def _general_parts(theta, sizes):
-    """As _subnet_parts, for subnets of which there may be one for each feature."""
-    model = named(sizes, SIZES)
-    n_hidden, bias = model.n_hidden, model.bias
-    n_nets = model.n_in if model.featurewise != 0 else 1
-    w, rest = theta[: n_nets * n_hidden], theta[n_nets * n_hidden :]
-    b, rest = rest[: n_nets * n_hidden * bias], rest[n_nets * n_hidden * bias :]
-    v, rest = rest[: n_nets * n_hidden], rest[n_nets * n_hidden :]
-    return w, b, v, rest[: n_nets * bias], rest[n_nets * bias :]
 
 
 @inner
@@ -145,7 +136,8 @@ def _general_forward(ops, real):
     def general_verb_forward(theta, x, n_rows, sizes, constants, seed, place, kept, y):
         model, p = named(sizes, SIZES), named(constants, NUMBERS)
         n_hidden, n_in, n_out = model.n_hidden, model.n_in, model.n_out
-        w, b, v, d, rest = _general_parts(theta, sizes)
+        n_nets = n_in if model.featurewise != 0 else 1
+        w, b, v, d, rest = _parts(theta, n_nets, n_hidden, model.bias)
         first, drops = _general_place(x, n_rows, n_in, place, constants)
         on = 1.0 if drops else 0.0
         key = np.empty(1, np.int64)
@@ -174,13 +166,13 @@ def _general_backward(ops, real):
     def general_verb_backward(theta, x, dy, n_rows, sizes, constants, seed, place, kept, grad):
         model, p = named(sizes, SIZES), named(constants, NUMBERS)
         n_hidden, bias, n_in, n_out = model.n_hidden, model.bias, model.n_in, model.n_out
-        w, b, v, d, rest = _general_parts(theta, sizes)
+        n_nets = n_in if model.featurewise != 0 else 1
+        w, b, v, d, rest = _parts(theta, n_nets, n_hidden, bias)
         first, drops = _general_place(x, n_rows, n_in, place, constants)
         on = 1.0 if drops else 0.0
         key = np.empty(1, np.int64)
         key[0] = seed
         readout = rest if model.readout != 0 else rest[:0]
-        n_nets = n_in if model.featurewise != 0 else 1
         at_readout = n_nets * (3 * n_hidden + 1)
         sums = np.empty(at_readout + (n_in + 1) * n_out * model.readout, np.float64)
         arguments = (
@@ -192,13 +184,7 @@ def _general_backward(ops, real):
         )  # fmt: skip
         op(*arguments)
         key[0] = 0  # keeps it until here
-        if bias:
-            add(sums, grad, real)
-        else:
-            n = w.size
-            add(sums[:n], grad[:n], real)
-            add(sums[2 * n : 3 * n], grad[n : 2 * n], real)
-            add(sums[at_readout:], grad[2 * n :], real)
+        _add_sums(sums, grad, w.size, at_readout, bias, real)
 
     return general_verb_backward
 

@@ -61,7 +61,9 @@ def verb_of(net, reals):
         return Verb(sines.sine_jacobian, constants, 1, min(128, 1024 // block), 4, 32)
     if model.model == ADDITIVE:
         block = block_of(model.n_in, 16)
-        sizes = subnet.Sizes(model.n_in, model.n_hidden, model.n_out, model.bias, block)
+        n_in, n_hidden, n_out, bias = model.n_in, model.n_hidden, model.n_out, model.bias
+        places = spec.subnet_places(1, n_hidden, bias, n_out * n_in)
+        sizes = subnet.Sizes(n_in, n_hidden, n_out, bias, *places, block)
         constants = sizes, subnet.Acts(functions[model.activation]), subnet.Numbers(*reals)
         return Verb(subnet.additive_jacobian, constants, model.n_out, 64, 4, 32)
     widths, biases, codes = spec.layers_of(net, model.n_layers)

@@ -13,12 +13,17 @@ from ..numbers.activations import (
 
 
 class Sizes(NamedTuple):
-    """The model, and features at a time."""
+    """The model, where its parameters begin, and features at a time."""
 
     n_in: int
     n_hidden: int
     n_out: int
     bias: int
+    b_at: int
+    v_at: int
+    d_at: int
+    readout_at: int
+    c_at: int
     block: int
 
 
@@ -48,11 +53,11 @@ def additive_jacobian(
     M: tl.constexpr = SIZES.n_out
     BIAS: tl.constexpr = SIZES.bias
     BLOCK_F: tl.constexpr = SIZES.block
-    B_AT: tl.constexpr = H
-    V_AT: tl.constexpr = H * (1 + BIAS)
-    D_AT: tl.constexpr = V_AT + H
-    READOUT_AT: tl.constexpr = D_AT + BIAS
-    C_AT: tl.constexpr = READOUT_AT + M * F
+    B_AT: tl.constexpr = SIZES.b_at
+    V_AT: tl.constexpr = SIZES.v_at
+    D_AT: tl.constexpr = SIZES.d_at
+    READOUT_AT: tl.constexpr = SIZES.readout_at
+    C_AT: tl.constexpr = SIZES.c_at
     b_ptr = theta_ptr + B_AT if BIAS else None
     d = load_scalar(theta_ptr + D_AT if BIAS else None, 0, True, tl.float64)
     c = load_scalar(theta_ptr + C_AT if BIAS else None, m, True, tl.float64)

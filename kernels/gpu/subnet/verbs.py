@@ -72,10 +72,11 @@ def subnet(
     DROPOUT: tl.constexpr = NO_DROPOUT if grad_ptr is None else CONSTANTS.dropout
     NETS: tl.constexpr = F if FEATUREWISE else 1
     BLOCK_NETS: tl.constexpr = BLOCK_F if FEATUREWISE else 1
-    V_AT: tl.constexpr = NETS * H * (1 + BIAS)
-    D_AT: tl.constexpr = V_AT + NETS * H
-    READOUT_AT: tl.constexpr = D_AT + NETS * BIAS
-    C_AT: tl.constexpr = READOUT_AT + M * F
+    B_AT: tl.constexpr = SIZES.b_at
+    V_AT: tl.constexpr = SIZES.v_at
+    D_AT: tl.constexpr = SIZES.d_at
+    READOUT_AT: tl.constexpr = SIZES.readout_at
+    C_AT: tl.constexpr = SIZES.c_at
     # the first two masks are the input's and the output's: a unit is where its mask is
     SHIFT: tl.constexpr = 2 if DROPOUT[2] >= 0 else 0
     units = tl.arange(0, BLOCK) - SHIFT
@@ -91,7 +92,7 @@ def subnet(
     c = tl.zeros((1, BLOCK_M), COMPUTE)
     readout = tl.zeros((1, BLOCK_F, BLOCK_M), COMPUTE)
     if BIAS:
-        b = tl.load(theta_ptr + NETS * H + at_units, mask=known, other=0.0)[None, :, :]
+        b = tl.load(theta_ptr + B_AT + at_units, mask=known, other=0.0)[None, :, :]
         d = tl.load(theta_ptr + D_AT + nets, mask=nets < NETS, other=0.0)[None, :]
     if READOUT:
         readout = tl.load(theta_ptr + READOUT_AT + at_readout, mask=linked, other=0.0)[None, :, :]
@@ -145,7 +146,7 @@ def subnet(
         tl.store(grad_ptr + at_units, sum_items(dw, FEATUREWISE) * v, mask=known)
         tl.store(grad_ptr + V_AT + at_units, sum_items(dv, FEATUREWISE), mask=known)
         if BIAS:
-            tl.store(grad_ptr + NETS * H + at_units, sum_items(db, FEATUREWISE) * v, mask=known)
+            tl.store(grad_ptr + B_AT + at_units, sum_items(db, FEATUREWISE) * v, mask=known)
             dd = tl.sum(sum_items(dd[:, :, None], FEATUREWISE), axis=1)
             tl.store(grad_ptr + D_AT + nets, dd, mask=nets < NETS)
         if READOUT:
@@ -156,7 +157,8 @@ def subnet(
 
 
 class Sizes(NamedTuple):
-    """The model, items in a row of x, and a tile: units, features, outputs, and items."""
+    """The model, where its parameters begin; items in a row of x, and a tile: units, features,
+    outputs, and items."""
 
     n_hidden: int
     bias: int
@@ -164,6 +166,11 @@ class Sizes(NamedTuple):
     n_out: int
     featurewise: int
     readout: int
+    b_at: int
+    v_at: int
+    d_at: int
+    readout_at: int
+    c_at: int
     per_row: int
     block: int
     block_in: int
@@ -189,8 +196,9 @@ def _verb_of(model, dropout, n_in, batch_rows, compute):
         features * max(units, outs), per_row * batch_rows, compute, SUBNET_ELEMENTS
     )
     n_hidden, bias, n_in, n_out, activation, featurewise, readout = model
+    places = spec.subnet_places(n_in if featurewise else 1, n_hidden, bias, n_out * n_in)
     model = n_hidden, bias, n_in, n_out, featurewise, readout
-    sizes = Sizes(*model, per_row, units, features, outs, items)
+    sizes = Sizes(*model, *places, per_row, units, features, outs, items)
     functions = spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
     return Verb(subnet, sizes, Constants(functions[activation], dropout_constants(*dropout)), warps)
 
