@@ -36,6 +36,7 @@ from fastmlp.reference import ACTIVATIONS, REDUCTIONS
 __all__ = ["additive_mlp", "elementwise_mlp", "mlp", "piecewise_linear", "sine_sum"]
 
 _NO_DROPOUT = (0.0, 0.0, 0.0)
+_UNSEEN = False
 
 
 def _listed(x, weights, biases):
@@ -52,6 +53,44 @@ def _in_turns(weights, biases):
     if not lists or len(weights) != len(biases):
         return []
     return [t for layer in zip(weights, biases, strict=True) for t in layer]
+
+
+def _checked(op, tensors, check, *arguments):
+    """What an op is to be told of tensors the like of which it has not seen, after their checks.
+
+    :data:`_UNSEEN` where nobody can check them, and plain PyTorch takes them.
+    """
+    if is_beyond_checks(tensors[0]):
+        return _UNSEEN
+    check(*arguments)
+    return op.learn(tensors)
+
+
+def _subnets(op, check, plain, tensors, activation, dropout, seed):
+    """A call of one of the two ops of subnets, whatever the dimensions ahead of its rows."""
+    x = tensors[0]
+    if op.plans and _is_off(dropout):
+        y = op.plans.call((*tensors, None), (activation, *_NO_DROPOUT))
+        if y is not None:
+            return as_autocast(y)
+    note = op.known(tensors)
+    if note is None and (note := _checked(op, tensors, check, *tensors)) is _UNSEEN:
+        return plain(*tensors, activation, dropout, seed)
+    check_choice("activation", activation, ACTIVATIONS)
+    if _is_off(dropout):
+        seed, places = None, _NO_DROPOUT
+    else:
+        seed, places = dropout_arguments(dropout, seed, x)
+        note = _with_seed(note, seed)
+    return _by_rows(op, note, x, *tensors[1:], seed, activation, *places)
+
+
+def _by_rows(op, note, x, *arguments):
+    """An op of numbers, or of rows, whatever the dimensions ahead of them."""
+    if op.pointwise or x.dim() == 2:
+        return as_autocast(op(note, x, *arguments))
+    y = as_autocast(op(note, x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), *arguments))
+    return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
 def _is_off(dropout):
@@ -127,22 +166,9 @@ def elementwise_mlp(
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias
     if has_torch_function(tensors):
         return handle_torch_function(elementwise_mlp, tensors, *tensors, activation, dropout, seed)
-    if _elementwise_mlp.plans and _is_off(dropout):
-        y = _elementwise_mlp.plans.call((*tensors, None), (activation, *_NO_DROPOUT))
-        if y is not None:
-            return as_autocast(y)
-    if (note := _elementwise_mlp.known(tensors)) is None:
-        if is_beyond_checks(x):
-            return reference.elementwise_mlp(*tensors, activation, dropout, seed)
-        check_elementwise(*tensors)
-        note = _elementwise_mlp.learn(tensors, n_sizes=0)
-    check_choice("activation", activation, ACTIVATIONS)
-    if _is_off(dropout):
-        seed, places = None, _NO_DROPOUT
-    else:
-        seed, places = dropout_arguments(dropout, seed, x)
-        note = _with_seed(note, seed)
-    return as_autocast(_elementwise_mlp(note, *tensors, seed, activation, *places))
+    plain = reference.elementwise_mlp
+    options = activation, dropout, seed
+    return _subnets(_elementwise_mlp, check_elementwise, plain, tensors, *options)
 
 
 def additive_mlp(
@@ -200,27 +226,8 @@ def additive_mlp(
     tensors = x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, fc3_weight, fc3_bias
     if has_torch_function(tensors):
         return handle_torch_function(additive_mlp, tensors, *tensors, activation, dropout, seed)
-    if _additive_mlp.plans and _is_off(dropout):
-        y = _additive_mlp.plans.call((*tensors, None), (activation, *_NO_DROPOUT))
-        if y is not None:
-            return as_autocast(y)
-    if (note := _additive_mlp.known(tensors)) is None:
-        if is_beyond_checks(x):
-            return reference.additive_mlp(*tensors, activation, dropout, seed)
-        check_additive(*tensors)
-        note = _additive_mlp.learn(tensors, n_sizes=1)
-    check_choice("activation", activation, ACTIVATIONS)
-    if _is_off(dropout):
-        seed, places = None, _NO_DROPOUT
-    else:
-        seed, places = dropout_arguments(dropout, seed, x)
-        note = _with_seed(note, seed)
-    if x.dim() == 2:
-        return as_autocast(_additive_mlp(note, *tensors, seed, activation, *places))
-    n_out, n_in = fc3_weight.shape
-    rows = x.reshape(math.prod(x.shape[:-1]), n_in)
-    y = as_autocast(_additive_mlp(note, rows, *tensors[1:], seed, activation, *places))
-    return y.reshape(*x.shape[:-1], n_out)
+    options = activation, dropout, seed
+    return _subnets(_additive_mlp, check_additive, reference.additive_mlp, tensors, *options)
 
 
 def mlp(
@@ -280,11 +287,9 @@ def mlp(
         )
         if y is not None:
             return as_autocast(y)
-    if (note := _mlp.known(tensors)) is None:
-        if is_beyond_checks(x):
-            return reference.mlp(x, weights, biases, *options)
-        check_mlp(x, weights, biases)
-        note = _mlp.learn(tensors, n_sizes=1)
+    note = _mlp.known(tensors)
+    if note is None and (note := _checked(_mlp, tensors, check_mlp, x, weights, biases)) is _UNSEEN:
+        return reference.mlp(x, weights, biases, *options)
     check_choice("activation", activation, ACTIVATIONS)
     check_choice("output_activation", output_activation, ACTIVATIONS)
     dropout = probability("dropout", dropout)
@@ -293,12 +298,8 @@ def mlp(
         note = _with_seed(note, seed)
     else:
         seed = None
-    arguments = *_in_turns(weights, biases), seed, activation, output_activation, dropout
-    if x.dim() == 2:
-        return as_autocast(_mlp(note, x, *arguments))
-    flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = as_autocast(_mlp(note, flat, *arguments))
-    return y.reshape(*x.shape[:-1], y.shape[-1])
+    options = seed, activation, output_activation, dropout
+    return _by_rows(_mlp, note, x, *_in_turns(weights, biases), *options)
 
 
 def piecewise_linear(
@@ -345,12 +346,11 @@ def piecewise_linear(
     tensors = x, breakpoints, anchors, values, slopes
     if has_torch_function(tensors):
         return handle_torch_function(piecewise_linear, tensors, *tensors)
-    if (note := _piecewise_linear.known(tensors)) is None:
-        if is_beyond_checks(x):
-            return reference.piecewise_linear(*tensors)
-        check_table(*tensors)
-        note = _piecewise_linear.learn(tensors, n_sizes=0)
-    return _piecewise_linear(note, x, values, slopes, breakpoints.detach(), anchors.detach())
+    op = _piecewise_linear
+    note = op.known(tensors)
+    if note is None and (note := _checked(op, tensors, check_table, *tensors)) is _UNSEEN:
+        return reference.piecewise_linear(*tensors)
+    return op(note, x, values, slopes, breakpoints.detach(), anchors.detach())
 
 
 def sine_sum(
@@ -398,11 +398,9 @@ def sine_sum(
         y = _sine_sum.plans.call(tensors, (scale, reduction == "mean"))
         if y is not None:
             return y
-    if (note := _sine_sum.known(tensors)) is None:
-        if is_beyond_checks(x):
-            return reference.sine_sum(*tensors, scale, reduction)
-        check_sines(*tensors)
-        note = _sine_sum.learn(tensors, n_sizes=0)
+    note = _sine_sum.known(tensors)
+    if note is None and (note := _checked(_sine_sum, tensors, check_sines, *tensors)) is _UNSEEN:
+        return reference.sine_sum(*tensors, scale, reduction)
     scale = number("scale", scale)
     check_choice("reduction", reduction, REDUCTIONS)
     return _sine_sum(note, x, w, amplitude, phase, scale, reduction == "mean")

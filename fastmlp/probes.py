@@ -284,21 +284,21 @@ def _agree(plain, parameters, formula, x, mode, kind):
     dtype = next(p for p in parameters if p is not None).dtype
     exact = [None if p is None else p.detach().double().requires_grad_() for p in parameters]
     with _Substitute():
-        ours = _answer(plain.forward, x.to(dtype), parameters)
+        ours = answer(plain.forward, x.to(dtype), parameters)
     x = x.to(dtype)
-    own = _answer(lambda v: formula(parameters, v), x, parameters)
-    right = _answer(lambda v: formula(exact, v), x.double(), exact)
+    own = answer(lambda v: formula(parameters, v), x, parameters)
+    right = answer(lambda v: formula(exact, v), x.double(), exact)
     names = ["the output", "the output where x is NaN", "the gradient of x"]
     names += ["the gradient of a parameter"] * (len(right) - 3)
     for name, our, short, wanted in zip(names, ours, own, right, strict=True):
-        if not _is_close(our, short, wanted, dtype):
+        if not is_close(our, short, wanted, dtype):
             raise Unknown(
                 f"its forward differs from {kind}'s in {mode} mode, "
                 f"for x of shape {list(x.shape)}, in {name}"
             )
 
 
-def _answer(function, x, parameters):
+def answer(function, x, parameters):
     """The output, where a NaN goes, and all gradients."""
     x = x.detach().clone().requires_grad_()
     holed = x.detach().clone()
@@ -310,7 +310,8 @@ def _answer(function, x, parameters):
     return [y, function(holed), *gradients]
 
 
-def _is_close(ours, own, exact, dtype):
+def is_close(ours, own, exact, dtype):
+    """Whether what a forward gives is right: ``own`` is the formula's answer in the same dtype."""
     if ours is None or ours.shape != exact.shape or ours.dtype != dtype:
         return False
     ours, own, exact = (t.detach().double() for t in (ours, own, exact))

@@ -71,12 +71,11 @@ class FusedOp:
             given = [t for t in tensors if t is not None]
         return self._known.find(given) if all(map(torch.is_tensor, given)) else None
 
-    def learn(self, tensors, n_sizes):
+    def learn(self, tensors):
         """Remember tensors that have been checked, if they are plain.
 
         Args:
             tensors: x, parameters and constants, in any order behind x.
-            n_sizes: How many of x's sizes, the last ones, the checks have looked at.
 
         Returns:
             What a call of the op is to be told of such tensors, ``None`` if they are not plain.
@@ -85,7 +84,8 @@ class FusedOp:
         if is_dynamo_compiling() or not boundary.is_plain(given):
             return None
         x, *others = given
-        n_free = x.dim() - n_sizes
+        # checks have looked at the size of a row
+        n_free = x.dim() if self.pointwise else x.dim() - 1
         note = x.device.type, torch._C._any_requires_grad(*given)
         sizes = [[None] * n_free + [*x.shape[n_free:]], *([*t.shape] for t in others)]
         self._known.keep(given, note, sizes)
