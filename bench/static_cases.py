@@ -61,7 +61,6 @@ def cases():
         "additive_mlp_fwd": additive(fwd, Hot(2 * h)),
         "additive_mlp_bwd_x": backward(one_out, Hot(2, iterations=h)),
         "additive_mlp_bwd_params": backward(one_out, Hot(3 * h, tiles=2)),
-        "additive_mlp_bwd_readout": backward(many_out),
         "sine_sum_fwd": sine(plain, Hot(9)),
         "sine_sum_bwd_x": sine(plain, Hot(9)),
         "sine_sum_bwd_params": sine(plain, Hot(9 * 8, per=8)),
@@ -96,13 +95,16 @@ def cases():
             hot=None, constants=constants, dtype=dtype
         )
     return {
-        **table, **_dense_cases(hidden, one_out, many_out), **_mlp_cases(), **_training_cases(),
+        **table, **_subnet_cases(hidden, one_out, many_out), **_mlp_cases(), **_training_cases(),
         **_least_squares_cases(),
     }  # fmt: skip
 
 
-def _dense_cases(hidden, one_out, many_out):
+def _subnet_cases(hidden, one_out, many_out):
     """The general subnets, as they differ by activation, dropout and one subnet a feature."""
+    import triton.language as tl
+    from fastmlp.kernels.gpu.machine.launch import config_for
+
     h = hidden["N_HIDDEN"]
     forward, backward = "subnet.general_fwd", "subnet.general_bwd"
     fwd, bwd = partial(Case, forward), partial(Case, backward)
@@ -132,6 +134,12 @@ def _dense_cases(hidden, one_out, many_out):
         "general_bwd_params, softplus": bwd({**one_out, **off, "ACT": "softplus"}, Hot(20 * h)),
         "general_bwd_params, fp64": Case(backward, {**one_out, **tanh}, dtype="fp64"),
         "general_bwd_readout": Case(backward, {**many_out, **dropout}),
+        "general_bwd_readout, canonical": Case(
+            backward,
+            {**many_out, **off, "ACT": None},
+            everywhere=True,
+            config=config_for("additive_mlp_bwd_readout", tl.float32),
+        ),
     }
 
 

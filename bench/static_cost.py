@@ -119,7 +119,8 @@ def job(label, case, target):
     kernel = getattr(import_module(f"fastmlp.kernels.gpu.{case.module}"), f"{name}_kernel")
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     for name in {"ACT", "HIDDEN", "OUTPUT"} & constants.keys():
-        constants[name] = activations.ACTIVATIONS[constants[name]]
+        if constants[name] is not None:
+            constants[name] = activations.ACTIVATIONS[constants[name]]
     accumulated = "fp64" if case.dtype == "fp64" else "fp32"
     signature, attributes = {}, {}
     for index, name in enumerate(kernel.arg_names):

@@ -23,13 +23,16 @@ from .machine.launch import (
 )
 from .machine.pieces import cut, split, sum_pieces
 from .machine.plans import empty, launch
+from .numbers.philox import dropout_constants
 from .subnet.additive_bwd import (
     additive_mlp_bwd_params_kernel,
-    additive_mlp_bwd_readout_kernel,
     additive_mlp_bwd_x_kernel,
 )
 from .subnet.additive_fwd import additive_mlp_fwd_kernel
 from .subnet.general import general_bwd, general_fwd, is_canonical
+from .subnet.general_bwd import general_bwd_readout_kernel
+
+NO_DROPOUT = dropout_constants(0.0, 0.0, 0.0)
 
 
 def additive_mlp_fwd(
@@ -163,10 +166,10 @@ def _launch_bwd_params(dy, x, params):
         block_in, block_out = block_of(n_in, config.cols), block_of(n_out, OUT_PER_PROGRAM)
         grid = (n_pieces, triton.cdiv(n_in, block_in), triton.cdiv(n_out, block_out))
         launch(
-            additive_mlp_bwd_readout_kernel, grid,
-            dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, readout_partials,
+            general_bwd_readout_kernel, grid,
+            dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, readout_partials,
             n_rows, n_in, n_out, dy.stride(0), x.stride(0), piece_rows,
-            N_HIDDEN=n_hidden, COMPUTE=compute, BLOCK_ROWS=config.rows, BLOCK_IN=block_in,
-            BLOCK_OUT=block_out, num_warps=config.warps,
+            ACT=None, N_HIDDEN=n_hidden, FEATUREWISE=False, DROPOUT=NO_DROPOUT, COMPUTE=compute,
+            BLOCK_ROWS=config.rows, BLOCK_IN=block_in, BLOCK_OUT=block_out, num_warps=config.warps,
         )  # fmt: skip
     return sum_pieces(partials, first, second, dy.dtype, compute)

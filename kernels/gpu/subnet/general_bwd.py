@@ -15,6 +15,7 @@ from ..machine.tiles import (
 )
 from ..numbers.activations import preactivation, relu_pair, times_slope
 from ..numbers.philox import load_key, philox
+from .canonical import plain_value
 from .general_units import (
     drop,
     first_words,
@@ -229,6 +230,7 @@ def general_bwd_readout_kernel(
 ):  # fmt: skip
     """dV_mj = Σ_i dy_im f_j(x_ij) and dc_m = Σ_i dy_im of a piece of rows, for several outputs.
 
+    Without ``ACT`` f is the one ReLU subnet of the canonical form's ops, without dropout.
     Shapes: x [n_rows, n_in]; dy [n_rows, n_out]; readout_partial [pieces, n_out n_in + n_out].
     Grid: pieces x blocks of features x blocks of outputs. Reads 1 value per element and block of
     outputs.
@@ -245,10 +247,16 @@ def general_bwd_readout_kernel(
         rows = i + tl.arange(0, BLOCK_ROWS)
         x = load_tile(x_ptr, rows, cols, stop, n_in, x_row_stride, COMPUTE)
         dy = load_tile(dy_ptr, rows, outs, stop, n_out, dy_row_stride, COMPUTE)
-        f = subnet_value(
-            x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, rows, cols, n_in, key,
-            N_HIDDEN, ACT, FEATUREWISE, DROPOUT, COMPUTE,
-        )  # fmt: skip
+        if ACT is None:
+            f = plain_value(
+                x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, 0, N_HIDDEN,
+                COMPUTE,
+            )  # fmt: skip
+        else:
+            f = subnet_value(
+                x, fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, fc2_bias_ptr, rows, cols, n_in,
+                key, N_HIDDEN, ACT, FEATUREWISE, DROPOUT, COMPUTE,
+            )  # fmt: skip
         # beyond the last row f may be infinite
         f = tl.where((rows < stop)[:, None], f, 0.0)
         dv += f[:, :, None] * dy[:, None, :]
