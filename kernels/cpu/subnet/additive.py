@@ -102,6 +102,62 @@ def _tame(x, dy, fits, n_rows, n_in, n_out, tame_x, tame_dy, real):
             tame_dy[i * n_out + m] = dy[i * n_out + m] if keep else real(0)
 
 
+@inner
+def _add_irregular(x, dy, fits, w, b, v, d, readout, n_rows, n_in, n_out, dx, sums, real):
+    """Add, term by term, what :func:`_tame` has taken out of a block of rows; write its dx.
+
+    ``dx`` is empty where nobody needs it.
+    """
+    at_dd, at_dv = 3 * w.size, 3 * w.size + 1
+    for i in range(n_rows):
+        row_is_finite = fits and all_finite(dy[i * n_out : (i + 1) * n_out], real)
+        for j in range(n_in):
+            x_ij = x[i * n_in + j]
+            if row_is_finite and is_finite(x_ij):
+                continue
+            f_ij = plain_value(x_ij, w, b, v, d, real)
+            g_ij = real(0)
+            for m in range(n_out):
+                g_ij += dy[i * n_out + m] * readout[m * n_in + j]
+                sums[at_dv + m * n_in + j] += dy[i * n_out + m] * f_ij
+            dx_ij = plain_gradients(x_ij, g_ij, w, b, v, sums, real)
+            if dx.size > 0:
+                dx[i * n_in + j] = dx_ij
+            if n_out == 1 and row_is_finite:
+                # the sum of dy has this row for every feature
+                sums[at_dv + j] -= dy[i] * d
+                sums[at_dd] -= g_ij
+
+
+@inner
+def _add_regular(
+    hinge_a, hinge_b, rows_per_lane_row, order, w, b, v, d, readout, n_in, n_out, dv_fast, sum_dy,
+    sums, real,
+):  # fmt: skip
+    """Add the gradients that follow from the sums of the units' active sides."""
+    at_dd, at_dv = 3 * w.size, 3 * w.size + 1
+    weight = np.zeros(LANES, real)  # a lane without a feature has sums of 0
+    for chunk in range(len(hinge_a)):
+        j0 = chunk * LANES
+        width = min(LANES, n_in - j0)
+        a_sums, b_sums = hinge_a[chunk], hinge_b[chunk]
+        for l0 in range(0, rows_per_lane_row * width, width):
+            for j in range(width):
+                weight[l0 + j] = readout[j0 + j] if n_out == 1 else real(1)
+            for i in range(w.size if n_out == 1 else 0):
+                k = order[i]
+                vw, vb = np.float64(v[k]) * w[k], np.float64(v[k]) * b[k]
+                dv = sums[at_dv + j0 : at_dv + j0 + width]
+                for j in range(width):
+                    dv[j] += vw * b_sums[i, l0 + j] + vb * a_sums[i, l0 + j]
+        add_unit_gradients(a_sums, b_sums, weight, order, w, b, v, sums)
+    for j in range(n_out * n_in):
+        sums[at_dv + j] += dv_fast[j]
+        if n_out == 1:
+            sums[at_dv + j] += np.float64(d) * sum_dy
+            sums[at_dd] += np.float64(readout[j]) * sum_dy
+
+
 @entry
 def backward(real):
     def additive_mlp_bwd(
@@ -200,24 +256,10 @@ def backward(real):
                 for i in range(n_rows):
                     for m in range(n_out):
                         sums[at_dc + m] += dyb[i * n_out + m]
-            for i in range(0 if regular else n_rows):
-                row_is_finite = fits and all_finite(dyb[i * n_out : (i + 1) * n_out], real)
-                for j in range(n_in):
-                    x_ij = xb[i * n_in + j]
-                    if row_is_finite and is_finite(x_ij):
-                        continue
-                    f_ij = plain_value(x_ij, w, b, v, d, real)
-                    g_ij = real(0)
-                    for m in range(n_out):
-                        g_ij += dyb[i * n_out + m] * readout[m * n_in + j]
-                        sums[at_dv + m * n_in + j] += dyb[i * n_out + m] * f_ij
-                    dx_ij = plain_gradients(x_ij, g_ij, w, b, v, sums, real)
-                    if need_dx:
-                        dx[(start + i) * n_in + j] = dx_ij
-                    if n_out == 1 and row_is_finite:
-                        # sum_dy has this row for every feature
-                        sums[at_dv + j] -= dyb[i] * d
-                        sums[at_dd] -= g_ij
+            if not regular:
+                dxb = dx[start * n_in : stop * n_in] if need_dx else dx[:0]
+                at = xb, dyb, fits, w, b, v, d, readout
+                _add_irregular(*at, n_rows, n_in, n_out, dxb, sums, real)
             if not need_dparams:
                 continue
             if direct and n_rows == block_rows:
@@ -234,26 +276,10 @@ def backward(real):
         if not need_dparams:
             return
         if fits:
-            weight = np.zeros(LANES, real)  # a lane without a feature has sums of 0
-            for chunk in range(n_chunks):
-                j0 = chunk * LANES
-                width = min(LANES, n_in - j0)
-                a, bb = hinge_a[chunk], hinge_b[chunk]
-                for l0 in range(0, rows_per_lane_row * width, width):
-                    for j in range(width):
-                        weight[l0 + j] = readout[j0 + j] if n_out == 1 else real(1)
-                    for i in range(n_hidden if n_out == 1 else 0):
-                        k = order[i]
-                        vw, vb = np.float64(v[k]) * w[k], np.float64(v[k]) * b[k]
-                        dv = sums[at_dv + j0 : at_dv + j0 + width]
-                        for j in range(width):
-                            dv[j] += vw * bb[i, l0 + j] + vb * a[i, l0 + j]
-                add_unit_gradients(a, bb, weight, order, w, b, v, sums)
-            for j in range(n_out * n_in):
-                sums[at_dv + j] += dv_fast[j]
-                if n_out == 1:
-                    sums[at_dv + j] += np.float64(d) * sum_dy
-                    sums[at_dd] += np.float64(readout[j]) * sum_dy
+            _add_regular(
+                hinge_a, hinge_b, rows_per_lane_row, order, w, b, v, d, readout, n_in, n_out,
+                dv_fast, sum_dy, sums, real,
+            )  # fmt: skip
         store(sums, sums_at, gradients_at, sizes, real)
 
     return additive_mlp_bwd
