@@ -298,8 +298,8 @@ def mlp(
         note = _with_seed(note, seed)
     else:
         seed = None
-    options = seed, activation, output_activation, dropout
-    return _by_rows(_mlp, note, x, *_in_turns(weights, biases), *options)
+    parameters = _in_turns(weights, biases)
+    return _by_rows(_mlp, note, x, *parameters, seed, activation, output_activation, dropout)
 
 
 def piecewise_linear(

@@ -75,6 +75,7 @@ def test_private_names(source, found):
     [
         ("n = sizes[0]", True), ("n = structure.sizes[5]", True), ("SIZES[3 + 2 * n + l]", True),
         ("reals[1]", True), ("sizes[i]", False), ("sizes[2 * i + 1]", False),
+        ("net[1 + layer]", True), ("data[7]", True), ("structure[:5]", False), ("net[at]", False),
         ("sizes[N_SIZES:]", False), ("sizes.n_hidden", False), ("widths[0]", False),
     ],
 )  # fmt: skip
