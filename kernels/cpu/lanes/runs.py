@@ -49,7 +49,7 @@ class LaneRuns:
         net = net_of(structure, n_in, -(-max(batch_rows, n_val_rows) // groups))
         trained = np.ascontiguousarray(structure.trained_parts, np.int64)
         self._alive += [net.records, trained]
-        is_whole = batch_rows == n_rows and p.data.weight is None
+        is_whole = batch_rows == n_rows and job.data.weight is None
         for name, value in {
             "states": job.states.ctypes.data, "offsets": job.offsets.ctypes.data,
             "seeds": job.seeds.ctypes.data, "streams": job.streams.ctypes.data,

@@ -7,7 +7,7 @@ from closeness import assert_same_number
 pytest.importorskip("triton")
 
 from fastmlp.kernels import spec
-from fastmlp.kernels.gpu.levenberg_marquardt import models, solver
+from fastmlp.kernels.gpu.levenberg_marquardt import models, sums
 from fastmlp.kernels.gpu.levenberg_marquardt.sums import Sums
 from fastmlp.kernels.gpu.numbers.activations import ACTIVATIONS
 from jacobian_cases import MODELS, linearised, mlp
@@ -70,18 +70,18 @@ def test_pieces_slabs_and_tiles_are_added_up(name, draw, device, monkeypatch):
     # two pieces of two slabs, and one with a part of a slab
     model = MODELS[name]()
     tile = models.verb_of(*compiled.kernel_words(describe.describe(model))).rows
-    monkeypatch.setattr(solver, "SLAB_NUMBERS", 1)
-    monkeypatch.setattr(solver, "cut", lambda *_: (2 * tile, 3))
+    monkeypatch.setattr(sums, "SLAB_NUMBERS", 1)
+    monkeypatch.setattr(sums, "cut", lambda *_: (2 * tile, 3))
     model, x, f, exact = linearised(model, draw, 4 * tile + 17)
     problem, theta, asked = problem_of(model, x, f + 1.0, device)
     wanted = augmented(exact, torch.full_like(f, -1.0))
     grams = problem.grams(theta, asked)
     assert_sums_are_of(wanted, grams[0], problem.losses(theta, asked)[0])
-    monkeypatch.setattr(solver, "TILE_BYTES", 1)
+    monkeypatch.setattr(sums, "TILE_BYTES", 1)
     rows, _ = rows_of(problem, theta, f.shape[1])
     assert_same_number(rows, wanted)
     # so are many columns
-    monkeypatch.setattr(solver, "MAX_GRAM_COLUMNS", 1)
+    monkeypatch.setattr(sums, "MAX_GRAM_COLUMNS", 1)
     problem, _, _ = problem_of(model, x, f + 1.0, device)
     assert_same_number(problem.grams(theta, asked).tril(), grams.tril())
 
