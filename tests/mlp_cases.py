@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from closeness import mlp_terms
-from dense_cases import on_device
+from general_cases import on_device
 from op_contract import OpContract, evaluate, to
 
 from fastmlp import functional, reference

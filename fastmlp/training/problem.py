@@ -19,6 +19,7 @@ from fastmlp.training.settings import (
     not_negative,
     spread,
 )
+from fastmlp.training.structures import as_saved
 
 
 @dataclass
@@ -233,12 +234,7 @@ def _describe(problem, own, history, folds):
     """What must be the same when a run is taken up again, in plain numbers and lists."""
     members, data, held_out = problem.members, problem.data, problem.validation
     of_list = isinstance(members, Modules)
-    # files of before call the general subnet so
-    kinds = {"general": "dense"}
-    structures = [
-        [kinds.get(s.kind, s.kind), list(s.sizes), list(s.constants), list(s.trained)]
-        for s in members.structures
-    ]
+    structures = [as_saved(s) for s in members.structures]
 
     def told(values):
         """One number where all are the same, of an ensemble."""

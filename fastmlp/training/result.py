@@ -16,6 +16,7 @@ from fastmlp import plotting
 from fastmlp.arguments import integer
 from fastmlp.kernels.runs import FINISHED, NO_PROGRESS, NOT_FINITE, RUNNING, STATE
 from fastmlp.training.members import Modules, members_of
+from fastmlp.training.structures import as_saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -300,7 +301,7 @@ class FitResult:
     def _give_weights(self, models):
         members = members_of(models)
         kinds = range(1) if not isinstance(members, Modules) else members.kinds
-        told = [describe(members.structures[kind]) for kind in kinds]
+        told = [as_saved(members.structures[kind]) for kind in kinds]
         n_models = len(self._states["status"])
         if told != self._description["structures"] or len(members) != n_models:
             raise ValueError("models must have the structures of the saved run, in its order")
@@ -322,13 +323,6 @@ class FitResult:
             The axes.
         """
         return plotting.plot_fit(self, ax=ax)
-
-
-def describe(structure):
-    """A structure as plain lists, as results store it."""
-    return [
-        structure.kind, list(structure.sizes), list(structure.constants), list(structure.trained),
-    ]  # fmt: skip
 
 
 def _defect(content):

@@ -105,3 +105,9 @@ def _hooked(named):
         if p._backward_hooks or getattr(p, "_post_accumulate_grad_hooks", None):
             return f"its parameter {name} has hooks on its gradient"
     return None
+
+
+def as_saved(structure):
+    """A structure as plain lists, as results store it; "dense" is their word for "general"."""
+    kind = "dense" if structure.kind == "general" else structure.kind
+    return [kind, list(structure.sizes), list(structure.constants), list(structure.trained)]

@@ -358,7 +358,7 @@ dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sy
                         world_size=2)
 run, own = first_order.run, []
 def watch(problem, report):
-    own.append(problem.own.tolist())
+    own.append(problem.here.tolist())
     run(problem, report)
 first_order.run = watch
 {inspect.getsource(of_ranks)}

@@ -70,7 +70,7 @@ MAX_CANONICAL_UNITS = {tl.float32: 32, tl.float64: 8}
 # what fits into 255 registers; in float64 all take two
 MAX_UNITS_PER_PROGRAM = {tl.float32: 16, tl.float64: 8}
 # the like for general subnets: 3 x 14 accumulators x 2 elements a thread, and 28 parameters
-MAX_DENSE_UNITS = 14
+MAX_GENERAL_UNITS = 14
 # waves per program of a parameter gradient: up to 3 x 8 accumulators x 4 elements a thread
 MAX_WAVES_PER_PROGRAM = {tl.float32: 8, tl.float64: 4}
 # waves read at a time where only their largest frequency matters

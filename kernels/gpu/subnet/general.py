@@ -8,7 +8,7 @@ import torch
 import triton
 
 from ..machine.launch import (
-    MAX_DENSE_UNITS,
+    MAX_GENERAL_UNITS,
     OUT_PER_PROGRAM,
     SUM_BLOCK,
     block_of,
@@ -68,9 +68,9 @@ def _tile(name, n_in, compute):
 def _unit_groups(n_hidden, dropout):
     """Programs that share the units, units of each, and which mask of its counters comes first."""
     if dropout[2] < 0:
-        n_groups = triton.cdiv(n_hidden, MAX_DENSE_UNITS)
+        n_groups = triton.cdiv(n_hidden, MAX_GENERAL_UNITS)
         return n_groups, triton.cdiv(n_hidden, n_groups), 0
-    if n_hidden <= MAX_DENSE_UNITS:
+    if n_hidden <= MAX_GENERAL_UNITS:
         return 1, n_hidden, 2
     return triton.cdiv(n_hidden + 2, 8), 8, 0
 
