@@ -320,6 +320,10 @@ LARGE = {
     "fastmlp/training/fit.py": {"fit"},
     "fastmlp/training/least_squares.py": {"fit"},
     "fastmlp/training/problem.py": {"make_problem"},
+    # the declaration of an op, each part by its name
+    "fastmlp/ops/fused.py": {"__init__"},
+    # sums stay in registers: of a column with the bias, then of three columns at a time
+    "kernels/cpu/lanes/layers.py": {"_add_gradients"},
     # the loop over steps, whose views and counters every phase of it reads; a call with all of them
     # cost more than a short step
     "kernels/cpu/lanes/loop.py": {"trainer", "build"},
