@@ -59,7 +59,7 @@ class _Tf32Linear(torch.autograd.Function):
     def backward(ctx, g):
         x, weight = map(_rounded, ctx.saved_tensors)
         short = _rounded(g)
-        return short @ weight, short.T @ x, g.sum(0)
+        return short @ weight, short.T @ x, g.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def _rounded(t):
