@@ -5,7 +5,6 @@ for the kinds of its arguments, and what it gives refuses any other kinds, as a 
 nonsense.
 """
 
-import ctypes
 import importlib
 import math
 import pkgutil
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from stand_in import Compiler, Launches
 
 triton = pytest.importorskip("triton")
 
@@ -42,92 +42,6 @@ MODULES = {
     "mlp": lambda: fastmlp.MLP(5, [7], 2),
     "mlp_on_tensor_cores": lambda: fastmlp.MLP(5, [20], 2),
 }
-
-
-def kind(value):
-    """What Triton compiles a kernel for, of one argument."""
-    if isinstance(value, torch.Tensor):
-        return value.dtype, value.data_ptr() % 16 == 0
-    if isinstance(value, tuple):
-        return tuple(map(kind, value))
-    if type(value) is int:
-        return "1" if value == 1 else (value % 16 == 0, -(2**31) <= value < 2**31)
-    return value
-
-
-class Launches:
-    """Every launch: kernel, grid and arguments, an address as the name of the tensor there."""
-
-    local = threading.local()
-    planned = 0
-    interpreted = False
-
-    @classmethod
-    def note(cls, kernel, grid, arguments):
-        cls.local.log.append((kernel.__name__, grid, cls.named(arguments)))
-
-    @classmethod
-    def named(cls, value):
-        if isinstance(value, tuple):
-            return tuple(map(cls.named, value))
-        if isinstance(value, torch.Tensor):
-            return cls.local.names.get(value.data_ptr(), "own memory"), value.dtype, extent(value)
-        return value
-
-
-class Compiler:
-    """In place of a kernel: its first launch gives one compiled for the kinds of its arguments."""
-
-    def __init__(self, kernel):
-        self.kernel, self.arg_names, self.pre_run_hooks = kernel, kernel.arg_names, []
-
-    def __getitem__(self, grid):
-        return lambda *arguments, **constants: self.first(grid, arguments, constants)
-
-    def first(self, grid, arguments, constants):
-        names = self.arg_names[len(arguments) :]
-        everything = (*arguments, *(constants[name] for name in names))
-        Launches.note(self.kernel, (*grid, 1, 1)[:3], everything)
-        if Launches.interpreted:
-            self.kernel[grid](*arguments, **constants)
-        return Compiled(self.kernel, everything)
-
-
-class Compiled:
-    function, packed_metadata = "function", "metadata"
-
-    def __init__(self, kernel, arguments):
-        self.kernel, self.wanted = kernel, [kind(a) for a in arguments]
-        self.sizes = [extent(a) for a in arguments]
-
-    def run(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *arguments):
-        assert (stream, function, metadata) == ("stream", "function", "metadata")
-        assert (launch_metadata, enter, leave) == (None, None, None)
-        arguments = tuple(map(at_address, arguments, self.sizes, self.wanted))
-        assert [kind(a) for a in arguments] == self.wanted
-        Launches.planned += 1
-        Launches.note(self.kernel, (x, y, z), arguments)
-        if Launches.interpreted:
-            self.kernel[x, y, z](*arguments)
-
-
-def extent(value):
-    """Elements between the first and the last of a tensor; of a tuple of constants, none."""
-    if isinstance(value, tuple) and any(isinstance(v, torch.Tensor) for v in value):
-        return tuple(map(extent, value))
-    if not isinstance(value, torch.Tensor):
-        return None
-    return 1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
-
-
-def at_address(value, size, wanted):
-    """The memory at an address as a tensor; anything else as it is."""
-    if isinstance(size, tuple):
-        return tuple(map(at_address, value, size, wanted))
-    if size is None:
-        return value
-    memory = (ctypes.c_char * (size * wanted[0].itemsize)).from_address(value)
-    return torch.frombuffer(memory, dtype=wanted[0])
 
 
 @pytest.fixture(autouse=True)
