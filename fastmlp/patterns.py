@@ -285,11 +285,10 @@ def _probe(module, pattern):
         plain.train(training)
         for leading, size in _PROBES:
             x = size * draw((*leading, judge.in_features))
-            try:
-                given = answer(plain.forward, x, named.values())
-            except Exception:
+            given = _answer(plain, x, named.values())
+            if isinstance(given, Exception):
                 if len(leading) == 1:
-                    raise
+                    raise given
                 continue  # ours accepts more shapes
             expected = answer(judge.forward, x, named.values())
             for name, value, wanted in zip(names, given, expected, strict=True):
@@ -300,6 +299,14 @@ def _probe(module, pattern):
                         f"for x of shape {list(x.shape)}, in {name}"
                     )
     return None
+
+
+def _answer(module, x, parameters):
+    """What a module gives, or what it raises."""
+    try:
+        return answer(module.forward, x, parameters)
+    except Exception as error:
+        return error
 
 
 def options_of(cls, module):

@@ -68,7 +68,7 @@ class TestNotice:
     @pytest.mark.parametrize("bar", ["first order", "least squares"])
     def test_the_bars_of_fit_say_it(self, bar, capsys):
         problem = SimpleNamespace(
-            own=[0], states={"step": np.zeros(1, np.int64)}, n_steps=np.array([3])
+            here=[0], states={"step": np.zeros(1, np.int64)}, n_steps=np.array([3])
         )
         shown = reporter(problem, True) if bar == "first order" else progress.reporter_of_runs(True)
         with shown:

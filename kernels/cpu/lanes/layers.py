@@ -1,4 +1,4 @@
-"""Fully connected layers of many models at once, a model a lane: the verbs of `training.py`.
+"""Fully connected layers of many models at once, a model a lane: the verbs of `loop.py`.
 
 A model is a chain of layers over items, of which a row has some: one for a net of rows, one a
 number for a subnet of numbers. Layer by layer, z = W·h + b, h' = σ(z); a read-out takes the outputs

@@ -1,4 +1,4 @@
-"""Sums of sines of many models at once, a model a lane: the verbs of `training.py`.
+"""Sums of sines of many models at once, a model a lane: the verbs of `loop.py`.
 
 Forward leaves the cosines, and the sines where amplitudes are learned, as [width, numbers] vectors;
 backward takes sums along them. The angles are those of `numbers/sine.py`.

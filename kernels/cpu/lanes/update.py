@@ -2,9 +2,14 @@
 
 import math
 
+from ...runs import OPTIMIZERS
+from ...spec import for_each
 from ..machine.jit import fma, inner, narrowed, select, widened
 from ..machine.vectors import LANE_BYTES, any_lane, load, load_wide, splat, splat_wide, store
 from ..training.optimizers import ADAM, SGD, adam_number
+
+# a branch of `update` each
+for_each(OPTIMIZERS, ("sgd", "adam", "adamw"), "optimizer")
 
 B = LANE_BYTES
 
