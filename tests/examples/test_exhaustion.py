@@ -63,9 +63,11 @@ def test_the_questions_run(as_script, tmp_path, capsys):
     questions = as_script("exhaustion_questions")
     arguments = ["--epochs", "2", "--restarts", "2", "--steps", "60", "--out", str(tmp_path)]
     pole, regularised = questions.main(arguments)
-    # where Adam stays at 0.96
-    assert pole < 0.02
-    assert len(regularised) == 7
+    # the original's figure, by ten starts, where Adam stays at 0.96
+    assert round(min(pole[10]), 3) <= 0.006
+    assert max(pole[10]) < 0.02
+    assert min(pole[300]) < min(pole[10])
+    assert len(regularised) == 6
     text = capsys.readouterr().out
     for title in ("Exhausted?", "Freezing", "L2 against dropout", "Jitter", "Spreading", "joules"):
         assert title in text

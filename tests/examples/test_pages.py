@@ -109,6 +109,15 @@ def test_recorded_runs_have_the_originals_figures(gallery):
     kept, forgotten = ([float(v) for v in NUMBER.findall(cell)] for cell in moved[:2])
     assert 0.28 <= forgotten[0] <= 1.14
     assert forgotten[0] > 1.25 * kept[0]
+    # as exp(x) becomes exp(-x) an L2 penalty keeps units alive, and halves the error
+    regularised = outputs["exhaustion_questions"]
+    dead = [float(v.split()[0]) for v in column(regularised, "L2 against dropout", 4)]
+    assert dead[:3] == pytest.approx([12.8, 8.6, 7.3], rel=0.25)
+    after = [float(v[:-1]) for v in column(regularised, "L2 against dropout", 2)]
+    assert max(after[1:4]) < 0.75 * after[0]
+    # ten starts of Levenberg–Marquardt on 1/x
+    ten = column(regularised, "Freezing at 1/x", 1)[4]
+    assert float(ten[:-1]) <= 0.6
     drop = re.search(r"width 8 over 4: median ([\d.]+) ×", outputs["sinenet"])
     assert float(drop[1]) >= 10
     parity = re.findall(r"^float64.*?([\d.e+-]+) +\(limit 1e-12\)", outputs["xor_parity"], re.M)
