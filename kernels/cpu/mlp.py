@@ -9,7 +9,7 @@ from operator import mul
 from .layers.net import pack
 from .layers.rows import backward, forward
 from .machine.launch import (
-    PIECE,
+    cut,
     prepare,
     prepare_as,
     result_at,
@@ -28,12 +28,13 @@ def _widths(x, parameters):
 
 
 @lru_cache(256)
+def _work(widths):
+    """Products of a row."""
+    return sum(map(mul, widths, widths[1:]))
+
+
 def _cut(n_rows, widths):
-    """Rows per piece and number of pieces, from the shape alone."""
-    work_per_row = sum(map(mul, widths, widths[1:]))
-    rows = max(PIECE // work_per_row, -(-n_rows // LARGEST_PIECES))
-    rows = -(-rows // 256) * 256
-    return rows, max(-(-n_rows // rows), 1)
+    return cut(n_rows, _work(widths), 256, LARGEST_PIECES)
 
 
 def mlp_fwd(x, *arguments):

@@ -101,12 +101,13 @@ def _null(t):
 
 
 @lru_cache(256)
-def cut(n_rows, work_per_row, multiple):
+def cut(n_rows, work_per_row, multiple, most=MAX_PIECES):
     """Rows per piece and number of pieces, from the shape alone.
 
-    A piece is about :data:`PIECE` of work and a whole multiple of ``multiple`` rows.
+    A piece is about :data:`PIECE` of work and a whole multiple of ``multiple`` rows; there are
+    ``most`` at most.
     """
-    rows = max(PIECE // work_per_row, -(-n_rows // MAX_PIECES), 1)
+    rows = max(PIECE // work_per_row, -(-n_rows // most), 1)
     rows = -(-rows // multiple) * multiple
     return rows, max(-(-n_rows // rows), 1)
 

@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("numba")
 
-from fastmlp.kernels.cpu import mlp, sine_sum
+from fastmlp.kernels.cpu import sine_sum
 from fastmlp.kernels.cpu.machine import launch, team
 
 import fastmlp
@@ -41,11 +41,8 @@ def test_how_many_rows_at_a_time_does_not_matter(net, threads, monkeypatch):
     torch.manual_seed(0)
     net = NETS[net]()
     x = torch.randn(20_001, 8).bfloat16()
-    # a few dozen pieces; `mlp` has the size by its own name
-    monkeypatch.setattr(launch, "PIECE", 1 << 16)
-    monkeypatch.setattr(mlp, "PIECE", 1 << 16)
+    monkeypatch.setattr(launch, "PIECE", 1 << 16)  # a few dozen pieces
     launch.cut.cache_clear()
-    mlp._cut.cache_clear()
     try:
         whole = results(net.bfloat16(), x)
         for n in (1, 3):
@@ -55,7 +52,6 @@ def test_how_many_rows_at_a_time_does_not_matter(net, threads, monkeypatch):
                 torch.testing.assert_close(ours, expected, rtol=0, atol=0)
     finally:
         launch.cut.cache_clear()
-        mlp._cut.cache_clear()
     # and they are those of the same numbers in float32
     assert torch.equal(results(net.float(), x.float())[0].bfloat16(), whole[0])
 
