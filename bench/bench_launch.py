@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import common
 import torch
 from bench_overhead import Nothing, step_of
+from fastmlp.kernels.gpu.machine import plans
 
 import fastmlp
 
@@ -94,11 +95,21 @@ def steps_of(name, x):
 def counted(step):
     """Launches and allocations of one step."""
     step()
-    before = Compiled.launches
-    with torch.autograd.profiler.profile() as profile:
-        step()
+    before, of_plans, replay = Compiled.launches, [], plans.Plan.replay
+
+    def noted(*arguments):
+        allocated = replay(*arguments)
+        of_plans.append(len(allocated or ()))
+        return allocated
+
+    plans.Plan.replay = noted
+    try:
+        with torch.autograd.profiler.profile() as profile:
+            step()
+    finally:
+        plans.Plan.replay = replay
     made = [e for e in profile.function_events if e.name in ("aten::empty", "aten::empty_strided")]
-    return Compiled.launches - before, len(made)
+    return Compiled.launches - before, len(made) + sum(of_plans)
 
 
 def measure(name, rounds, calls=30):

@@ -129,6 +129,12 @@ def job(label, case, target):
             continue
         kind = accumulated if "partial" in name else "i64" if name == "seed_ptr" else case.dtype
         kind = case.types.get(name, kind)
+        if name == "parameters":  # of all layers, a weight and a bias each
+            net = constants.get("NET")
+            n = 2 * len(constants["WIDTHS"] if net is None else net.widths) - 2
+            signature[name] = (f"*{kind}",) * n
+            attributes |= {(index, i): [["tt.divisibility", 16]] for i in range(n)}
+            continue
         signature[name] = f"*{kind}" if name.endswith("_ptr") else "i32"
         # torch aligns every allocation; the second matrix of partial sums is anywhere in one
         if name != "readout_partial_ptr":

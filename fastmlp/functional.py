@@ -52,7 +52,9 @@ def _in_turns(weights, biases):
     lists = isinstance(weights, (list, tuple)) and isinstance(biases, (list, tuple))
     if not lists or len(weights) != len(biases):
         return []
-    return [t for layer in zip(weights, biases, strict=True) for t in layer]
+    turns = [*weights, *biases]
+    turns[::2], turns[1::2] = weights, biases
+    return turns
 
 
 def _checked(op, tensors, check, *arguments):
@@ -279,12 +281,12 @@ def mlp(
     if biases is None and isinstance(weights, (list, tuple)):
         biases = [None] * len(weights)
     options = activation, output_activation, dropout, seed
-    if has_torch_function(tensors := _listed(x, weights, biases)):
+    parameters = _in_turns(weights, biases)
+    tensors = (x, *parameters) if parameters else _listed(x, weights, biases)
+    if has_torch_function(tensors):
         return handle_torch_function(mlp, tensors, x, weights, biases, *options)
     if _mlp.plans and _is_off(dropout):
-        y = _mlp.plans.call(
-            (x, *_in_turns(weights, biases), None), (activation, output_activation, 0.0)
-        )
+        y = _mlp.plans.call((x, *parameters, None), (activation, output_activation, 0.0))
         if y is not None:
             return as_autocast(y)
     note = _mlp.known(tensors)
@@ -298,7 +300,6 @@ def mlp(
         note = _with_seed(note, seed)
     else:
         seed = None
-    parameters = _in_turns(weights, biases)
     return _by_rows(_mlp, note, x, *parameters, seed, activation, output_activation, dropout)
 
 

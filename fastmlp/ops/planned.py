@@ -9,9 +9,12 @@ tensors with it; then nothing is left to check but their addresses, and nothing 
 from operator import itemgetter
 
 import torch
+from torch import is_grad_enabled
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from fastmlp import backends, boundary
+from fastmlp.boundary import is_direct
 
 MAX_PATTERNS = 256
 """Patterns that an op remembers; then it forgets all of them and begins anew."""
@@ -33,12 +36,12 @@ class Plans:
 
     def __bool__(self):
         """Whether there is one, and nobody traces."""
-        return not torch.compiler.is_compiling() and bool(self._known)
+        return bool(self._known) and not is_compiling()
 
     def _key(self, tensors, options):
         # an op that takes a list has as many tensors as that; the check of all tensors does not ask
         # whether gradients are recorded
-        key = options, len(tensors), tensors[0].shape, torch.is_grad_enabled()
+        key = options, len(tensors), tensors[0].shape, is_grad_enabled()
         return key if self._op.setting is None else (key, self._op.setting())
 
     def call(self, tensors, options):
@@ -51,7 +54,7 @@ class Plans:
             options: The plain arguments.
         """
         # a tracer first: it would record that somebody asks for a shape
-        if not boundary.is_direct() or forward_ad._current_level >= 0:
+        if not is_direct() or forward_ad._current_level >= 0:
             return None
         try:
             known = self._known.get(self._key(tensors, options))
@@ -124,12 +127,6 @@ class _Pattern:
             self._served = addresses
         return addresses
 
-    def replay(self, addresses):
-        """The memory that the kernels have filled, or ``None`` where launchers must run."""
-        if self._plan is None or addresses is None:
-            return None
-        return self._plan.replay(addresses)
-
     def launch(self, tensors, launcher, *arguments, **keywords):
         """What the launcher returns, recorded at its first call."""
         recorder = backends.launchers("triton", "machine.plans")
@@ -148,7 +145,7 @@ class _Call(_Pattern):
     def __init__(self, op, launchers, tensors):
         super().__init__(tensors)
         self._op, (self._fwd, self._bwd) = op, launchers
-        grad = torch.is_grad_enabled()
+        grad = is_grad_enabled()
         needs = [t is not None and grad and t.requires_grad for t in tensors]
         self.needs_graph = any(needs)
         self._setting = op.setting and op.setting()
@@ -158,18 +155,24 @@ class _Call(_Pattern):
 
     def forward(self, addresses, tensors, options):
         """y, by plan where there are addresses."""
-        if (allocated := self.replay(addresses)) is not None:
-            return self._plan.result(allocated)
+        if addresses is not None and (plan := self._plan) is not None:
+            allocated = plan.replay(addresses)
+            if allocated is not None:
+                return plan.result(allocated)
         return self.launch(tensors, self._fwd, *tensors, *options)
 
     def backward(self, dy, tensors, options):
         """Gradients of x and of each parameter, ``None`` unless needed."""
         op, bwd, needs = self._op, self._bwd, self._needs
-        direct = boundary.is_direct() and forward_ad._current_level < 0
-        direct = direct and (op.setting is None or op.setting() == self._setting)
         # what forward has saved is not nested, and cannot become so
-        direct = direct and not (dy.is_nested or torch.is_grad_enabled())
-        if not direct or torch.compiler.is_compiling():
+        if (
+            not is_direct()
+            or forward_ad._current_level >= 0
+            or dy.is_nested
+            or is_grad_enabled()
+            or is_compiling()
+            or (op.setting is not None and op.setting() != self._setting)
+        ):
             return op._gradients(bwd, dy, tensors, options, needs)
         given = (dy, *tensors)
         for pattern in self._backward:
@@ -181,8 +184,10 @@ class _Call(_Pattern):
             pattern, addresses = _Pattern(given), None
             # a new list: another thread may be reading the old one
             self._backward = [pattern, *self._backward][:MAX_BACKWARD_PATTERNS]
-        if (allocated := pattern.replay(addresses)) is not None:
-            return pattern._plan.results(allocated)
+        if addresses is not None and (plan := pattern._plan) is not None:
+            allocated = plan.replay(addresses)
+            if allocated is not None:
+                return plan.results(allocated)
         return pattern.launch(given, bwd, dy, *tensors, *options, needs=needs)
 
 

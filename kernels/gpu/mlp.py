@@ -1,9 +1,8 @@
 """MLP: h_0 = x, h_l = σ_l(W_l h_{l-1} + b_l), y = h_L, any depth, widths up to 128.
 
-Forward reads x and writes y; backward reads x and dy, and computes the activations again. The
-parameters come as one vector, W_1, b_1, W_2, b_2, …, a missing bias as zeros; so does their
-gradient. Nets are multiplied on tensor cores where `layers/choices.py` says so, in segments of
-layers, before and behind which activations and, in backward, their gradients are in memory.
+Forward reads x and writes y; backward reads x and dy, and computes the activations again. Nets are
+multiplied on tensor cores where `layers/choices.py` says so, in segments of layers, before and
+behind which activations and, in backward, their gradients are in memory.
 """
 
 import triton
@@ -13,25 +12,17 @@ from .layers.cores import Net, mlp_cores_bwd_kernel, mlp_cores_fwd_kernel
 from .layers.rows import mlp_bwd_kernel, mlp_fwd_kernel, offset_of
 from .machine.launch import (
     compute_dtype,
+    contiguous,
     device_of,
     mlp_config,
     result_dtype,
     unit_column_stride,
     walking_programs,
 )
-from .machine.pack import pack
 from .machine.pieces import MAX_PIECES, cut, split, sum_pieces
 from .machine.plans import empty, launch
 from .numbers.activations import ACTIVATIONS
 from .numbers.philox import dropout_constants
-
-
-def _pack(parameters, dtype):
-    """All parameters as one vector, a missing bias as zeros."""
-    shapes = []
-    for weight in parameters[::2]:
-        shapes += [(1, weight.numel()), (1, weight.shape[0])]
-    return pack(parameters, shapes, dtype)
 
 
 def _widths(x, parameters):
@@ -64,22 +55,22 @@ def mlp_fwd(x, *arguments):
     *parameters, seed, activation, output_activation, dropout = arguments
     options = activation, output_activation, dropout
     out_dtype = result_dtype(x, *parameters)
-    compute_torch, compute = compute_dtype(out_dtype)
-    x = unit_column_stride(x)
-    widths = _widths(x, parameters)
+    _, compute = compute_dtype(out_dtype)
+    x, params = unit_column_stride(x), contiguous(*parameters)
+    widths = _widths(x, params)
     if x.shape[0] == 0:
         return empty((0, widths[-1]), x, out_dtype)
     with device_of(x):
         if (products := choices.products_here(x, widths, out_dtype)) is not None:
-            net, params = _net(widths, products, *options), _pack(parameters, out_dtype)
+            net = _net(widths, products, *options)
             tile = choices.tile_of("mlp_fwd", widths, products, choices.target_of(x))
             segments = choices.segments(widths, tile)
-            return _segments_fwd(x, params, seed, net, tile, segments)[-1]
+            return _segments_fwd(x, params, seed, net, tile, segments, out_dtype)[-1]
         config = mlp_config("mlp_fwd", widths, compute)
         y = empty((x.shape[0], widths[-1]), x, out_dtype)
         launch(
             mlp_fwd_kernel, (triton.cdiv(x.shape[0], config.rows),),
-            x, _pack(parameters, compute_torch), seed, y, x.shape[0], x.stride(0),
+            x, params, seed, y, x.shape[0], x.stride(0),
             **_constants(widths, *options, compute), BLOCK_ROWS=config.rows,
             num_warps=config.warps,
         )  # fmt: skip
@@ -91,12 +82,12 @@ def _stride(x):
     return None if x.stride(0) == x.shape[1] else x.stride(0)
 
 
-def _segments_fwd(x, params, seed, net, tile, segments):
-    """The outputs of the segments, [N, out] each, in the type of the parameters."""
+def _segments_fwd(x, params, seed, net, tile, segments, dtype):
+    """The outputs of the segments, [N, out] each."""
     outputs, n_rows = [], x.shape[0]
     programs = walking_programs(x, triton.cdiv(n_rows, tile.rows), choices.PROGRAMS_PER_SM)
     for first, last in segments:
-        outputs.append(empty((n_rows, net.widths[last]), x, params.dtype))
+        outputs.append(empty((n_rows, net.widths[last]), x, dtype))
         launch(
             mlp_cores_fwd_kernel, (programs,),
             x, params, seed, outputs[-1], n_rows, _stride(x),
@@ -113,8 +104,8 @@ def mlp_bwd(dy, x, *arguments, needs):
     options = activation, output_activation, dropout
     need_dx, *needs = needs
     compute_torch, compute = compute_dtype(dy.dtype)
-    dy, x = unit_column_stride(dy), unit_column_stride(x)
-    widths, n_rows = _widths(x, parameters), x.shape[0]
+    dy, x, params = unit_column_stride(dy), unit_column_stride(x), contiguous(*parameters)
+    widths, n_rows = _widths(x, params), x.shape[0]
     n_params = offset_of(widths, len(widths) - 1, True)
     dx = empty(x.shape, x, x.dtype) if need_dx else None
     total = dy.new_zeros(n_params) if n_rows == 0 else None
@@ -132,12 +123,11 @@ def mlp_bwd(dy, x, *arguments, needs):
             if products is None:
                 launch(
                     mlp_bwd_kernel, (pieces[1],),
-                    dy, x, _pack(parameters, compute_torch), seed, dx, partials, n_rows, pieces[0],
+                    dy, x, params, seed, dx, partials, n_rows, pieces[0],
                     dy.stride(0), x.stride(0), **_constants(widths, *options, compute),
                     BLOCK_ROWS=config.rows, num_warps=config.warps,
                 )  # fmt: skip
             else:
-                params = _pack(parameters, dy.dtype)
                 _segments_bwd(dy, x, params, seed, dx, partials, net, config, pieces)
             if any(needs):
                 shape = pieces[1], n_params
@@ -152,15 +142,15 @@ def mlp_bwd(dy, x, *arguments, needs):
 
 def _segments_bwd(dy, x, params, seed, dx, partials, net, tile, pieces):
     """Fill dx and partials, either of which may be None: the last segment first."""
-    (piece_rows, n_pieces), n_rows = pieces, x.shape[0]
+    (piece_rows, n_pieces), n_rows, dtype = pieces, x.shape[0], dy.dtype
     products = choices.Products(net.operand, net.terms)
     segments = choices.segments(net.widths, tile)
     inputs = [x]
     if len(segments) > 1:
         forward = choices.tile_of("mlp_fwd", net.widths, products, choices.target_of(x))
-        inputs += _segments_fwd(x, params, seed, net, forward, segments[:-1])
+        inputs += _segments_fwd(x, params, seed, net, forward, segments[:-1], dtype)
     for (first, last), h in zip(reversed(segments), reversed(inputs), strict=True):
-        dh = dx if first == 0 else empty(h.shape, h, params.dtype)
+        dh = dx if first == 0 else empty(h.shape, h, dtype)
         launch(
             mlp_cores_bwd_kernel, (n_pieces,),
             dy, h, params, seed, dh, partials, n_rows, piece_rows, _stride(dy), _stride(h),

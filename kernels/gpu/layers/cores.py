@@ -57,26 +57,27 @@ class Net(NamedTuple):
 
 
 @triton.jit
-def load_transposed(params_ptr, NET: tl.constexpr, LAYER: tl.constexpr):
+def load_transposed(parameters, NET: tl.constexpr, LAYER: tl.constexpr):
     """The transpose of the weights [in, out] in terms."""
     WIDTHS: tl.constexpr = NET.widths
     OPERAND: tl.constexpr = NET.operand
     TERMS: tl.constexpr = NET.terms
-    N_IN: tl.constexpr = padded(WIDTHS[LAYER])
-    weight = load_weight(params_ptr, WIDTHS, LAYER, True, True, 0, N_IN)
-    return terms_of(weight, OPERAND, TERMS)
+    N_IN: tl.constexpr = WIDTHS[LAYER]
+    weight = load_weight(parameters[2 * LAYER], N_IN, WIDTHS[LAYER + 1], True, 0, padded(N_IN))
+    return terms_of(weight.to(OPERAND), OPERAND, TERMS)
 
 
 @triton.jit
-def load_bias(params_ptr, n, NET: tl.constexpr, LAYER: tl.constexpr):
+def load_bias(parameters, n, NET: tl.constexpr, LAYER: tl.constexpr):
     """The biases [1, out] of a layer; none without rows."""
     WIDTHS: tl.constexpr = NET.widths
-    N_IN: tl.constexpr = WIDTHS[LAYER]
     N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
     o = tl.arange(0, padded(N_OUT))
-    bias_ptr = params_ptr + offset_of(WIDTHS, LAYER, True) + N_IN * N_OUT
-    bias = tl.load(bias_ptr + o, mask=(o < N_OUT) & (n > 0), other=0.0)
-    return bias.to(tl.float32)[None, :]
+    if parameters[2 * LAYER + 1] is None:
+        return tl.zeros((1, padded(N_OUT)), tl.float32)
+    else:
+        bias = tl.load(parameters[2 * LAYER + 1] + o, mask=(o < N_OUT) & (n > 0), other=0.0)
+        return bias.to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -86,24 +87,24 @@ def append_weights(weights, weight):
 
 
 @triton.jit
-def load_weights(params_ptr, NET: tl.constexpr):
+def load_weights(parameters, NET: tl.constexpr):
     """Of all layers."""
     FIRST: tl.constexpr = NET.first
     LAST: tl.constexpr = NET.last
     weights = ()
     for layer in tl.static_range(FIRST, LAST):
-        weights = append_weights(weights, load_transposed(params_ptr, NET, layer))
+        weights = append_weights(weights, load_transposed(parameters, NET, layer))
     return weights
 
 
 @triton.jit
-def load_biases(params_ptr, n, NET: tl.constexpr):
+def load_biases(parameters, n, NET: tl.constexpr):
     """Of all layers."""
     FIRST: tl.constexpr = NET.first
     LAST: tl.constexpr = NET.last
     biases = ()
     for layer in tl.static_range(FIRST, LAST):
-        biases = append(biases, load_bias(params_ptr, n, NET, layer))
+        biases = append(biases, load_bias(parameters, n, NET, layer))
     return biases
 
 
@@ -217,19 +218,19 @@ def store_tile(
 
 @triton.jit
 def mlp_cores_fwd_kernel(
-    x_ptr, params_ptr, seed_ptr, y_ptr, n_rows, x_row_stride, NET: tl.constexpr,
+    x_ptr, parameters, seed_ptr, y_ptr, n_rows, x_row_stride, NET: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     """y, the output of the segment's last layer, from x, the input of its first.
 
-    Shapes: x [n_rows, in]; y [n_rows, out]; params one vector. Grid: programs that share the tiles
+    Shapes: x [n_rows, in]; y [n_rows, out]. Grid: programs that share the tiles
     of BLOCK_ROWS rows. Reads x once and the parameters once a program, writes y.
     """
     WIDTHS: tl.constexpr = NET.widths
     OPERAND: tl.constexpr = NET.operand
     FIRST: tl.constexpr = NET.first
     LAST: tl.constexpr = NET.last
-    weights, biases = load_weights(params_ptr, NET), load_biases(params_ptr, n_rows, NET)
+    weights, biases = load_weights(parameters, NET), load_biases(parameters, n_rows, NET)
     key = load_key(seed_ptr)
     for tile in range(tl.program_id(0), tl.cdiv(n_rows, BLOCK_ROWS), tl.num_programs(0)):
         start = tl.cast(tile, tl.int64) * BLOCK_ROWS
@@ -370,7 +371,7 @@ def n_parameters(net):
 
 @triton.jit
 def mlp_cores_bwd_kernel(
-    dy_ptr, x_ptr, params_ptr, seed_ptr, dx_ptr, partial_ptr, n_rows, piece_rows, dy_row_stride,
+    dy_ptr, x_ptr, parameters, seed_ptr, dx_ptr, partial_ptr, n_rows, piece_rows, dy_row_stride,
     x_row_stride, NET: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     """dx, and a piece's sums for the segment's parameters; neither where its pointer is None.
@@ -383,7 +384,7 @@ def mlp_cores_bwd_kernel(
     OPERAND: tl.constexpr = NET.operand
     FIRST: tl.constexpr = NET.first
     LAST: tl.constexpr = NET.last
-    weights = load_weights(params_ptr, NET)
+    weights = load_weights(parameters, NET)
     key = load_key(seed_ptr)
     first = tl.program_id(0).to(tl.int64) * piece_rows
     length = tile_size(n_rows - first, piece_rows)
@@ -396,7 +397,7 @@ def mlp_cores_bwd_kernel(
         )  # fmt: skip
         rows = start + tl.arange(0, BLOCK_ROWS)
         # there are no registers for them across the loop, and n keeps them in it
-        biases = load_biases(params_ptr, n, NET)
+        biases = load_biases(parameters, n, NET)
         values, slopes, _ = through_layers(x, weights, biases, key, rows, NET)
         dx, weight_sums, bias_sums = back_through(
             dy, values, slopes, weights, weight_sums, bias_sums, key, rows, NET,

@@ -7,7 +7,7 @@ import triton.language as tl
 
 from ..machine.tiles import append, load_tile, put_columns
 from ..numbers.activations import activate
-from .rows import offset_of, padded, times_weight
+from .rows import padded, times_weight
 
 
 @triton.constexpr_function
@@ -16,26 +16,16 @@ def layer_at(widths, biases, layer):
     return sum((widths[i] + biases[i]) * widths[i + 1] for i in range(layer))
 
 
-@triton.constexpr_function
-def shift_of(widths, biases, layer):
-    """By how much :func:`.rows.offset_of`, for which all layers are alike, is behind."""
-    return layer_at(widths, biases, layer) - offset_of(widths, layer, biases[layer])
-
-
 @triton.jit
 def layer_value(
-    h, theta_ptr, WIDTHS: tl.constexpr, BIASES: tl.constexpr, LAYER: tl.constexpr,
-    ACT: tl.constexpr, SLOPE: tl.constexpr,
+    h, weight_ptr, N_IN: tl.constexpr, N_OUT: tl.constexpr, BIAS: tl.constexpr, ACT: tl.constexpr,
+    SLOPE: tl.constexpr,
 ):  # fmt: skip
-    """σ(W h + b) and σ' there, 0 beyond the layer's width."""
-    N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
-    BIAS: tl.constexpr = BIASES[LAYER]
+    """σ(W h + b) and σ' there, 0 beyond the layer's width; biases lie behind the weights."""
     o = tl.arange(0, padded(N_OUT))
-    shifted_ptr = theta_ptr + shift_of(WIDTHS, BIASES, LAYER)
-    z = times_weight(h, shifted_ptr, WIDTHS, LAYER, BIAS, True, tl.float64)
+    z = times_weight(h, weight_ptr, N_IN, N_OUT, True, tl.float64)
     if BIAS:
-        bias_ptr = theta_ptr + layer_at(WIDTHS, BIASES, LAYER) + WIDTHS[LAYER] * N_OUT
-        z += tl.load(bias_ptr + o, mask=o < N_OUT, other=0.0)[None, :]
+        z += tl.load(weight_ptr + N_IN * N_OUT + o, mask=o < N_OUT, other=0.0)[None, :]
     value, slope = activate(z, ACT, SLOPE)
     # an infinite h makes NaN of the padding's zeros
     return tl.where((o < N_OUT)[None, :], value, 0.0), slope
@@ -64,7 +54,8 @@ def mlp_jacobian(
     slopes = ()
     for layer in tl.static_range(N_LAYERS):
         h, slope = layer_value(
-            h, theta_ptr, WIDTHS, BIASES, layer, ACTS[layer], NUMBERS[layer]
+            h, theta_ptr + layer_at(WIDTHS, BIASES, layer), WIDTHS[layer], WIDTHS[layer + 1],
+            BIASES[layer], ACTS[layer], NUMBERS[layer],
         )  # fmt: skip
         values = append(values, h)
         slopes = append(slopes, slope)
@@ -77,8 +68,10 @@ def mlp_jacobian(
                 layer_at(WIDTHS, BIASES, layer), BIASES[layer],
             )  # fmt: skip
             if layer > 0:
-                layer_ptr = theta_ptr + shift_of(WIDTHS, BIASES, layer)
-                g = times_weight(g, layer_ptr, WIDTHS, layer, BIASES[layer], False, tl.float64)
+                weight_ptr = theta_ptr + layer_at(WIDTHS, BIASES, layer)
+                g = times_weight(
+                    g, weight_ptr, WIDTHS[layer], WIDTHS[layer + 1], False, tl.float64
+                )  # fmt: skip
                 known = tl.arange(0, padded(WIDTHS[layer])) < WIDTHS[layer]
                 g = tl.where(known[None, :], g * slopes[layer - 1], 0.0)
     return tl.sum(tl.where(chosen, h, 0.0), axis=1)

@@ -7,8 +7,8 @@ g_L = dy σ'(z_L), dW_l = g_l^T h_{l-1}, db_l = Σ g_l, g_{l-1} = (g_l W_l) σ'(
 Products are float32 that is float32, never tf32. With dropout the outputs of hidden layers are
 h_l = m_l σ_l(…), m_l the factors of `numbers/philox.py`, made again in backward for h_l and g_l.
 
-The parameters come as one vector, W_1, b_1, W_2, b_2, …, a missing bias as zeros; so does their
-gradient.
+The parameters come as pointers W_1, b_1, W_2, b_2, …, None for a missing bias, their gradient as
+one vector.
 """
 
 import triton
@@ -35,6 +35,17 @@ def offset_of(widths, layer, bias):
 
 
 @triton.jit
+def pointers(theta_ptr, WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, BIAS: tl.constexpr):
+    """To weights and biases in turn, which lie in one vector."""
+    parameters = ()
+    for layer in tl.static_range(N_LAYERS):
+        weight_ptr = theta_ptr + offset_of(WIDTHS, layer, BIAS)
+        bias_ptr = weight_ptr + WIDTHS[layer] * WIDTHS[layer + 1] if BIAS else None
+        parameters = append(append(parameters, weight_ptr), bias_ptr)
+    return parameters
+
+
+@triton.jit
 def load_rows(ptr, rows, last_row, row_stride, WIDTH: tl.constexpr, COMPUTE: tl.constexpr):
     """Rows of a matrix, [rows, padded(WIDTH)], 0 outside."""
     cols = tl.arange(0, padded(WIDTH))
@@ -45,13 +56,10 @@ def load_rows(ptr, rows, last_row, row_stride, WIDTH: tl.constexpr, COMPUTE: tl.
 
 @triton.jit
 def load_weight(
-    params_ptr, WIDTHS: tl.constexpr, LAYER: tl.constexpr, BIAS: tl.constexpr,
-    TRANSPOSED: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
+    weight_ptr, N_IN: tl.constexpr, N_OUT: tl.constexpr, TRANSPOSED: tl.constexpr,
+    FIRST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK rows of W [out, in] of a layer, or of its transpose [in, out], padded with 0."""
-    N_IN: tl.constexpr = WIDTHS[LAYER]
-    N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
-    weight_ptr = params_ptr + offset_of(WIDTHS, LAYER, BIAS)
     block = FIRST + tl.arange(0, BLOCK)
     if TRANSPOSED:
         o = tl.arange(0, padded(N_OUT))
@@ -94,32 +102,30 @@ def column_blocks(a):
 
 @triton.jit
 def times_weight(
-    a, params_ptr, WIDTHS: tl.constexpr, LAYER: tl.constexpr, BIAS: tl.constexpr,
-    TRANSPOSED: tl.constexpr, COMPUTE: tl.constexpr,
+    a, weight_ptr, N_IN: tl.constexpr, N_OUT: tl.constexpr, TRANSPOSED: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """a W, or a W^T if TRANSPOSED."""
     BLOCK: tl.constexpr = a.shape[1] if a.shape[1] < MAX_TERMS else MAX_TERMS
     blocks = column_blocks(a)
-    weight = load_weight(params_ptr, WIDTHS, LAYER, BIAS, TRANSPOSED, 0, BLOCK)
-    total = product(blocks[0], weight, COMPUTE)
+    weight = load_weight(weight_ptr, N_IN, N_OUT, TRANSPOSED, 0, BLOCK)
+    total = product(blocks[0], weight.to(COMPUTE), COMPUTE)
     for i in tl.static_range(1, a.shape[1] // BLOCK):
-        weight = load_weight(params_ptr, WIDTHS, LAYER, BIAS, TRANSPOSED, i * BLOCK, BLOCK)
-        total += product(blocks[i], weight, COMPUTE)
+        weight = load_weight(weight_ptr, N_IN, N_OUT, TRANSPOSED, i * BLOCK, BLOCK)
+        total += product(blocks[i], weight.to(COMPUTE), COMPUTE)
     return total
 
 
 @triton.jit
 def layer_value(
-    h, params_ptr, WIDTHS: tl.constexpr, LAYER: tl.constexpr, ACT: tl.constexpr,
-    BIAS: tl.constexpr, COMPUTE: tl.constexpr,
+    h, weight_ptr, bias_ptr, N_IN: tl.constexpr, N_OUT: tl.constexpr, ACT: tl.constexpr,
+    COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """σ(W h + b) and σ' there, 0 beyond the layer's width."""
-    N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
     o = tl.arange(0, padded(N_OUT))
-    z = times_weight(h, params_ptr, WIDTHS, LAYER, BIAS, True, COMPUTE)
-    if BIAS:
-        bias_ptr = params_ptr + offset_of(WIDTHS, LAYER, BIAS) + WIDTHS[LAYER] * N_OUT
-        z += tl.load(bias_ptr + o, mask=o < N_OUT, other=0.0)[None, :]
+    z = times_weight(h, weight_ptr, N_IN, N_OUT, True, COMPUTE)
+    if bias_ptr is not None:
+        z += tl.load(bias_ptr + o, mask=o < N_OUT, other=0.0).to(COMPUTE)[None, :]
     value, slope = ACT(z)
     # an infinite h makes NaN of the padding's zeros
     return tl.where((o < N_OUT)[None, :], value, 0.0), slope
@@ -140,26 +146,32 @@ def drop(
 
 @triton.jit
 def all_layers(
-    h, params_ptr, key, rows, WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr,
-    OUTPUT: tl.constexpr, DROPOUT: tl.constexpr, BIAS: tl.constexpr, COMPUTE: tl.constexpr,
+    h, parameters, key, rows, WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr,
+    OUTPUT: tl.constexpr, DROPOUT: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
     """h_0 … h_L, and σ' of the layers 1 … L; key and rows are those of the dropout factors."""
     h = drop(h, key, rows, WIDTHS, 0, DROPOUT, COMPUTE)
     values = (h,)
     slopes = ()
     for layer in tl.static_range(N_LAYERS - 1):
-        h, slope = layer_value(h, params_ptr, WIDTHS, layer, HIDDEN, BIAS, COMPUTE)
+        h, slope = layer_value(
+            h, parameters[2 * layer], parameters[2 * layer + 1], WIDTHS[layer], WIDTHS[layer + 1],
+            HIDDEN, COMPUTE,
+        )  # fmt: skip
         h = drop(h, key, rows, WIDTHS, layer + 1, DROPOUT, COMPUTE)
         values = append(values, h)
         slopes = append(slopes, slope)
-    h, slope = layer_value(h, params_ptr, WIDTHS, N_LAYERS - 1, OUTPUT, BIAS, COMPUTE)
+    h, slope = layer_value(
+        h, parameters[2 * N_LAYERS - 2], parameters[2 * N_LAYERS - 1], WIDTHS[N_LAYERS - 1],
+        WIDTHS[N_LAYERS], OUTPUT, COMPUTE,
+    )  # fmt: skip
     h = drop(h, key, rows, WIDTHS, N_LAYERS, DROPOUT, COMPUTE)
     return append(values, h), append(slopes, slope)
 
 
 @triton.jit
 def mlp_fwd_kernel(
-    x_ptr, params_ptr, seed_ptr, y_ptr, n_rows, x_row_stride,
+    x_ptr, parameters, seed_ptr, y_ptr, n_rows, x_row_stride,
     WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr,
     DROPOUT: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -173,7 +185,7 @@ def mlp_fwd_kernel(
     h = load_rows(x_ptr, rows, n_rows, x_row_stride, WIDTHS[0], COMPUTE)
     key = load_key(seed_ptr)
     values, _ = all_layers(
-        h, params_ptr, key, rows, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, DROPOUT, True, COMPUTE
+        h, parameters, key, rows, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, DROPOUT, COMPUTE
     )
     cols = tl.arange(0, padded(N_OUT))
     inside = (rows < n_rows)[:, None] & (cols < N_OUT)[None, :]
@@ -217,7 +229,7 @@ def add_layer_gradient(
 
 @triton.jit
 def back_through(
-    g, values, slopes, params_ptr, key, rows, grad_ptr, first, WIDTHS: tl.constexpr,
+    g, values, slopes, parameters, key, rows, grad_ptr, first, WIDTHS: tl.constexpr,
     N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr, DROPOUT: tl.constexpr,
     DX: tl.constexpr, BIAS: tl.constexpr, COMPUTE: tl.constexpr,
 ):  # fmt: skip
@@ -231,7 +243,9 @@ def back_through(
         if grad_ptr is not None:
             add_layer_gradient(grad_ptr, g, values[layer], first, WIDTHS, layer, BIAS, COMPUTE)
         if layer > 0 or DX:
-            g = times_weight(g, params_ptr, WIDTHS, layer, BIAS, False, COMPUTE)
+            g = times_weight(
+                g, parameters[2 * layer], WIDTHS[layer], WIDTHS[layer + 1], False, COMPUTE
+            )  # fmt: skip
             # an infinite g makes NaN of the padding's zeros
             cols = tl.arange(0, padded(WIDTHS[layer]))
             g = tl.where((cols < WIDTHS[layer])[None, :], g, 0.0)
@@ -243,7 +257,7 @@ def back_through(
 
 @triton.jit
 def mlp_bwd_kernel(
-    dy_ptr, x_ptr, params_ptr, seed_ptr, dx_ptr, partial_ptr, n_rows, piece_rows, dy_row_stride,
+    dy_ptr, x_ptr, parameters, seed_ptr, dx_ptr, partial_ptr, n_rows, piece_rows, dy_row_stride,
     x_row_stride,
     WIDTHS: tl.constexpr, N_LAYERS: tl.constexpr, HIDDEN: tl.constexpr, OUTPUT: tl.constexpr,
     DROPOUT: tl.constexpr, COMPUTE: tl.constexpr, BLOCK_ROWS: tl.constexpr,
@@ -265,11 +279,11 @@ def mlp_bwd_kernel(
         rows = start + i + tl.arange(0, BLOCK_ROWS)
         x = load_rows(x_ptr, rows, last_row, x_row_stride, N_IN, COMPUTE)
         values, slopes = all_layers(
-            x, params_ptr, key, rows, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, DROPOUT, True, COMPUTE
+            x, parameters, key, rows, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, DROPOUT, COMPUTE
         )
         dy = load_rows(dy_ptr, rows, last_row, dy_row_stride, WIDTHS[N_LAYERS], COMPUTE)
         dx = back_through(
-            dy, values, slopes, params_ptr, key, rows, partial_ptr, i == 0, WIDTHS, N_LAYERS,
+            dy, values, slopes, parameters, key, rows, partial_ptr, i == 0, WIDTHS, N_LAYERS,
             HIDDEN, OUTPUT, DROPOUT, dx_ptr is not None, True, COMPUTE,
         )  # fmt: skip
         if dx_ptr is not None:

@@ -14,7 +14,7 @@ from ..numbers.activations import (
 from ..numbers.losses import loss_and_gradient
 from ..numbers.order import find
 from ..numbers.philox import dropout_constants
-from .rows import all_layers, back_through, padded
+from .rows import all_layers, back_through, padded, pointers
 
 
 @triton.jit
@@ -36,6 +36,7 @@ def mlp(
     N_IN: tl.constexpr = WIDTHS[0]
     N_OUT: tl.constexpr = WIDTHS[N_LAYERS]
     ins, outs = tl.arange(0, padded(N_IN)), tl.arange(0, padded(N_OUT))
+    parameters = pointers(theta_ptr, WIDTHS, N_LAYERS, BIAS)
     total = tl.zeros((), tl.float64)
     for e in range(0, (stop - first) * PER_ROW, ITEMS):
         items = e + tl.arange(0, ITEMS)
@@ -45,8 +46,7 @@ def mlp(
         here = inside[:, None] & (ins < N_IN)[None, :]
         x = tl.load(x_ptr + at[:, None] * N_IN + ins[None, :], mask=here, other=0.0)
         values, slopes = all_layers(
-            x, theta_ptr, mask_key, items, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, DROPOUT, BIAS,
-            COMPUTE,
+            x, parameters, mask_key, items, WIDTHS, N_LAYERS, HIDDEN, OUTPUT, DROPOUT, COMPUTE
         )  # fmt: skip
         wanted = inside[:, None] & (outs < N_OUT)[None, :]
         y = tl.load(y_ptr + at[:, None] * N_OUT + outs[None, :], mask=wanted, other=0.0)
@@ -54,7 +54,7 @@ def mlp(
         total += loss
         if grad_ptr is not None:
             back_through(
-                g, values, slopes, theta_ptr, mask_key, items, grad_ptr, e == 0, WIDTHS, N_LAYERS,
+                g, values, slopes, parameters, mask_key, items, grad_ptr, e == 0, WIDTHS, N_LAYERS,
                 HIDDEN, OUTPUT, DROPOUT, False, BIAS, COMPUTE,
             )  # fmt: skip
             # the next tile reads the sums that this one has written

@@ -13,8 +13,8 @@ compared by who replays, whether allocations are is compared here.
 
 import threading
 from collections.abc import Callable
-from functools import reduce
-from itertools import pairwise
+from functools import partial, reduce
+from itertools import pairwise, repeat
 from operator import attrgetter, itemgetter, or_
 from typing import NamedTuple
 
@@ -30,7 +30,11 @@ ALIGNMENT = 16
 _KNOWN = ("3.5", "3.6", "3.7")
 _CAN_REPLAY = triton.__version__.startswith(tuple(release + "." for release in _KNOWN))
 
-_data_ptr, _empty_strided = torch.Tensor.data_ptr, torch.empty_strided
+_data_ptr = torch.Tensor.data_ptr
+# what compiled programs call: allocations without the dispatcher, and parts of a tensor for half of
+# what as_strided takes, and again when they are freed
+_guards = getattr(getattr(torch._C, "_dynamo", None), "guards", None)
+_part = getattr(_guards, "_reinterpret_tensor", torch.as_strided)
 _hooks = attrgetter("launch_enter_hook", "launch_exit_hook")
 _local = threading.local()
 
@@ -98,6 +102,14 @@ class Allocation(NamedTuple):
     def of(cls, t):
         return cls(tuple(t.shape), t.stride(), t.dtype, t.device)
 
+    def maker(self):
+        """What allocates it, on a device that is the current one of its kind."""
+        shape, strides, dtype, device = self
+        make = getattr(_guards, f"_empty_strided_{device.type}", None)
+        if make is None:
+            return partial(torch.empty_strided, shape, strides, dtype=dtype, device=device)
+        return partial(make, shape, strides, dtype)
+
 
 class Launch(NamedTuple):
     """One kernel's launch: what is called with ``before``, the stream, ``after`` and arguments.
@@ -133,10 +145,13 @@ class Plan:
     """Allocations and launches for one pattern of tensors."""
 
     def __init__(self, allocations, derived, nested, constants, launches, results):
-        self._allocations, self._derived, self._nested = allocations, derived, nested
+        self._derived, self._nested = derived, nested
         self._constants, self._launches = constants, launches
         driver = triton.runtime.driver.active
         self._device = driver.get_current_device()
+        if any(a.device.index not in (None, self._device) for a in allocations):
+            # recorded in the context of another device, which a replay does not enter
+            raise _NotReplayableError
         self._current_device, self._stream = driver.get_current_device, driver.get_current_stream
         self._n_results, self._whole, self._views = len(results), [], []
         for source, allocation in enumerate(allocations):
@@ -149,15 +164,13 @@ class Plan:
             elif parts:
                 geometry = zip(*(part[1:] for part in parts), strict=True)
                 self._views.append((source, places, *geometry))
+        self._makers = [allocation.maker() for allocation in allocations]
 
     def replay(self, addresses):
         """Allocations, filled for inputs at ``addresses``; ``None`` where launchers must run."""
         if is_hooked() or self._current_device() != self._device:
             return None
-        allocated = [
-            _empty_strided(shape, strides, dtype=dtype, device=device)
-            for shape, strides, dtype, device in self._allocations
-        ]
+        allocated = [make() for make in self._makers]
         own = list(map(_data_ptr, allocated))
         if reduce(or_, own) % ALIGNMENT:
             return None
@@ -183,11 +196,9 @@ class Plan:
         for place, source in self._whole:
             found[place] = allocated[source]
         for source, places, *geometry in self._views:
-            # no call of PyTorch's is as quick: split_with_sizes leaves the shapes to be made, and
-            # unflatten_dense_tensors makes two views of each, which costs again when they are freed
-            views = map(allocated[source].as_strided, *geometry)
-            for place, view in zip(places, views, strict=True):
-                found[place] = view
+            parts = map(_part, repeat(allocated[source]), *geometry)
+            for place, part in zip(places, parts, strict=True):
+                found[place] = part
         return found
 
 

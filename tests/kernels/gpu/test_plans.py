@@ -60,6 +60,7 @@ def _compiled(monkeypatch):
                 monkeypatch.setattr(module, name, Compiler(kernel))
     for op in OPS.values():
         monkeypatch.setattr(op.plans, "_known", {})
+        monkeypatch.setattr(op.plans, "_n_known", 0)
     monkeypatch.setattr(fastmlp.backends, "_interpreted", lambda: True)
     with fastmlp.backend("triton"):
         yield
@@ -310,6 +311,19 @@ def test_another_device_than_the_current_one(module, draw, monkeypatch):
     same(found, wanted)
 
 
+def test_what_was_launched_on_another_device_is_not_replayed():
+    """A launcher enters the context of its tensors' device; a replay would not."""
+    part = plans.Part(0, (7,), (1,), 0)
+    for index, replayable in ((0, True), (1, False)):
+        there = plans.Allocation((7,), (1,), torch.float32, torch.device("cuda", index))
+        arguments = [there], [], [], [], [], [part]
+        if replayable:
+            plans.Plan(*arguments)
+        else:
+            with pytest.raises(plans._NotReplayableError):
+                plans.Plan(*arguments)
+
+
 def test_modes_and_backends_are_asked_at_every_call(module, draw):
     x = draw(7, 5).float()
     run(module, x)
@@ -362,7 +376,6 @@ def test_bad_input_is_refused_after_a_plan_as_before(draw):
 def test_patterns_are_bounded(draw, monkeypatch):
     monkeypatch.setattr(planned, "MAX_PATTERNS", 3)
     module, op = MODULES["sines"](), OPS["sine_sum"]
-    monkeypatch.setattr(op.plans, "_n_known", 0)
     with torch.no_grad():
         for n in range(1, 9):
             module(draw(n, 5).float())
