@@ -114,7 +114,13 @@ def backward(real):
         memory[:] = 0
         _, places = block_layout(net, *settings, address_of(memory))
         fast = fast_of(places, size, real)
-        sums = np.zeros(n_sums(net), np.float64)
+        # of many pieces each sums where it is asked to: as many sums as there are parameters
+        n_gradients = n_sums(net)
+        if sums_at != 0:
+            sums = array_at(sums_at, n_gradients, np.float64)
+        else:
+            sums = np.empty(n_gradients, np.float64)
+        sums[:] = 0
         unflushed = 0
         seed = seed_at_address(seed_at)
         for start in range(first, last, rows):
@@ -135,11 +141,12 @@ def backward(real):
                 unflushed = 0
         if need_dparams:
             flush(net, fast, lanes, sums)
+        if need_dparams and sums_at == 0:
             sizes = np.empty(2 * n_layers, np.int64)
             for layer in range(n_layers):
                 width = width_of(net, layer + 1)
                 sizes[2 * layer], sizes[2 * layer + 1] = width_of(net, layer) * width, width
-            store(sums, sums_at, gradients, sizes, real)
+            store(sums, 0, gradients, sizes, real)
         memory[0] = 0  # Numba frees what is not used any more
 
     return mlp_bwd
