@@ -180,7 +180,8 @@ def _pointer(plain):
     def compute(self, *arguments):
         result = plain(self, *arguments)
         for argument in arguments[:2]:
-            if hasattr(argument, "storage"):
+            # not `hasattr`: Triton 3.5's tuples raise a ValueError for a field that they lack
+            if "storage" in getattr(argument, "__dict__", ()):
                 result.storage = argument.storage
                 break
         return result

@@ -120,6 +120,7 @@ def known(a, WIDTH: tl.constexpr):
 @triton.constexpr_function
 def activation_of(net, layer):
     """That of a layer."""
+    net = Net(*net)  # Triton 3.5 makes a plain tuple of it; so in those below
     return net.output if layer == len(net.widths) - 2 else net.hidden
 
 
@@ -247,12 +248,14 @@ def is_upright(net, layer):
 
     The first side is the one of which the tensor cores of Hopper want 64.
     """
+    net = Net(*net)
     return padded(net.widths[layer]) >= padded(net.widths[layer + 1])
 
 
 @triton.constexpr_function
 def is_by_ones(net):
     """Whether biases are summed as products with ones: without tf32, of which those are exact."""
+    net = Net(*net)
     return net.terms == 3 or net.operand != tl.float32
 
 
@@ -366,6 +369,7 @@ def back_through(
 @triton.constexpr_function
 def n_parameters(net):
     """Of the whole net, a bias for each unit."""
+    net = Net(*net)
     return offset_of(net.widths, len(net.widths) - 1, True)
 
 
