@@ -158,8 +158,9 @@ def _of_class(kind):
 
 
 def _of_dispatcher(dispatcher):
-    options = dispatcher.targetoptions
-    return [dispatcher.py_func, options, dispatcher._compiler.pipeline_class]
+    # options, passes, and what the types of arguments are made of
+    options, compiler = dispatcher.targetoptions, dispatcher._compiler.pipeline_class
+    return [dispatcher.py_func, options, compiler, type(dispatcher).get_call_template]
 
 
 _KINDS = [

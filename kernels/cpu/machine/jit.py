@@ -105,13 +105,23 @@ def _compiler(lowering):
     return Compiler
 
 
-def _inner(compiler, fastmath=FASTMATH):
-    return numba.njit(
-        no_cpython_wrapper=True,
-        no_cfunc_wrapper=True,
-        pipeline_class=compiler,
-        **{**_OPTIONS, "fastmath": fastmath},
-    )
+class _Inner(CPUDispatcher):
+    """A function of which entry points are made, compiled once whatever numbers it is given.
+
+    Numba compiles one anew for each constant that is an argument, and each combination: of a first
+    call to `fit` a third. LLVM sees the constants all the same, where it inlines.
+    """
+
+    def get_call_template(self, args, kws):
+        args = tuple(types.unliteral(kind) for kind in args)
+        kws = {name: types.unliteral(kind) for name, kind in kws.items()}
+        return super().get_call_template(args, kws)
+
+
+def _inner(compiler, fastmath=FASTMATH, dispatcher=_Inner):
+    options = {**_OPTIONS, "fastmath": fastmath, "nopython": True}
+    options |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return lambda function: dispatcher(function, {}, dict(options), compiler)
 
 
 _InnerCompiler = _compiler(_InnerLowering)
@@ -123,8 +133,9 @@ called from Python. That halves the time of a first call."""
 inner_in_order = _inner(_InnerCompiler, FASTMATH - {"reassoc"})
 """The same for arithmetic whose order matters."""
 
-inner_vectorized = _inner(_compiler(_VectorizedLowering))
-"""The same for loops that LLVM vectorizes only where it sees them alone, before it inlines them."""
+inner_vectorized = _inner(_compiler(_VectorizedLowering), dispatcher=CPUDispatcher)
+"""The same for loops that LLVM vectorizes only where it sees them alone, before it inlines them;
+compiled for each constant among the arguments, which LLVM would not see."""
 
 
 class _EntryCompiler(CompilerBase):

@@ -11,7 +11,7 @@ import pytest
 numba = pytest.importorskip("numba")
 
 import fastmlp.kernels  # noqa: E402
-from fastmlp.kernels.cpu.machine import cache  # noqa: E402
+from fastmlp.kernels.cpu.machine import cache, jit  # noqa: E402
 
 SCRIPT = """
 from numba.core import event
@@ -93,3 +93,20 @@ def test_read_only_cache_directory_is_survived(tmp_path):
         pytest.skip("root may write to read-only directories")
     tmp_path.chmod(0o500)
     assert run(XDG_CACHE_HOME=str(tmp_path), NUMBA_CACHE_DIR=None) > 0
+
+
+def test_functions_are_compiled_once_whatever_constants_they_are_given():
+    @jit.inner
+    def times(a, b, pair):
+        return a * b + pair[0] + pair[1]
+
+    @jit.inner_vectorized
+    def plus(a, b):
+        return a + b
+
+    def kernel(a):
+        return plus(times(a, 2, (1, a)), 5) + plus(times(a, 3, (a, 4)), 6)
+
+    assert jit.kernel(kernel)(10) == (20 + 1 + 10 + 5) + (30 + 10 + 4 + 6)
+    assert len(times.overloads) == 1
+    assert len(plus.overloads) == 2
