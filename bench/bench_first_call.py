@@ -4,9 +4,11 @@
 
 Every figure is that of a process of its own, without the import of PyTorch and fastmlp: seconds by
 the clock and seconds of processor time, cold, warm, and warm where the cache may not be written.
-``--at-once N`` starts N processes together on one empty cache and prints what they take together
-beside one alone: by the clock with all imports, and in processor time without that of as many
-processes that only import PyTorch. ``--python`` measures the package of another environment.
+Importing Numba is part of a first call, and told beside it. ``everything`` makes all calls in one
+process. ``--at-once N`` starts N processes together on one empty cache and prints what their first
+calls take together beside that of one alone, with the import of Numba and without, for every
+process imports it and no kernel is compiled by that. ``--python`` measures the package of another
+environment.
 """
 
 import argparse
@@ -33,6 +35,7 @@ CALLS = {
     "LM SineSum": "fit(fastmlp.SineSum(8), 1, optimizer=fastmlp.LevenbergMarquardt())",
     "LM MLP": "fit(fastmlp.MLP(2, [5], 1), 2, optimizer=fastmlp.LevenbergMarquardt())",
 }
+CALLS["everything"] = "; ".join(CALLS.values())
 
 PROGRAM = """
 import json, sys, time
@@ -48,26 +51,24 @@ def fit(module, n_in, **settings):
     fastmlp.fit([module], x, y, epochs=3, progress=False, **settings)
 
 wall, cpu = time.perf_counter(), time.process_time()
+import numba
+numba_cpu = time.process_time() - cpu
 exec(sys.argv[1])
-print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu]))
+print(json.dumps([time.perf_counter() - wall, time.process_time() - cpu, numba_cpu]))
 """
 
 
-IMPORT = "import torch; print([0, 0])"
-
-
 def start(call, cache, python, before=()):
-    """A process of a call, or with ``None`` one that only imports PyTorch."""
+    """A process that makes a call."""
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "OMP_WAIT_POLICY": "passive"}
-    program = [IMPORT] if call is None else [PROGRAM, CALLS[call]]
-    command = [*before, python, "-c", *program]
+    command = [*before, python, "-c", PROGRAM, CALLS[call]]
     pipe = subprocess.PIPE
     # not in a checkout: an import takes what is installed
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd="/")
 
 
 def seconds(process):
-    """Those by the clock and those of the processor, as the process has printed them."""
+    """Those by the clock, those of the processor, and of the latter those to import Numba."""
     out, err = process.communicate()
     if process.returncode:
         sys.exit(err or f"a process ended with status {process.returncode}")
@@ -94,13 +95,12 @@ def first_calls(call, python):
 
 
 def together(call, n, python):
-    """Processor time and time by the clock of n processes at once on one empty cache."""
+    """What n processes at once on one empty cache take together, as :func:`seconds` says."""
     with tempfile.TemporaryDirectory() as cache:
-        before, began = os.times(), time.perf_counter()
-        for process in [start(call, cache, python) for _ in range(n)]:
-            seconds(process)
-        after, wall = os.times(), time.perf_counter() - began
-    return wall, sum(after[2:4]) - sum(before[2:4])
+        began = time.perf_counter()
+        processes = [start(call, cache, python) for _ in range(n)]
+        _, all_, numba = zip(*map(seconds, processes), strict=True)
+        return time.perf_counter() - began, sum(all_), sum(numba)
 
 
 def main():
@@ -116,19 +116,23 @@ def main():
     if arguments.at_once < 1:
         parser.error(f"--at-once must be at least 1, got {arguments.at_once}")
     n = arguments.at_once
-    _, importing = together(None, n, arguments.python) if n > 1 else (0, 0)
     for call in arguments.calls or CALLS:
         if n == 1:
-            for name, (wall, cpu) in first_calls(call, arguments.python):
-                print(f"{call:16s} {name:16s} {wall:7.2f} s, {cpu:7.2f} s of processor", flush=True)
+            for name, (wall, cpu, numba) in first_calls(call, arguments.python):
+                print(
+                    f"{call:16s} {name:16s} {wall:7.2f} s, {cpu:7.2f} s of processor, "
+                    f"{numba:.2f} of them to import Numba",
+                    flush=True,
+                )
             continue
-        (one_wall, one), (all_wall, all_) = (together(call, m, arguments.python) for m in (1, n))
-        one, all_ = one - importing / n, all_ - importing
+        (_, one, one_numba), (wall, all_, numba) = (
+            together(call, m, arguments.python) for m in (1, n)
+        )
         print(
-            f"{call:16s} one {one_wall:.1f} s, {one:.1f} s of processor; "
-            f"{n} at once {all_wall:.1f} s ({all_wall / one_wall:.2f} x), "
-            f"{all_:.1f} s of processor ({all_ / one:.2f} x); "
-            f"not counted: {importing / n:.1f} s each to import PyTorch",
+            f"{call:16s} one {one:.2f} s of processor; {n} at once {all_:.2f} s "
+            f"({all_ / one:.2f} x), {wall:.1f} s by the clock with all imports; without that of "
+            f"Numba {one - one_numba:.2f} s and {all_ - numba:.2f} s "
+            f"({(all_ - numba) / (one - one_numba):.2f} x)",
             flush=True,
         )
 
