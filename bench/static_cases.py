@@ -177,9 +177,10 @@ _TRAINING_TYPES = {
 def _training_cases():
     """Whole training runs, in the shapes of the experiments."""
     import triton.language as tl
+    from fastmlp.kernels.gpu import models
     from fastmlp.kernels.gpu.machine.launch import Config
     from fastmlp.kernels.gpu.numbers.activations import ACTIVATIONS
-    from fastmlp.kernels.gpu.training import loop, models
+    from fastmlp.kernels.gpu.training import loop
 
     codes = {name: code for code, name in enumerate(ACTIVATIONS)}
 

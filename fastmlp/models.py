@@ -6,6 +6,7 @@ answer says why, and it is run as the module itself computes, or refused with th
 """
 
 import functools
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -395,12 +396,18 @@ def _as_layers(steps, sizes, biases):
 
 
 _READERS = {
-    ElementwiseMLP: _elementwise_mlp,
-    AdditiveMLP: _additive_mlp,
-    MLP: _mlp,
-    SineSum: _sine_sum,
     reference.ElementwiseMLP: _elementwise_mlp,
     reference.AdditiveMLP: _additive_mlp,
     reference.MLP: _mlp,
     reference.SineSum: _sine_sum,
 }
+_READERS |= {ours: _READERS[plain] for ours, plain in NAMESAKES.items()}
+
+READ = {
+    reference.SineSum: itemgetter("width", "scale", "reduction"),
+    reference.ElementwiseMLP: itemgetter("hidden_features", "activation", "dropout"),
+    reference.AdditiveMLP: itemgetter("shared", "activation", "dropout"),
+    reference.MLP: itemgetter("activation", "output_activation", "dropout"),
+}
+READ |= {ours: READ[plain] for ours, plain in NAMESAKES.items()}
+"""What forward reads of a module's attributes, besides its parameters."""

@@ -7,8 +7,8 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 import fastmlp
-from fastmlp.training.describe import describe
 from fastmlp.training.levenberg_marquardt import flat
+from fastmlp.training.structures import describe
 
 
 def mlp(*sizes, activation=nn.Tanh, bias=True, last=None):

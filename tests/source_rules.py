@@ -17,10 +17,11 @@ FLOORS = {
     "subnet": 2,
     "layers": 2,
     "sines": 2,
-    "training": 3,
-    "levenberg_marquardt": 3,
-    "lanes": 4,  # whole runs of small models, side by side
-    "": 5,  # the launchers
+    "models": 3,  # a file: what the kernels know of each model
+    "training": 4,
+    "levenberg_marquardt": 4,
+    "lanes": 5,  # whole runs of small models, side by side
+    "": 6,  # the launchers
 }
 
 
@@ -71,7 +72,8 @@ def climbs(wing, path, tree):
         tree: Its syntax tree.
     """
     inner = path.relative_to(wing).parts
-    folder = inner[0] if len(inner) > 1 else ""
+    name = inner[0].removesuffix(".py")
+    folder = name if name in FLOORS else ""
     for name in imported(tree, ".".join(("wing", *inner[:-1]))):
         parts = name.split(".")
         if parts[0] != "wing":

@@ -144,15 +144,11 @@ def test_imports_only_go_down(path):
 
 
 def test_reference_imports_torch_and_the_standard_library():
-    for file in (
-        "dropout.py",
-        "featurewise.py",
-        "reference/functions.py",
-        "reference/modules.py",
-        "reference/layers.py",
-    ):
+    package = ROOT / "fastmlp"
+    files = package / "dropout.py", package / "featurewise.py"
+    for file in (*files, *(package / "reference").glob("[!_]*.py")):
         own = ("fastmlp.dropout.", "fastmlp.featurewise.", "fastmlp.reference.")
-        names = {*imports(parse(ROOT / "fastmlp" / file))}
+        names = {*imports(parse(file))}
         names = {name.split(".")[0] for name in names if not name.startswith(own)}
         assert names <= {"torch", "math", "functools", "collections", "typing"}, file
 
@@ -186,10 +182,14 @@ def test_each_op_has_its_file_on_every_floor():
         return {path.stem for path in (ROOT / folder).glob("*.py")}
 
     ops = stems("fastmlp/ops") - {"__init__", "fused", "mapped", "planned", "registry"}
-    for folder in ("fastmlp/modules", "kernels/gpu", "kernels/cpu"):
-        # piecewise_linear has its module in fastmlp/piecewise, beside the tables it evaluates; that
-        # of the ops of many models is made of all modules, in fastmlp/ensemble.py
-        elsewhere = {"piecewise_linear", "ensemble"} if folder == "fastmlp/modules" else set()
+    # piecewise_linear has its module in fastmlp/piecewise, beside the tables it evaluates; that of
+    # the ops of many models is made of all modules, in fastmlp/ensemble.py, as their reference is
+    without = {
+        "fastmlp/modules": {"piecewise_linear", "ensemble"},
+        "fastmlp/reference": {"ensemble"},
+    }
+    for folder in ("fastmlp/reference", "fastmlp/modules", "kernels/gpu", "kernels/cpu"):
+        elsewhere = without.get(folder, set())
         present = stems(folder) | elsewhere
         assert ops <= present, folder
     assert {f"test_{op}" for op in ops} <= stems("tests/ops")

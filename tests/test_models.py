@@ -16,7 +16,7 @@ from model_cases import CASES, plain
 import fastmlp
 from fastmlp import convert, piecewise, reference
 from fastmlp.models import spec_of
-from fastmlp.training.describe import describe
+from fastmlp.training.structures import describe
 
 
 @pytest.fixture(params=CASES)

@@ -16,8 +16,8 @@ import torch
 from fastmlp.kernels import lm
 from fastmlp.kernels.lm import MIN_DAMPING, REASONS, SOLVERS
 from fastmlp.training.compiled import MAX_KEPT_FACTORS, kernel_words, prepare
-from fastmlp.training.describe import n_readout
 from fastmlp.training.outcomes import Outcome, numerical_rank
+from fastmlp.training.structures import n_readout
 
 ROUNDS = 8
 """Trials between two looks at which runs are over."""

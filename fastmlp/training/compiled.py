@@ -14,8 +14,8 @@ from fastmlp import backends
 from fastmlp.kernels.lm import DATA, SOLVERS
 from fastmlp.kernels.runs import pick
 from fastmlp.kernels.spec import SINE, model_of
-from fastmlp.training.describe import hidden_units, is_hinge_net, n_readout
 from fastmlp.training.outcomes import Outcome, numerical_rank
+from fastmlp.training.structures import hidden_units, is_hinge_net, n_readout
 
 WORK_OF_A_PIECE = 2e7
 """Multiplications of a piece of rows: some 5 ms, far above the cost of dealing it out."""

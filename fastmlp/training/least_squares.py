@@ -9,13 +9,13 @@ from fastmlp.arguments import flag, integer
 from fastmlp.ensemble import Ensemble
 from fastmlp.kernels.lm import REASONS
 from fastmlp.training import checks, least_squares_ensemble
-from fastmlp.training.describe import describe
 from fastmlp.training.generic import check_rows_alone
 from fastmlp.training.levenberg_marquardt import train_on
 from fastmlp.training.members import members_of
 from fastmlp.training.problem import check_history, gather_rows
 from fastmlp.training.progress import reporter_of_runs
 from fastmlp.training.result import FitResult, hold_last, kept_columns
+from fastmlp.training.structures import describe
 
 ROWS_OF_OUTPUTS = 1 << 14
 """Rows that a module is called with at a time, to tell its loss."""

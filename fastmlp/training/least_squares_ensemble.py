@@ -9,7 +9,6 @@ import torch
 from fastmlp.ensemble import Ensemble
 from fastmlp.kernels.lm import REASONS
 from fastmlp.training import batched, compiled
-from fastmlp.training.describe import describe, has_biases, is_hinge_net
 from fastmlp.training.generic import check_rows_alone
 from fastmlp.training.levenberg_marquardt import (
     check_solvable,
@@ -20,6 +19,7 @@ from fastmlp.training.levenberg_marquardt import (
 from fastmlp.training.members import Stacked
 from fastmlp.training.progress import reporter_of_runs
 from fastmlp.training.result import FitResult, kept_columns
+from fastmlp.training.structures import describe, has_biases, is_hinge_net
 
 RUNS_AT_ONCE = 1 << 14
 """Runs whose states are in memory, each with its losses of all steps."""

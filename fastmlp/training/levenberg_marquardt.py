@@ -14,7 +14,8 @@ from fastmlp.arguments import flag, in_memory, integer, real
 from fastmlp.kernels.lm import ACCEPT, MAX_WIDTH, SOLVERS, Choices, Limits
 from fastmlp.kernels.runs import Rows
 from fastmlp.training import batched, compiled, generic, hinge_starts
-from fastmlp.training.describe import (
+from fastmlp.training.outcomes import Outcome  # noqa: F401  results pickled before name it here
+from fastmlp.training.structures import (
     below_zero,
     describe,
     has_biases,
@@ -23,7 +24,6 @@ from fastmlp.training.describe import (
     n_readout,
     widest_layer,
 )
-from fastmlp.training.outcomes import Outcome  # noqa: F401  results pickled before name it here
 
 MAX_PARAMETERS = 8192
 """JᵀJ or R of so many takes half a gibibyte."""

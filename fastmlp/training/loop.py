@@ -9,7 +9,7 @@ from fastmlp import reference
 from fastmlp.backends import backend
 from fastmlp.kernels.runs import NO_PROGRESS, NOT_FINITE, RUNNING, pick
 from fastmlp.kernels.spec import ACTIVATIONS, SubnetSizes, layer_sizes
-from fastmlp.reference.functions import dropped_mlp
+from fastmlp.reference.mlp import dropped_mlp
 from fastmlp.training.order import batch_order, step_key
 
 _LOSSES = {

@@ -14,16 +14,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from fastmlp import boundary, reference
-from fastmlp.models import NAMESAKES
-
-_SETTINGS = {
-    reference.SineSum: itemgetter("width", "scale", "reduction"),
-    reference.ElementwiseMLP: itemgetter("hidden_features", "activation", "dropout"),
-    reference.AdditiveMLP: itemgetter("shared", "activation", "dropout"),
-    reference.MLP: itemgetter("activation", "output_activation", "dropout"),
-}
-_SETTINGS |= {ours: _SETTINGS[plain] for ours, plain in NAMESAKES.items()}
-"""What forward reads of a module besides its parameters."""
+from fastmlp.models import READ
 
 _PARTS = itemgetter(
     "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_modules",
@@ -38,7 +29,7 @@ def signature_of(module):
 
     ``None`` of what is called otherwise than as its class says, and of nested tensors.
     """
-    own, settings = module.__dict__, _SETTINGS.get(module.__class__)
+    own, settings = module.__dict__, READ.get(module.__class__)
     if settings is None or "forward" in own or "_call_impl" in own:
         return None
     try:

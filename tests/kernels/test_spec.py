@@ -33,11 +33,11 @@ def test_one_more_activation_is_an_error_on_the_cpu(monkeypatch):
 
 def test_one_more_activation_is_an_error_on_the_gpu(monkeypatch):
     pytest.importorskip("triton")
-    from fastmlp.kernels.gpu.levenberg_marquardt import models
+    from fastmlp.kernels.gpu import models
 
     monkeypatch.setattr(spec, "ACTIVATIONS", ONE_MORE)
     with pytest.raises(NotImplementedError, match="another"):
-        models.verb_of((spec.MLP, 1, 2, 2, 1, 0), (0.0,))
+        models.jacobian_of((spec.MLP, 1, 2, 2, 1, 0), (0.0,))
 
 
 def test_layers_know_what_is_alike_in_them():

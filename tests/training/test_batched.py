@@ -19,8 +19,8 @@ from fastmlp.kernels.gpu.levenberg_marquardt import sums as kernels
 import fastmlp
 from fastmlp import LevenbergMarquardt
 from fastmlp.training import batched, compiled, generic, levenberg_marquardt
-from fastmlp.training.describe import describe
 from fastmlp.training.levenberg_marquardt import train
+from fastmlp.training.structures import describe
 
 XOR = (
     torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64),

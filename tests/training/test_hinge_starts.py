@@ -10,8 +10,8 @@ pytest.importorskip("numba")
 
 import fastmlp
 from fastmlp.training import compiled, hinge_starts
-from fastmlp.training.describe import describe
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, load, train
+from fastmlp.training.structures import describe
 
 TARGETS = {
     "exp": (torch.exp, torch.exp),

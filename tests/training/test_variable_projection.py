@@ -13,8 +13,8 @@ pytest.importorskip("numba")
 
 import fastmlp
 from fastmlp.training import compiled
-from fastmlp.training.describe import describe, n_readout
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, load, train
+from fastmlp.training.structures import describe, n_readout
 
 TOLERANCE = 1e-10
 """ε times the condition number of normal equations, below 1e5 here, and some roundings."""

@@ -65,6 +65,8 @@ def is_small(structure, n_in, n_rows, batch_rows):
         n_rows: Rows of an epoch.
         batch_rows: Rows of a step.
     """
+    if structure.kind not in ("sine_sum", *_LAYERS):
+        return False
     n = sum(math.prod(shape) for shape in structure.shapes)
     kind = "sines" if structure.kind == "sine_sum" else "layers"
     if n > MOST_PARAMETERS[kind] or n_rows > MOST_ROWS:
@@ -97,7 +99,7 @@ def net_of(structure, n_in, rows):
     """The :class:`Net` of a structure.
 
     Args:
-        structure: Its ``kind``, ``sizes`` and ``constants`` are those of `training/models.py`.
+        structure: Its ``kind``, ``sizes`` and ``constants`` are those of `../models.py`.
         n_in: Numbers in a row of x.
         rows: Most rows that a step or a validation takes.
     """

@@ -1,4 +1,4 @@
-"""Outputs and rows of ∂y/∂θ of layers: see `levenberg_marquardt/models.py`."""
+"""Outputs and rows of ∂y/∂θ of layers: see `models.py`."""
 
 from ...spec import LayerWords, layers_of
 from ..machine.jit import inner, named, record

@@ -1,4 +1,4 @@
-"""The verbs of layers for whole training runs: see `training/models.py`."""
+"""The verbs of layers for whole training runs: see `models.py`."""
 
 import numpy as np
 

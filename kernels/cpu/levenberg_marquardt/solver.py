@@ -1,4 +1,4 @@
-"""Levenberg–Marquardt for the models of `models.py`, many at once; float64 throughout.
+"""Levenberg–Marquardt for the models of `../models.py`, many at once; float64 throughout.
 
 A step solves min ‖J·p + r‖² + λ‖D·p‖², D the running maximum of the columns' norms (Marquardt's
 scaling), either by Cholesky of the scaled JᵀJ + λI or, without squaring the condition number, by
@@ -19,9 +19,9 @@ import numpy as np
 
 from ...lm import DATA, Choices, Limits
 from ..machine.jit import array_at, copy, inner, kernel, record
+from ..models import forward, jacobian, sizes, workspace_rows
 from ..numbers.linalg import all_zero, dot, fold
 from ..numbers.tile import TILE
-from .models import forward, jacobian, sizes, workspace_rows
 from .segment_sums import N_SUMS, evaluate_segments
 from .steps import (  # noqa: F401  callers read a state by these names
     DAMPING,

@@ -3,7 +3,7 @@ Householder reflections. Called by threads without the interpreter's lock, where
 hand; matrices of some hundred columns at most.
 
 Matrices [P, P] are row by row with a stride ``ld``, P rounded up to a multiple of four; tiles are
-column by column, see `levenberg_marquardt/models.py`.
+column by column, see `models.py`.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Outputs and rows of ∂y/∂θ of sums of sines: see `levenberg_marquardt/models.py`."""
+"""Outputs and rows of ∂y/∂θ of sums of sines: see `models.py`."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The verbs of subnets for whole training runs: see `training/models.py`.
+"""The verbs of subnets for whole training runs: see `models.py`.
 
 Where a block has many numbers they are those of the ops, whose loops run over numbers. Where it has
 a few, the loops here run over the units.

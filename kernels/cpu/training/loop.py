@@ -16,7 +16,7 @@ index in the batch of the block's first row; a ``place`` below 0 asks for the mo
 evaluated, without dropout. ``kept`` is scratch space
 of the module's ``n_kept`` numbers in which forward may leave what backward on the same rows wants;
 a batch is cut into blocks of at most ``block_rows`` rows, so that both stay in a level-1 cache.
-:mod:`.models` has the verbs and the table :data:`.models.VERBS`, in which a new model is a row.
+:mod:`..models` has the verbs' table :data:`..models.VERBS`, in which a new model is a row.
 
 All of a model's state (parameters, moments, counters, losses) is in memory that the caller owns, so
 that a run may be cut into launches anywhere: the numbers stay the same bit for bit.

@@ -1,14 +1,14 @@
 """The runs of many models: their records, and the tasks that the threads are dealt."""
 
 import itertools
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
 from ...runs import LOSSES, OPTIMIZERS, pick
+from ..models import VERBS, kind_of, univariate_of
 from . import full_batch
-from .loop import RUN
-from .models import VERBS, kind_of, trainer_of, univariate_of
+from .loop import RUN, trainer
 
 TASKS = 64
 """Tasks of a launch, about: enough to balance a few threads, few enough to deal in no time."""
@@ -31,6 +31,13 @@ def takes_sums(job, structure, models):
     n_in = data.x[0].numel()
     pay = [full_batch.applies(n * n_in, net.widths) for n in different.tolist()]
     return whole & np.array(pay)[which]
+
+
+@cache
+def trainer_of(kind):
+    """Compute dtype to the compiled trainer of one kind of model."""
+    verbs = VERBS[kind]
+    return trainer(verbs.forward, verbs.backward, verbs.has_sums)
 
 
 class RowRuns:

@@ -1,4 +1,4 @@
-"""The verb of layers for least squares: see `levenberg_marquardt/models.py`."""
+"""The verb of layers for least squares: see `models.py`."""
 
 from typing import NamedTuple
 

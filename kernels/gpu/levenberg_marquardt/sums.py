@@ -13,7 +13,7 @@ import triton.language as tl
 
 from ..machine.launch import block_of, device_of
 from ..machine.pieces import cut
-from .models import verb_of
+from ..models import jacobian_of
 
 SLAB_NUMBERS = 1 << 14
 """Numbers of [J, r] that a program keeps before it multiplies them, about."""
@@ -160,7 +160,7 @@ class Sums:
     """The least-squares problem that models of one structure share.
 
     Args:
-        net: Integers of the description, see `kernels/cpu/levenberg_marquardt/models.py`.
+        net: Integers of the description, see `kernels/cpu/models.py`.
         reals: Its numbers.
         n_parameters: P.
         x: Inputs ``[N, F]``, float32 or float64, rows without gaps.
@@ -169,7 +169,7 @@ class Sums:
     """
 
     def __init__(self, net, reals, n_parameters, x, y, roots):
-        self._verb = verb = verb_of(net, reals)
+        self._verb = verb = jacobian_of(net, reals)
         self.p, self._data = n_parameters, (x, y, roots)
         self.n_rows, self._n_columns = len(x), n_parameters + 1
         self.rows = min(verb.rows, max(16, triton.next_power_of_2(self.n_rows)))

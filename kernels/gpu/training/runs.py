@@ -8,8 +8,8 @@ import triton
 
 from ...runs import RUNNING, STATE, NoVerb, pick
 from ..machine.launch import compute_dtype, device_of
+from ..models import VERBS
 from .loop import HYPER, OPTIMIZERS, ROWS, train_kernel
-from .models import VERBS
 
 BLOCK = 512
 """Parameters that are updated at a time."""

@@ -18,8 +18,8 @@ from jacobian_cases import MODELS, linearised, mlp
 
 import fastmlp
 from fastmlp.training import compiled
-from fastmlp.training.describe import describe
 from fastmlp.training.levenberg_marquardt import LevenbergMarquardt, flat, train
+from fastmlp.training.structures import describe
 
 
 class Piece:
