@@ -26,7 +26,8 @@ class Case(NamedTuple):
     """A kernel's module and constants; ``hot`` is None where only spills and fp64 matter.
 
     ``config`` is that of the launch where it depends on the model, ``types`` what pointers point
-    to if not to ``dtype``, ``options`` those of the compilation but for the warps.
+    to if not to ``dtype``, ``options`` those of the compilation but for the warps; ``of_many`` has
+    it compiled with a leading model axis.
     """
 
     module: str
@@ -37,6 +38,7 @@ class Case(NamedTuple):
     config: object = None
     types: dict = {}  # noqa: RUF012
     options: dict = {}  # noqa: RUF012
+    of_many: bool = False
 
 
 def cases():
@@ -94,10 +96,10 @@ def cases():
         table[f"{label}, {what}"] = table[label]._replace(
             hot=None, constants=constants, dtype=dtype
         )
-    return {
-        **table, **_subnet_cases(hidden, one_out, many_out), **_mlp_cases(), **_training_cases(),
-        **_least_squares_cases(),
-    }  # fmt: skip
+    table |= _subnet_cases(hidden, one_out, many_out) | _mlp_cases()
+    for label in ("sine_sum_fwd", "elementwise_mlp_fwd", "additive_mlp_bwd_params", "mlp_bwd"):
+        table[f"{label}, of many models"] = table[label]._replace(of_many=True)
+    return {**table, **_training_cases(), **_least_squares_cases()}
 
 
 def _subnet_cases(hidden, one_out, many_out):

@@ -113,6 +113,7 @@ def job(label, case, target):
         "SUM_BLOCK": launch.SUM_BLOCK,
         "UNITS": triton.cdiv(units, triton.cdiv(units, launch.MAX_UNITS_PER_PROGRAM[compute])),
         "CANONICAL": units <= launch.MAX_CANONICAL_UNITS[compute],
+        "FOLDED": case.of_many,
         "WAVES": launch.MAX_WAVES_PER_PROGRAM[compute],
         **case.constants,
     }
@@ -141,13 +142,55 @@ def job(label, case, target):
             attributes[(index,)] = [["tt.divisibility", 16]]
     arch = ("hip", target, 64) if target.startswith("gfx") else ("cuda", int(target[3:]), 32)
     cols = constants.get("BLOCK_IN", config.cols)
+    of_one = kernel, signature, constants, attributes
     return Job(
-        ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes),
+        ASTSource(*(_of_many(*of_one) if case.of_many else of_one)),
         GPUTarget(*arch),
         {"num_warps": config.warps, **case.options},
         case.hot,
         config.rows * cols / (32 * config.warps),
     )
+
+
+def _of_many(kernel, signature, constants, attributes):
+    """The like of :func:`fastmlp.kernels.gpu.machine.models.each_kernel` of a kernel."""
+    import triton.language as tl
+    from fastmlp.kernels.gpu.machine.models import each_kernel
+
+    given = [p.name for p in kernel.params if not p.is_constexpr]
+    values = tuple(tl.constexpr(constants[p.name]) for p in kernel.params if p.is_constexpr)
+    at = next((i for i, name in enumerate(given) if isinstance(signature[name], tuple)), len(given))
+    values = {"TUPLES": int(at < len(given)), "KERNEL": kernel, "CONSTANTS": values}
+    aligned = {}
+
+    def paired(place, i, path, name, kind):
+        """The types of an argument and of its step."""
+        is_pointer = kind.startswith("*")
+        if name in constants:
+            values[place, i, 0] = constants[name]
+        if not is_pointer:
+            values[place, i, 1] = None
+        elif "partial" not in name:  # of which each model has as many as there are
+            aligned[place, i, 1] = [["tt.divisibility", 16]]
+        if path in attributes:
+            aligned[place, i, 0] = attributes[path]
+        return kind, "i32" if is_pointer else "constexpr"
+
+    def part(place, names):
+        index = kernel.arg_names.index
+        return tuple(paired(place, i, (index(n),), n, signature[n]) for i, n in enumerate(names))
+
+    before, after = part(0, given[:at]), part(2, given[at + 1 :])
+    inner = ()
+    if at < len(given):
+        name = given[at]
+        index = kernel.arg_names.index(name)
+        inner = tuple(
+            paired(1, i, (index, i), name, kind) for i, kind in enumerate(signature[name])
+        )
+    types = {"before": before, "pointers": inner, "after": after, "first": "i32"}
+    types |= dict.fromkeys(("TUPLES", "KERNEL", "CONSTANTS"), "constexpr")
+    return each_kernel, types, values, aligned
 
 
 def version():

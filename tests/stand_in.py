@@ -29,14 +29,16 @@ class Launches:
 
     @classmethod
     def note(cls, kernel, grid, arguments):
-        cls.local.log.append((kernel.__name__, grid, cls.named(arguments)))
+        named = cls.named(arguments, is_of_many(kernel))
+        cls.local.log.append((kernel.__name__, grid, named))
 
     @classmethod
-    def named(cls, value):
+    def named(cls, value, of_many):
         if isinstance(value, tuple):
-            return tuple(map(cls.named, value))
+            return tuple(cls.named(v, of_many) for v in value)
         if isinstance(value, torch.Tensor):
-            return cls.local.names.get(value.data_ptr(), "own memory"), value.dtype, extent(value)
+            name = cls.local.names.get(value.data_ptr(), "own memory")
+            return name, value.dtype, extent(value, of_many)
         return value
 
 
@@ -48,6 +50,10 @@ class Compiler:
 
     def __getitem__(self, grid):
         return lambda *arguments, **constants: self.first(grid, arguments, constants)
+
+    def __call__(self, *arguments):
+        """As a function of another kernel."""
+        return self.kernel(*arguments)
 
     def first(self, grid, arguments, constants):
         names = self.arg_names[len(arguments) :]
@@ -63,7 +69,7 @@ class Compiled:
 
     def __init__(self, kernel, arguments):
         self.kernel, self.wanted = kernel, [kind(a) for a in arguments]
-        self.sizes = [extent(a) for a in arguments]
+        self.sizes = [extent(a, is_of_many(kernel)) for a in arguments]
 
     def run(self, x, y, z, stream, function, metadata, launch_metadata, enter, leave, *arguments):
         assert (stream, function, metadata) == ("stream", "function", "metadata")
@@ -76,12 +82,22 @@ class Compiled:
             self.kernel[x, y, z](*arguments)
 
 
-def extent(value):
-    """Elements between the first and the last of a tensor; of a tuple of constants, none."""
-    if isinstance(value, tuple) and any(isinstance(v, torch.Tensor) for v in value):
-        return tuple(map(extent, value))
+def is_of_many(kernel):
+    return kernel.__name__ == "each_kernel"
+
+
+def extent(value, of_many):
+    """Elements between the first and the last of a tensor; of a tuple of constants, none.
+
+    ``of_many``: the tensor is the first model's, and those of the others lie behind it.
+    """
+    if isinstance(value, tuple):
+        extents = tuple(extent(v, of_many) for v in value)
+        return extents if any(e is not None for e in extents) else None
     if not isinstance(value, torch.Tensor):
         return None
+    if of_many:
+        return value.untyped_storage().nbytes() // value.element_size() - value.storage_offset()
     return 1 + sum((n - 1) * step for n, step in zip(value.shape, value.stride(), strict=True))
 
 

@@ -151,7 +151,7 @@ def _launch_bwd_params(dy, x, params):
     per_piece = unit_rows * n_unit + readout_rows * n_readout
     piece_rows, n_pieces = cut(n_rows, n_in, per_piece, config.rows)
     first, second = (n_pieces * unit_rows, n_unit), (n_pieces * readout_rows, n_readout)
-    partials = empty(n_pieces * per_piece, x, compute_torch)
+    partials = empty((n_pieces * per_piece,), x, compute_torch)
     readout_partials = partials[first[0] * first[1] :]
     launch(
         additive_mlp_bwd_params_kernel, (n_pieces, n_groups, n_blocks),
@@ -159,7 +159,7 @@ def _launch_bwd_params(dy, x, params):
         n_rows, n_in, n_out, dy.stride(0), x.stride(0), piece_rows,
         UNITS=triton.cdiv(n_hidden, n_groups), N_HIDDEN=n_hidden, ONE_OUT=n_out == 1,
         COMPUTE=compute, BLOCK_ROWS=config.rows, BLOCK_IN=block_in, SUM_BLOCK=SUM_BLOCK,
-        num_warps=config.warps,
+        FOLDED=False, num_warps=config.warps,
     )  # fmt: skip
     if n_out > 1:
         config = config_for("additive_mlp_bwd_readout", compute)
@@ -170,6 +170,7 @@ def _launch_bwd_params(dy, x, params):
             dy, x, fc1_weight, fc1_bias, fc2_weight, fc2_bias, None, readout_partials,
             n_rows, n_in, n_out, dy.stride(0), x.stride(0), piece_rows,
             ACT=None, N_HIDDEN=n_hidden, FEATUREWISE=False, DROPOUT=NO_DROPOUT, COMPUTE=compute,
-            BLOCK_ROWS=config.rows, BLOCK_IN=block_in, BLOCK_OUT=block_out, num_warps=config.warps,
+            BLOCK_ROWS=config.rows, BLOCK_IN=block_in, BLOCK_OUT=block_out, FOLDED=False,
+            num_warps=config.warps,
         )  # fmt: skip
     return sum_pieces(partials, first, second, dy.dtype, compute)

@@ -1,33 +1,44 @@
-"""The ops with a leading model axis with Triton: the launches of one model, one after the other.
+"""The ops with a leading model axis with Triton: each launch of one model's op is that of all.
 
 x is ``[1, R, …]``, the same rows for all models, or ``[n, R, …]``; parameters are ``[n, …]``, y is
-``[n, R, …]``.
+``[n, R, …]``. See `machine/models.py` for how.
 """
 
 import torch
 
 from .additive_mlp import additive_mlp_bwd, additive_mlp_fwd
 from .elementwise_mlp import elementwise_mlp_bwd, elementwise_mlp_fwd
+from .machine.models import Models
 from .mlp import mlp_bwd, mlp_fwd
 from .sine_sum import sine_sum_bwd, sine_sum_fwd
 
 
-def _of(m, x, parameters):
-    """Rows and parameters of one model."""
-    return x[m if len(x) > 1 else 0], *(None if p is None else p[m] for p in parameters)
+def _first(*tensors):
+    return [None if t is None else t[0] for t in tensors]
 
 
 def _forward(fwd, x, parameters, options):
     """y [n, R, …]."""
     n = len(parameters[0])
-    return torch.stack([fwd(*_of(m, x, parameters), *options) for m in range(n)])
+    if x.numel() == 0:
+        y = fwd(*_first(x, *parameters), *options)
+        return y.new_empty((n, *y.shape))
+    with Models(n, (x, *parameters)) as models:
+        return models.whole(fwd(*models.first, *options))
 
 
 def _backward(bwd, dy, x, parameters, options, needs):
     """Gradients of x and of the parameters; ``None`` where they are not needed."""
     n = len(parameters[0])
-    results = [bwd(dy[m], *_of(m, x, parameters), *options, needs=needs) for m in range(n)]
-    dx, *gradients = [None if g[0] is None else torch.stack(g) for g in zip(*results, strict=True)]
+    if x.numel() == 0:
+        gradients = bwd(*_first(dy, x, *parameters), *options, needs=needs)
+        return [
+            None if g is None else g.new_zeros((size, *g.shape))
+            for g, size in zip(gradients, (len(x), *[n] * len(parameters)), strict=True)
+        ]
+    with Models(n, (dy, x, *parameters)) as models:
+        gradients = bwd(*models.first, *options, needs=needs)
+        dx, *gradients = [None if g is None else models.whole(g) for g in gradients]
     if dx is not None and len(x) < n:
         dx = _sum(dx)
     return [dx, *gradients]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from closeness import assert_modules_agree
+from closeness import ULPS_OF_SCALE, assert_as_good_as_torch, assert_modules_agree, scale_of
 
 import fastmlp
 from fastmlp import Ensemble
@@ -61,6 +61,56 @@ def test_bits_of_each_model_alone(backend, name, own):
     pytest.importorskip(backend)
     with fastmlp.backend(backend):
         assert_bits_of_each(*case(name, torch.float32, own), own)
+
+
+def values_and_gradients(ensemble, x, own):
+    y = ensemble(x, own=own)
+    return [y, *torch.autograd.grad(y.square().sum(), [x, *ensemble.parameters()])]
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "own"),
+    [
+        ("sines_all", 1, True), ("elementwise", 1, False), ("per_feature", 1, True),
+        ("additive", 1, False), ("mlp", 1, True),
+        ("sines_all", 3, False), ("elementwise", 3, True), ("per_feature", 3, False),
+        ("additive", 3, True), ("mlp", 3, False),
+        ("sines_all", 33, True), ("elementwise", 33, False), ("mlp", 33, True),
+    ],
+)  # fmt: skip
+def test_triton_is_as_good_as_pytorch(name, n, own):
+    pytest.importorskip("triton")
+    ensemble, x = case(name, torch.float32, own, n, rows=3)
+    with fastmlp.backend("triton"):
+        ours = values_and_gradients(ensemble, x, own)
+    with fastmlp.backend("torch"):
+        torchs = values_and_gradients(ensemble, x, own)
+        double = x.detach().double().requires_grad_()
+        exact = values_and_gradients(ensemble.double(), double, own)
+    for our, plain, right in zip(ours, torchs, exact, strict=True):
+        terms = torch.maximum(right.detach().abs(), scale_of(right))
+        assert_as_good_as_torch(our, plain, right.detach(), terms=terms, floor=ULPS_OF_SCALE)
+
+
+@pytest.mark.parametrize("name", ["sines_all", "additive", "mlp"])
+def test_triton_with_parameters_in_one_buffer_by_several_launches(name, monkeypatch):
+    pytest.importorskip("triton")
+    from fastmlp.kernels.gpu.machine import models
+
+    monkeypatch.setattr(models, "MAX_MODELS", 3)
+    ensemble, x = case(name, torch.float32, True)
+    parameters = list(ensemble.parameters())
+    flat = torch.cat([p.detach().reshape(-1) for p in parameters])
+    for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        p.data = part.view(p.shape)
+    with fastmlp.backend("triton"):
+        assert_bits_of_each(ensemble, x, True)
+        empty = x[:, :0].detach().requires_grad_()
+        found = values_and_gradients(ensemble, empty, True)
+    inputs = [empty, *parameters]
+    assert found[0].shape[:2] == (N, 0)
+    assert [g.shape for g in found[1:]] == [t.shape for t in inputs]
+    assert not any(bool(g.any()) for g in found)
 
 
 @pytest.mark.parametrize("name", ["sines_all", "elementwise", "additive", "mlp"])

@@ -77,7 +77,7 @@ def sum_pieces(partials, first, second, out_dtype, compute) -> torch.Tensor:
     if max(first[0], second[0]) == 1 and partials.dtype == out_dtype:
         return partials.view(-1)  # one piece: its sums are the gradients
     config = config_for("sum_pieces", compute)
-    out = empty(first[1] + second[1], partials, out_dtype)
+    out = empty((first[1] + second[1],), partials, out_dtype)
     n_blocks = triton.cdiv(first[1], config.cols) + triton.cdiv(second[1], config.cols)
     launch(
         sum_pieces_kernel,

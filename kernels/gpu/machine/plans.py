@@ -22,6 +22,8 @@ import torch
 import triton
 from triton import knobs
 
+from . import models
+
 ALIGNMENT = 16
 """Bytes; Triton compiles for pointers that are multiples of it, or for any."""
 
@@ -40,7 +42,17 @@ _local = threading.local()
 
 
 def launch(kernel, grid, *arguments, num_warps, **constants):
-    """``kernel[grid](…)``: pointers and numbers by position, constants by name."""
+    """``kernel[grid](…)``: pointers and numbers by position, constants by name.
+
+    Inside of :class:`.models.Models` for each of them.
+    """
+    if (all_models := models.here()) is not None:
+        all_models.launch(_launch, kernel, grid, *arguments, num_warps=num_warps, **constants)
+    else:
+        _launch(kernel, grid, *arguments, num_warps=num_warps, **constants)
+
+
+def _launch(kernel, grid, *arguments, num_warps, **constants):
     compiled = kernel[grid](*arguments, **constants, num_warps=num_warps)
     if (recorder := getattr(_local, "recorder", None)) is not None:
         names = kernel.arg_names[len(arguments) :]
@@ -48,10 +60,16 @@ def launch(kernel, grid, *arguments, num_warps, **constants):
 
 
 def empty(shape, x, dtype):
-    """Uninitialized memory of a launcher's own on the device of ``x``, row-major."""
-    tensor = torch.empty(shape, device=x.device, dtype=dtype)
+    """Uninitialized memory of a launcher's own on the device of ``x``, row-major.
+
+    Inside of :class:`.models.Models` for each of them: that of the first is returned.
+    """
+    if (all_models := models.here()) is not None:
+        whole, tensor = all_models.allocated(shape, x, dtype)
+    else:
+        whole = tensor = torch.empty(shape, device=x.device, dtype=dtype)
     if (recorder := getattr(_local, "recorder", None)) is not None:
-        recorder.allocated.append(tensor)
+        recorder.allocated.append(whole)
     return tensor
 
 
@@ -275,7 +293,7 @@ class _Recorder:
                 return "source", source
             self._derived.append((source, offset))
             return "derived", len(self._derived) - 1
-        if isinstance(argument, tuple) and any(isinstance(a, torch.Tensor) for a in argument):
+        if isinstance(argument, tuple) and _has_tensor(argument):
             self._nested.append(self._indices(argument))
             return "nested", len(self._nested) - 1
         self._constants.append(argument)
@@ -300,6 +318,13 @@ class _Recorder:
             offset //= t.element_size()
             parts.append(Part(source - n_inputs, tuple(t.shape), t.stride(), offset))
         return parts
+
+
+def _has_tensor(argument):
+    """Whether it is a tensor, or a tuple in which there is one at any depth."""
+    if isinstance(argument, tuple):
+        return any(map(_has_tensor, argument))
+    return isinstance(argument, torch.Tensor)
 
 
 def _tuple_getter(places):

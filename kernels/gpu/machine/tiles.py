@@ -5,6 +5,19 @@ import triton.language as tl
 
 
 @triton.jit
+def grid_place(n_third, FOLDED: tl.constexpr):
+    """Place and number of programs in the grid's second dimension, then in its third.
+
+    FOLDED: the second is both, for the third is that of models; ``n_third`` is what it would be.
+    """
+    if FOLDED:
+        i, n = tl.program_id(1), tl.num_programs(1)
+        return i // n_third, n // n_third, i % n_third, n_third
+    else:
+        return tl.program_id(1), tl.num_programs(1), tl.program_id(2), tl.num_programs(2)
+
+
+@triton.jit
 def load_tile(ptr, rows, cols, last_row, n_cols, row_stride, COMPUTE: tl.constexpr):
     """Rows x cols of a row-major matrix, 0 outside."""
     inside = (rows < last_row)[:, None] & (cols < n_cols)[None, :]

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from ..machine.tiles import (
+    grid_place,
     load_column,
     load_pair,
     load_row,
@@ -105,6 +106,7 @@ def additive_mlp_bwd_params_kernel(
     piece_rows,
     UNITS: tl.constexpr, N_HIDDEN: tl.constexpr, ONE_OUT: tl.constexpr, COMPUTE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_IN: tl.constexpr, SUM_BLOCK: tl.constexpr,
+    FOLDED: tl.constexpr,
 ):  # fmt: skip
     """Sums a_kj = Σ_i g_ij [active], b_kj = Σ_i g_ij x_ij [active] of a piece of rows.
 
@@ -112,19 +114,20 @@ def additive_mlp_bwd_params_kernel(
     b_kj + b1_k a_kj) + b2 Σ dy. With more, g_ij = Σ_m dy_im V_mj and dV has a kernel of its own.
     Shapes: x [n_rows, n_in]; dy [n_rows, n_out]; unit_partial [pieces x blocks of features,
     3 N_HIDDEN + 1]; readout_partial [pieces x groups of units, n_in + 1], for one output. Grid:
-    pieces x groups of UNITS units x blocks of features. Reads 1 value per element and group.
+    pieces x groups of UNITS units x blocks of features, the last two as one if FOLDED. Reads 1
+    value per element and group.
     """
     piece = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1)
+    group, n_groups, block, n_blocks = grid_place(tl.cdiv(n_in, BLOCK_IN), FOLDED)
     # in 64 bits, so that the address of each unit is a constant away
     first = group.to(tl.int64) * UNITS
     start = piece * piece_rows
     length = tile_size(n_rows - start, piece_rows)
     x_ptr += start * x_row_stride
     dy_ptr += start * dy_row_stride
-    cols = tl.program_id(2) * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    cols = block * BLOCK_IN + tl.arange(0, BLOCK_IN)
     row_block = tl.arange(0, BLOCK_ROWS)
-    unit_row = piece * tl.num_programs(2) + tl.program_id(2)
+    unit_row = piece * n_blocks + block
     unit_ptr = unit_partial_ptr + unit_row * (3 * N_HIDDEN + 1)
     weights, biases, finite = steep_units(
         fc1_weight_ptr, fc1_bias_ptr, fc2_weight_ptr, first, UNITS, N_HIDDEN, COMPUTE
@@ -201,7 +204,8 @@ def additive_mlp_bwd_params_kernel(
                 first, tl.minimum(first + UNITS, N_HIDDEN), cols, length, n_in,
                 dy_row_stride, x_row_stride, COMPUTE, BLOCK_ROWS, BLOCK_IN,
             )  # fmt: skip
-        readout_ptr = readout_partial_ptr + (piece * tl.num_programs(1) + group) * (n_in + 1)
+        readout_row = piece * n_groups + group
+        readout_ptr = readout_partial_ptr + readout_row * (n_in + 1)
         tl.store(readout_ptr + cols, dv, mask=cols < n_in)
-        if tl.program_id(2) == 0:
+        if block == 0:
             tl.store(readout_ptr + n_in, tl.where(first == 0, total, 0.0))

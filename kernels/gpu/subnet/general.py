@@ -197,14 +197,15 @@ def _launch_bwd_params(dy, x, subnet, fc3_weight, seed, constants):
     per_piece = unit_rows * n_unit + readout_rows * n_readout
     piece_rows, n_pieces = cut(n_rows, n_in, per_piece, block_rows)
     first, second = (n_pieces * unit_rows, n_unit), (n_pieces * readout_rows, n_readout)
-    partials = empty(n_pieces * per_piece, x, compute_torch)
+    partials = empty((n_pieces * per_piece,), x, compute_torch)
     readout_partials = partials[first[0] * first[1] :]
     launch(
         general_bwd_params_kernel, (n_pieces, n_groups, n_blocks),
         dy, x, *subnet, fc3_weight, seed, partials, readout_partials,
         n_rows, n_in, n_out, dy.stride(0), x.stride(0), piece_rows, **constants,
         UNITS=units, FIRST_MASK=first_mask, ONE_OUT=n_out == 1, COMPUTE=compute,
-        BLOCK_ROWS=block_rows, BLOCK_IN=block_in, SUM_BLOCK=SUM_BLOCK, num_warps=warps,
+        BLOCK_ROWS=block_rows, BLOCK_IN=block_in, SUM_BLOCK=SUM_BLOCK, FOLDED=False,
+        num_warps=warps,
     )  # fmt: skip
     if n_out > 1:
         block_rows, block_in, warps = _tile("general_bwd_readout", n_in, compute)
@@ -215,6 +216,6 @@ def _launch_bwd_params(dy, x, subnet, fc3_weight, seed, constants):
             dy, x, *subnet, seed, readout_partials,
             n_rows, n_in, n_out, dy.stride(0), x.stride(0), piece_rows, **constants,
             COMPUTE=compute, BLOCK_ROWS=block_rows, BLOCK_IN=block_in, BLOCK_OUT=block_out,
-            num_warps=warps,
+            FOLDED=False, num_warps=warps,
         )  # fmt: skip
     return sum_pieces(partials, first, second, dy.dtype, compute)

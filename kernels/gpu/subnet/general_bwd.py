@@ -5,6 +5,7 @@ import triton.language as tl
 
 from ..machine.tiles import (
     append,
+    grid_place,
     load_column,
     load_row,
     load_tile,
@@ -125,6 +126,7 @@ def general_bwd_params_kernel(
     ACT: tl.constexpr, N_HIDDEN: tl.constexpr, UNITS: tl.constexpr, FIRST_MASK: tl.constexpr,
     FEATUREWISE: tl.constexpr, ONE_OUT: tl.constexpr, DROPOUT: tl.constexpr, COMPUTE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_IN: tl.constexpr, SUM_BLOCK: tl.constexpr,
+    FOLDED: tl.constexpr,
 ):  # fmt: skip
     """Σ_i g σ'(z), Σ_i g σ'(z) x, Σ_i g σ(z) of a piece of rows, for each unit and feature.
 
@@ -134,11 +136,10 @@ def general_bwd_params_kernel(
     Shapes: x [n_rows, n_in]; dy [n_rows, n_out]; unit_partial [pieces x blocks of features,
     3 N_HIDDEN + 1], or [pieces, n_in (3 N_HIDDEN + 1)] if FEATUREWISE; readout_partial [pieces x
     groups of units, n_in + 1], for one output. Grid: pieces x groups of UNITS units x blocks of
-    features. Reads 1 value per element and group.
+    features, the last two as one if FOLDED. Reads 1 value per element and group.
     """
     piece = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1)
-    n_groups = tl.num_programs(1)
+    group, n_groups, block, n_blocks = grid_place(tl.cdiv(n_in, BLOCK_IN), FOLDED)
     # masks 0 and 1 are no units'
     first = group * UNITS + FIRST_MASK
     if DROPOUT[2] >= 0:
@@ -147,7 +148,7 @@ def general_bwd_params_kernel(
     length = tile_size(n_rows - start, piece_rows)
     x_ptr += start * x_row_stride
     dy_ptr += start * dy_row_stride
-    cols = tl.program_id(2) * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    cols = block * BLOCK_IN + tl.arange(0, BLOCK_IN)
     key = load_key(seed_ptr)
     weights = ()
     biases = ()
@@ -188,7 +189,7 @@ def general_bwd_params_kernel(
         n_nets = n_in
         unit_ptr = unit_partial_ptr + piece * n_in * (3 * N_HIDDEN + 1)
     else:
-        unit_row = piece * tl.num_programs(2) + tl.program_id(2)
+        unit_row = piece * n_blocks + block
         unit_ptr = unit_partial_ptr + unit_row * (3 * N_HIDDEN + 1)
     size = tl.cast(n_nets, tl.int64) * N_HIDDEN
     f_sums = tl.zeros((BLOCK_ROWS, BLOCK_IN), COMPUTE)
@@ -215,7 +216,7 @@ def general_bwd_params_kernel(
     if ONE_OUT and fc3_weight_ptr is not None:
         readout_ptr = readout_partial_ptr + (piece * n_groups + group) * (n_in + 1)
         tl.store(readout_ptr + cols, tl.sum(f_sums, axis=0), mask=cols < n_in)
-        if tl.program_id(2) == 0:
+        if block == 0:
             dc = sum_column(dy_ptr, length, dy_row_stride, SUM_BLOCK, COMPUTE)
             tl.store(readout_ptr + n_in, tl.where(group == 0, dc, 0.0))
 
@@ -227,19 +228,21 @@ def general_bwd_readout_kernel(
     ACT: tl.constexpr, N_HIDDEN: tl.constexpr, FEATUREWISE: tl.constexpr, DROPOUT: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_IN: tl.constexpr, BLOCK_OUT: tl.constexpr,
+    FOLDED: tl.constexpr,
 ):  # fmt: skip
     """dV_mj = Σ_i dy_im f_j(x_ij) and dc_m = Σ_i dy_im of a piece of rows, for several outputs.
 
     Without ``ACT`` f is the one ReLU subnet of the canonical form's ops, without dropout.
     Shapes: x [n_rows, n_in]; dy [n_rows, n_out]; readout_partial [pieces, n_out n_in + n_out].
-    Grid: pieces x blocks of features x blocks of outputs. Reads 1 value per element and block of
-    outputs.
+    Grid: pieces x blocks of features x blocks of outputs, the last two as one if FOLDED. Reads 1
+    value per element and block of outputs.
     """
     piece = tl.program_id(0).to(tl.int64)
     start = piece * piece_rows
     stop = tl.minimum(start + piece_rows, n_rows)
-    cols = tl.program_id(1) * BLOCK_IN + tl.arange(0, BLOCK_IN)
-    outs = tl.program_id(2) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    block, _, block_out, _ = grid_place(tl.cdiv(n_out, BLOCK_OUT), FOLDED)
+    cols = block * BLOCK_IN + tl.arange(0, BLOCK_IN)
+    outs = block_out * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
     key = load_key(seed_ptr)
     dv = tl.zeros((BLOCK_ROWS, BLOCK_IN, BLOCK_OUT), COMPUTE)
     dc = tl.zeros((BLOCK_ROWS, BLOCK_OUT), COMPUTE)
@@ -264,5 +267,5 @@ def general_bwd_readout_kernel(
     row_ptr = readout_partial_ptr + piece * (n_out * n_in + n_out)
     inside = (cols < n_in)[:, None] & (outs < n_out)[None, :]
     tl.store(row_ptr + outs[None, :] * n_in + cols[:, None], tl.sum(dv, axis=0), mask=inside)
-    if tl.program_id(1) == 0:
+    if block == 0:
         tl.store(row_ptr + n_out * n_in + outs, tl.sum(dc, axis=0), mask=outs < n_out)

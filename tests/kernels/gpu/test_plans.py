@@ -21,7 +21,7 @@ from fastmlp.kernels import gpu  # noqa: E402
 from fastmlp.kernels.gpu.machine import launch, plans  # noqa: E402
 
 import fastmlp  # noqa: E402
-from fastmlp.ops import planned  # noqa: E402
+from fastmlp.ops import ensemble, planned  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     not launch.INTERPRET, reason="the stand-in for the compiler runs kernels in the interpreter"
@@ -30,6 +30,7 @@ OPS = {
     name: getattr(importlib.import_module(f"fastmlp.ops.{name}"), name)
     for name in ("additive_mlp", "elementwise_mlp", "sine_sum", "mlp", "piecewise_linear")
 }
+OPS |= {f"{name} of many": getattr(ensemble, name) for name in ("additive_mlp", "mlp")}
 MODULES = {
     "additive": lambda: fastmlp.AdditiveMLP(5, 6),
     "additive_without_bias": lambda: fastmlp.AdditiveMLP(5, 6, bias=False),
@@ -115,6 +116,18 @@ def test_kernels_run_by_plan_give_the_same(name, draw, monkeypatch):
     module = MODULES[name]()
     for i in range(2):
         x = draw(7, 5).float().requires_grad_()
+        found, n_planned = run(module, x)
+        assert bool(n_planned) == (i > 0)
+        same(found, unplanned(monkeypatch, module, x))
+
+
+@pytest.mark.parametrize("name", ["stacked", "mlp"])
+def test_an_ensemble_is_run_by_plan(name, draw, monkeypatch):
+    monkeypatch.setattr(Launches, "interpreted", True)
+    module = fastmlp.Ensemble(MODULES[name](), 3, seed=0)
+    for i in range(2):
+        # of rows that need a gradient and that all share it is summed by PyTorch
+        x = draw(7, 5).float()
         found, n_planned = run(module, x)
         assert bool(n_planned) == (i > 0)
         same(found, unplanned(monkeypatch, module, x))
