@@ -7,7 +7,8 @@ on what the others hold.
 
 The operators ``+ - * /``, comparisons, ``abs``, ``math.sqrt``, :func:`.jit.fma`,
 :func:`.jit.rint` and :func:`.jit.select` take vectors, and numbers beside them: what is written
-with these for a number is right for a vector.
+with these for a number is right for a vector. Vectors of uint32 and uint64 have
+``+ * & | ^ >> >=``.
 """
 
 import math
@@ -75,10 +76,24 @@ def _compared(sign):
     return emit
 
 
+def _by_kind(of_floats, of_integers):
+    """What to emit for vectors of either kind, which share one lowering."""
+
+    def emit(builder, a, b):
+        is_integer = isinstance(a.type.element, ir.IntType)
+        return (of_integers if is_integer else of_floats)(builder, a, b)
+
+    return emit
+
+
+def _at_least(builder, a, b):
+    return builder.icmp_unsigned(">=", a, b)
+
+
 _ARITHMETIC = {
-    operator.add: ir.IRBuilder.fadd,
+    operator.add: _by_kind(ir.IRBuilder.fadd, ir.IRBuilder.add),
     operator.sub: ir.IRBuilder.fsub,
-    operator.mul: ir.IRBuilder.fmul,
+    operator.mul: _by_kind(ir.IRBuilder.fmul, ir.IRBuilder.mul),
     operator.truediv: ir.IRBuilder.fdiv,
     operator.iadd: ir.IRBuilder.fadd,
     operator.isub: ir.IRBuilder.fsub,
@@ -88,11 +103,16 @@ _COMPARISONS = {
     operator.lt: _compared("<"),
     operator.le: _compared("<="),
     operator.gt: _compared(">"),
-    operator.ge: _compared(">="),
+    operator.ge: _by_kind(_compared(">="), _at_least),
     operator.eq: _compared("=="),
     operator.ne: _compared("!="),
 }
-_LOGIC = {operator.and_: ir.IRBuilder.and_, operator.or_: ir.IRBuilder.or_}
+_BITWISE = {
+    operator.and_: ir.IRBuilder.and_,
+    operator.or_: ir.IRBuilder.or_,
+    operator.xor: ir.IRBuilder.xor,
+    operator.rshift: ir.IRBuilder.lshr,
+}
 
 
 def _both(args):
@@ -121,13 +141,16 @@ def _register(key, emit, elements, result):
         return emit(builder, *args)
 
 
-_FLOATS = types.float32, types.float64
+_FLOATS, _INTEGERS = (types.float32, types.float64), (types.uint32, types.uint64)
+_OF_INTEGERS = operator.add, operator.mul, operator.ge
 for _key, _emit in _ARITHMETIC.items():
-    _register(_key, _emit, _FLOATS, lambda vector: vector)
+    _elements = _FLOATS + _INTEGERS if _key in _OF_INTEGERS else _FLOATS
+    _register(_key, _emit, _elements, lambda vector: vector)
 for _key, _emit in _COMPARISONS.items():
-    _register(_key, _emit, _FLOATS, lambda vector: Lanes(types.boolean, vector.count))
-for _key, _emit in _LOGIC.items():
-    _register(_key, _emit, (types.boolean,), lambda vector: vector)
+    _elements = _FLOATS + _INTEGERS if _key in _OF_INTEGERS else _FLOATS
+    _register(_key, _emit, _elements, lambda vector: Lanes(types.boolean, vector.count))
+for _key, _emit in _BITWISE.items():
+    _register(_key, _emit, (types.boolean, *_INTEGERS), lambda vector: vector)
 
 
 def _register_unary(key, emit):
@@ -185,6 +208,41 @@ def load_wide(typingctx, address, real):
         return builder.load(_pointer(builder, args[0], kind), align=8)
 
     return vector(types.int64, real), codegen
+
+
+@intrinsic
+def load_words(typingctx, address, real):
+    """As many numbers of uint32 as a vector of ``real`` has, at an address."""
+    vector = _vector(real.instance_type).of(types.uint32)
+
+    def codegen(context, builder, sig, args):
+        kind = context.get_value_type(vector)
+        return builder.load(_pointer(builder, args[0], kind), align=4)
+
+    return vector(types.int64, real), codegen
+
+
+@intrinsic
+def count_from(typingctx, first):
+    """The vector first, first + 1, … of uint64."""
+    vector = _vector(types.uint64)
+
+    def codegen(context, builder, sig, args):
+        kind = context.get_value_type(vector)
+        return builder.add(_splat(builder, args[0], kind), kind(list(range(vector.count))))
+
+    return vector(types.uint64), codegen
+
+
+@intrinsic
+def low_words(typingctx, vector):
+    """The low 32 bits of each number of a vector of uint64."""
+    words = vector.of(types.uint32)
+
+    def codegen(context, builder, sig, args):
+        return builder.trunc(args[0], context.get_value_type(words))
+
+    return words(vector), codegen
 
 
 @intrinsic

@@ -17,9 +17,19 @@ import torch
 from ..machine.jit import array_at, copy, entry, inner, vector_at, wide_vectors
 from ..machine.launch import any_needed, cut, prepare, prepare_as, result_at, run, run_summed, store
 from ..numbers.block_activations import CODES
-from ..numbers.philox import MASKS_PER_BLOCK, UNIT_MASK, draw_factors, draw_words, seed_at_address
+from ..numbers.philox import (
+    AT_ONCE,
+    MASKS_PER_WORD,
+    UNIT_MASK,
+    draw_kept,
+    kept_bit,
+    limits_of,
+    multiply_kept,
+    scale_of,
+    seed_at_address,
+)
 from . import featurewise
-from .general_loops import TILE, chosen_unit, multiply
+from .general_loops import TILE, chosen_unit
 from .readout import add_bias_gradient, add_readout_gradient, gradient_at_f, read_out
 
 UNITS_OF_WORK = 8
@@ -39,13 +49,27 @@ def rows_in(n, n_in):
 whole_rows = inner(rows_in)
 
 
+INPUT_BIT, OUTPUT_BIT = np.uint32(1), np.uint32(1 << 16)
+"""Those of masks 0 and 1 in the words of the first masks."""
+
+
 @inner
-def _draw_unit(seed, place, k, p, n, words, scratch, real):
-    """Unit k's masks of the numbers at ``place`` + e, e < n, where ``add_unit`` reads them."""
+def _draw_first(seed, place, n, p_input, p_hidden, p_output, n_hidden, kept):
+    """The first masks of the numbers at ``place`` + e, e < n: of input, output, then units."""
+    n_masks = UNIT_MASK + (n_hidden if p_hidden > 0 else 0)
+    first, rest = limits_of(p_input, p_output), limits_of(p_hidden, p_hidden)
+    draw_kept(seed, place, 0, n_masks, first, rest, n, kept)
+
+
+@inner
+def _draw_unit(seed, place, k, p_hidden, n_hidden, n, kept):
+    """Unit k's bit of the masks of the numbers at ``place`` + e, drawn anew with every 32nd."""
     mask = UNIT_MASK + k
-    if k == 0 or mask % MASKS_PER_BLOCK == 0:
-        draw_words(seed, place, mask // MASKS_PER_BLOCK, n, words)
-    draw_factors(words, mask, p, n, scratch[2 * TILE :], real)
+    if mask % MASKS_PER_WORD == 0:
+        limits = limits_of(p_hidden, p_hidden)
+        group = mask // MASKS_PER_WORD
+        draw_kept(seed, place, group, UNIT_MASK + n_hidden, limits, limits, n, kept)
+    return kept_bit(mask)
 
 
 @entry
@@ -79,32 +103,32 @@ def forward(real):
         seed = seed_at_address(seed_at)
         x, y = array_at(x_at, last * n_in, real), array_at(y_at, last * n_out, real)
         tile = n_in * whole_rows(TILE, n_in)
-        words = np.empty((4, max(tile, TILE)), np.uint32)
-        scratch = np.empty(3 * TILE, real)
+        first_kept, kept = np.empty(tile + AT_ONCE, np.uint32), np.empty(TILE, np.uint32)
+        scratch = np.empty(2 * TILE, real)
         xt, ft = np.empty(tile, real), np.empty(tile, real)
-        factors, output_factors = np.empty(tile, real), np.empty(tile, real)
+        scales = scale_of(p_input, real), scale_of(p_hidden, real), scale_of(p_output, real)
         for start in range(first * n_in, last * n_in, tile):
             n = min(tile, last * n_in - start)
             xs, f = xt[:n], ft[:n]
             copy(x[start : start + n], xs)
             if seed_at != 0:
-                draw_words(seed, start, 0, n, words)
+                _draw_first(seed, start, n, p_input, p_hidden, p_output, n_hidden, first_kept)
             if p_input > 0:
-                draw_factors(words, 0, p_input, n, factors, real)
-                multiply(xs, factors, n)
-            if p_output > 0:
-                draw_factors(words, 1, p_output, n, output_factors, real)
+                multiply_kept(xs, first_kept, INPUT_BIT, scales[0], n, real)
             for at in range(0, n, TILE):
                 m = min(TILE, n - at)
                 copy(xs[at : at + m], scratch[:m])
                 scratch[TILE : TILE + m] = d
                 for k in range(n_hidden):
+                    bit, bits = np.uint32(0), first_kept[at : at + m]
                     if p_hidden > 0:
-                        _draw_unit(seed, start + at, k, p_hidden, m, words, scratch, real)
-                    add_unit(activation, scratch, m, w[k], b[k], v[k], p_hidden > 0)
+                        bit = _draw_unit(seed, start + at, k, p_hidden, n_hidden, m, kept)
+                        if UNIT_MASK + k >= MASKS_PER_WORD:
+                            bits = kept
+                    add_unit(activation, scratch, m, w[k], b[k], v[k], bits, bit, scales[1])
                 copy(scratch[TILE : TILE + m], f[at : at + m])
             if p_output > 0:
-                multiply(f, output_factors, n)
+                multiply_kept(f, first_kept, OUTPUT_BIT, scales[2], n, real)
             if readout_at == 0:
                 copy(f, y[start : start + n])
             else:
@@ -159,55 +183,56 @@ def backward(real):
         dy, x = array_at(dy_at, last * n_out, real), array_at(x_at, last * n_in, real)
         dx = array_at(dx_at, last * n_in, real)
         tile = n_in * whole_rows(TILE, n_in)
-        words = np.empty((4, max(tile, TILE)), np.uint32)
-        scratch = np.empty(5 * TILE, real)
+        first_kept, kept = np.empty(tile + AT_ONCE, np.uint32), np.empty(TILE, np.uint32)
+        scratch = np.empty(4 * TILE, real)
         xt, ft, gt = np.empty(tile, real), np.empty(tile, real), np.empty(tile, real)
-        dxt, input_factors = np.empty(tile, real), np.empty(tile, real)
-        output_factors = np.empty(tile, real)
+        dxt = np.empty(tile, real)
+        scales = scale_of(p_input, real), scale_of(p_hidden, real), scale_of(p_output, real)
         for start in range(first * n_in, last * n_in, tile):
             n = min(tile, last * n_in - start)
             xs, f, g, dxs = xt[:n], ft[:n], gt[:n], dxt[:n]
             row, n_rows = start // n_in, n // n_in
             copy(x[start : start + n], xs)
             if seed_at != 0:
-                draw_words(seed, start, 0, n, words)
+                _draw_first(seed, start, n, p_input, p_hidden, p_output, n_hidden, first_kept)
             if p_input > 0:
-                draw_factors(words, 0, p_input, n, input_factors, real)
-                multiply(xs, input_factors, n)
+                multiply_kept(xs, first_kept, INPUT_BIT, scales[0], n, real)
             dys = dy[row * n_out : (row + n_rows) * n_out]
             if readout_at == 0:
                 copy(dys, g)
             else:
                 gradient_at_f(dys, readout, n_rows, n_in, n_out, g)
             if p_output > 0:
-                draw_factors(words, 1, p_output, n, output_factors, real)
-                multiply(g, output_factors, n)
+                multiply_kept(g, first_kept, OUTPUT_BIT, scales[2], n, real)
             for at in range(0, n, TILE):
                 m = min(TILE, n - at)
                 copy(xs[at : at + m], scratch[:m])
                 scratch[TILE : TILE + m] = d
-                copy(g[at : at + m], scratch[3 * TILE : 3 * TILE + m])
-                scratch[4 * TILE :] = 0
+                copy(g[at : at + m], scratch[2 * TILE : 2 * TILE + m])
+                scratch[3 * TILE :] = 0
                 for e in range(m):
                     sums[at_dd] += g[at + e]
                 for k in range(n_hidden):
+                    bit, bits = np.uint32(0), first_kept[at : at + m]
                     if p_hidden > 0:
-                        _draw_unit(seed, start + at, k, p_hidden, m, words, scratch, real)
+                        bit = _draw_unit(seed, start + at, k, p_hidden, n_hidden, m, kept)
+                        if UNIT_MASK + k >= MASKS_PER_WORD:
+                            bits = kept
                     dwk, dbk, dvk = add_unit_gradients(
-                        activation, scratch, m, w[k], b[k], v[k], p_hidden > 0
+                        activation, scratch, m, w[k], b[k], v[k], bits, bit, scales[1]
                     )
                     sums[k] += dwk
                     sums[at_db + k] += dbk
                     sums[at_dv + k] += dvk
                 copy(scratch[TILE : TILE + m], f[at : at + m])
-                copy(scratch[4 * TILE : 4 * TILE + m], dxs[at : at + m])
+                copy(scratch[3 * TILE : 3 * TILE + m], dxs[at : at + m])
             if dx_at != 0:
                 if p_input > 0:
-                    multiply(dxs, input_factors, n)
+                    multiply_kept(dxs, first_kept, INPUT_BIT, scales[0], n, real)
                 copy(dxs, dx[start : start + n])
             if readout_at != 0:
                 if p_output > 0:
-                    multiply(f, output_factors, n)
+                    multiply_kept(f, first_kept, OUTPUT_BIT, scales[2], n, real)
                 add_readout_gradient(dys, f, n_rows, n_in, n_out, dreadout)
                 add_bias_gradient(dys, n_rows, n_out, dc)
         if not any_needed(sums_at, gradients_at):
