@@ -25,22 +25,13 @@ from typing import NamedTuple
 from .. import spec
 from ..spec import ADDITIVE, CODES, KINK_SLOPES, MLP, SINE, SubnetSizes, layer_sizes
 from .layers import jacobian as layers
-from .layers.verbs import mlp_backward, mlp_block_rows, mlp_forward, mlp_n_kept
+from .layers import verbs as layer_verbs
 from .machine.jit import inner, named
 from .numbers.blocks import BLOCK_NUMBERS
 from .sines import jacobian as sines
-from .sines.verbs import sine_backward, sine_block_rows, sine_forward, sine_n_kept
+from .sines import verbs as sine_verbs
 from .subnet import jacobian as subnet
-from .subnet.verbs import (
-    additive_backward,
-    additive_forward,
-    featurewise_backward,
-    featurewise_forward,
-    general_backward,
-    general_forward,
-    subnet_backward,
-    subnet_forward,
-)
+from .subnet import verbs as subnet_verbs
 
 
 class Verbs(NamedTuple):
@@ -70,12 +61,31 @@ def _none_kept(sizes, n_in):
 
 
 VERBS = {
-    "sine_sum": Verbs(sine_forward, sine_backward, sine_block_rows, sine_n_kept),
-    "elementwise_mlp": Verbs(subnet_forward, subnet_backward, _many_rows, _none_kept, True),
-    "additive_mlp": Verbs(additive_forward, additive_backward, _many_rows, _none_kept),
-    "general": Verbs(general_forward, general_backward, _many_rows, _none_kept, True),
-    "featurewise": Verbs(featurewise_forward, featurewise_backward, _many_rows, _none_kept),
-    "mlp": Verbs(mlp_forward, mlp_backward, mlp_block_rows, mlp_n_kept, True),
+    "sine_sum": Verbs(
+        sine_verbs.sine_forward,
+        sine_verbs.sine_backward,
+        sine_verbs.sine_block_rows,
+        sine_verbs.sine_n_kept,
+    ),
+    "elementwise_mlp": Verbs(
+        subnet_verbs.subnet_forward, subnet_verbs.subnet_backward, _many_rows, _none_kept, True
+    ),
+    "additive_mlp": Verbs(
+        subnet_verbs.additive_forward, subnet_verbs.additive_backward, _many_rows, _none_kept
+    ),
+    "general": Verbs(
+        subnet_verbs.general_forward, subnet_verbs.general_backward, _many_rows, _none_kept, True
+    ),
+    "featurewise": Verbs(
+        subnet_verbs.featurewise_forward, subnet_verbs.featurewise_backward, _many_rows, _none_kept
+    ),
+    "mlp": Verbs(
+        layer_verbs.mlp_forward,
+        layer_verbs.mlp_backward,
+        layer_verbs.mlp_block_rows,
+        layer_verbs.mlp_n_kept,
+        True,
+    ),
 }
 """Every model by the name of its op. ``sizes`` and ``constants``, in the order of the verbs:
 

@@ -1,6 +1,9 @@
 """Compilation and its cache: in the user's directory, shared by processes, never in the way."""
 
+import gc
+import importlib
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -11,7 +14,12 @@ import pytest
 numba = pytest.importorskip("numba")
 
 import fastmlp.kernels  # noqa: E402
+from fastmlp.kernels import cpu  # noqa: E402
+from fastmlp.kernels.cpu import models  # noqa: E402
+from fastmlp.kernels.cpu.lanes import models as lanes  # noqa: E402
 from fastmlp.kernels.cpu.machine import cache, jit  # noqa: E402
+from fastmlp.kernels.cpu.machine.digest import digest  # noqa: E402
+from fastmlp.kernels.cpu.training import runs as rows  # noqa: E402
 
 SCRIPT = """
 from numba.core import event
@@ -110,3 +118,17 @@ def test_functions_are_compiled_once_whatever_constants_they_are_given():
     assert jit.kernel(kernel)(10) == (20 + 1 + 10 + 5) + (30 + 10 + 4 + 6)
     assert len(times.overloads) == 1
     assert len(plus.overloads) == 2
+
+
+def test_every_kernel_can_be_kept():
+    """One whose sources cannot be told apart from others is compiled anew in every process."""
+    for info in pkgutil.walk_packages(cpu.__path__, f"{cpu.__name__}."):
+        importlib.import_module(info.name)
+    trainers = [rows.trainer_of(kind) for kind in models.VERBS]
+    trainers += [lanes.trainer_of(kind) for kind in lanes.VERBS]
+    kernels = [o for o in gc.get_objects() if isinstance(o, cache.KernelCache)]
+    # those of other tests are none of ours
+    sources = [k._sources for k in kernels if "fastmlp.kernels" in repr(k._sources)]
+    assert len(sources) >= 2 * len(trainers)
+    for source in sources:
+        assert digest(source), source
