@@ -1,5 +1,6 @@
 """The kernels that `static_cost.py` compiles: their constants, shapes and hot loops."""
 
+import itertools
 from functools import partial
 from typing import NamedTuple
 
@@ -99,7 +100,7 @@ def cases():
     table |= _subnet_cases(hidden, one_out, many_out) | _mlp_cases()
     for label in ("sine_sum_fwd", "elementwise_mlp_fwd", "additive_mlp_bwd_params", "mlp_bwd"):
         table[f"{label}, of many models"] = table[label]._replace(of_many=True)
-    return {**table, **_training_cases(), **_least_squares_cases()}
+    return {**table, **_training_cases(), **_lane_cases(), **_least_squares_cases()}
 
 
 def _subnet_cases(hidden, one_out, many_out):
@@ -169,7 +170,9 @@ def _mlp_cases():
 
 # what pointers of the training kernel point to, where not to numbers of the compute type
 _TRAINING_TYPES = {
-    **dict.fromkeys(("starts_ptr", "models_ptr", "rows_ptr", "seeds_ptr", "streams_ptr"), "i64"),
+    **dict.fromkeys(
+        ("starts_ptr", "models_ptr", "steps_ptr", "rows_ptr", "seeds_ptr", "streams_ptr"), "i64"
+    ),
     **dict.fromkeys(("state_ptr", "hyper_ptr", "rates_ptr"), "fp64"),
     **dict.fromkeys(("train_loss_ptr", "val_loss_ptr", "grad_norm_ptr"), "fp64"),
     "trained_ptr": "i8",
@@ -242,6 +245,76 @@ def _training_cases():
         "train, 1-10-10-10-1, dropout": mlp(
             (1, 10, 10, 10, 1), "relu", "identity", 1280, "adam", True, rates=(0.1,) * 5, **once
         ),
+    }
+
+
+def _lane_cases():
+    """Whole training runs of small models, a model a lane: hot is the loop over a batch's items."""
+    import triton.language as tl
+    from fastmlp.kernels.gpu.lanes import models
+    from fastmlp.kernels.gpu.lanes.update import OPTIMIZERS
+    from fastmlp.kernels.gpu.machine.launch import Config
+    from fastmlp.kernels.runs import Structure
+    from fastmlp.kernels.spec import CODES
+
+    nothing = dict.fromkeys(
+        ("weight_ptr", "val_x_ptr", "val_y_ptr", "val_weight_ptr", "best_ptr", "grad_norm_ptr")
+    )
+
+    def case(kind, sizes, constants, n, n_in, batch_rows, optimizer, math, *, everywhere=False,
+             dtype="fp32", **changes):  # fmt: skip
+        compute = tl.float64 if dtype == "fp64" else tl.float32
+        structure = Structure(kind, sizes, constants, None, False, ((n,),), (True,), ("theta",))
+        verb, update = models.verb_of(structure, n_in, compute), OPTIMIZERS[optimizer]
+        items = models.items_of(n, batch_rows, "SHUFFLE" in changes)
+        constants = {
+            "MODEL": verb.function, "SIZES": verb.sizes, "CONSTANTS": verb.constants,
+            "UPDATE": update, "MOMENTS": 0 if optimizer == "sgd" else update.moments,
+            "TRAINED": (1,) * n, "LOSS": "mse", "SHUFFLE": False, "APART": False, "CLIPS": False,
+            "ITEMS": items, "N": n, "LANES": models.LANES, **nothing,
+        }  # fmt: skip
+        for name, value in changes.items():
+            if name in nothing:
+                del constants[name]  # an address
+            else:
+                constants[name] = value
+        return Case(
+            "lanes.loop",
+            constants,
+            # an order of rows has a loop within
+            None if constants["SHUFFLE"] else Hot(math, tiles=items),
+            dtype=dtype,
+            everywhere=everywhere,
+            config=Config(rows=models.LANES, cols=1, warps=1),
+            types=_TRAINING_TYPES,
+        )
+
+    def mlp(widths, hidden, output, *others, **options):
+        sizes = len(widths) - 1, 1, CODES[hidden], CODES[output], *widths
+        n = sum((a + 1) * b for a, b in itertools.pairwise(widths))
+        return case("mlp", sizes, (0.0,), n, widths[0], *others, **options)
+
+    def sine(width, optimizer, **options):
+        constants = (0.5, 1 / width)
+        options = {"math": 9 * width, **options}
+        return case("sine_sum", (width, 0, 0), constants, width, 1, 60, optimizer, **options)
+
+    anywhere = {"everywhere": True}
+    patience = dict.fromkeys(("val_x_ptr", "val_y_ptr", "best_ptr"))
+    all_options = {**dict.fromkeys(nothing), "APART": True, "SHUFFLE": True, "CLIPS": True}
+    return {
+        "train_lanes, 2-5-1, sigmoid": mlp(
+            (2, 5, 1), "sigmoid", "sigmoid", 4, "sgd", 100, **anywhere
+        ),
+        "train_lanes, SineSum(8)": sine(8, "adamw", **anywhere),
+        "train_lanes, 1-10-1": mlp((1, 10, 1), "relu", "identity", 60, "adam", 50, **anywhere),
+        "train_lanes, 1-10-1, shuffled": mlp(
+            (1, 10, 1), "relu", "identity", 60, "adam", 50, SHUFFLE=True
+        ),
+        "train_lanes, 1-10-1, tanh, patience": mlp(
+            (1, 10, 1), "tanh", "identity", 60, "adam", 50, **patience
+        ),
+        "train_lanes, SineSum(8), all options, fp64": sine(8, "adam", dtype="fp64", **all_options),
     }
 
 

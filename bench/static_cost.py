@@ -193,6 +193,18 @@ def _of_many(kernel, signature, constants, attributes):
     return each_kernel, types, values, aligned
 
 
+def waits(compiled):
+    """Instructions in a kernel's loops that use local or shared memory, or wait for others."""
+    instructions, labels, _ = machine_code.disassemble(compiled.asm["cubin"])
+    inside = set()
+    for end, instruction in enumerate(instructions):
+        label = re.search(r"^BRA.*`\((\.L_\w+)\)", instruction)
+        if label and labels[label[1]] < end:
+            inside.update(range(labels[label[1]], end))
+    names = "LDL", "STL", "LDS", "STS", "ATOMS", "BAR"
+    return sum(instructions[i].startswith(names) for i in inside)
+
+
 def version():
     """The minor version of Triton, under which figures are kept."""
     import triton
@@ -220,7 +232,10 @@ def measure(targets, kept, afresh=()):
             if label in afresh or row is None or row["source"] != digest:
                 measured.append(f"{label} on {target}")
                 try:
-                    found = machine_code.figures(work.compiled(), work.hot, work.elements)
+                    compiled = work.compiled()
+                    found = machine_code.figures(compiled, work.hot, work.elements)
+                    if label.startswith("train_lanes") and "cubin" in compiled.asm:
+                        found["waits"] = waits(compiled)
                 except Exception as error:
                     raise RuntimeError(f"{label} on {target}: {error}") from error
                 row = {**found, "source": digest}
@@ -261,6 +276,8 @@ def worse(results, kept):
                 continue
             if row["spills"] > allowed["spills"]:
                 problems.append(f"{where}: {row['spills']} spills, kept {allowed['spills']}")
+            if row.get("waits", 0) > allowed.get("waits", 0):
+                problems.append(f"{where}: {row['waits']} uses of memory in a step, or barriers")
             if row.get("fp64", 0) > allowed_fp64(label, allowed):
                 problems.append(f"{where}: {row['fp64']} fp64 instructions, unasked")
             if row.get("per_element", 0) > allowed.get("per_element", 0):

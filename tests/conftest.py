@@ -114,6 +114,20 @@ def draw():
     return draw
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _no_lanes_in_the_interpreter():
+    """There a thread takes an item at a time, a hundred times slower than a tile of them: whole
+    runs of small models on the GPU have a program each, but in `training/test_lanes_triton.py`."""
+    if INTERPRETED and fastmlp.backends.is_installed("triton"):
+        from fastmlp.kernels.gpu import runs
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runs, "are_small", lambda _, models: models < 0)
+            yield
+    else:
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

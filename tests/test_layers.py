@@ -329,6 +329,7 @@ LARGE = {
     "kernels/cpu/lanes/loop.py": {"trainer", "build"},
     "kernels/cpu/training/loop.py": {"trainer", "build", "advance"},
     "kernels/gpu/training/loop.py": {"train_kernel"},
+    "kernels/gpu/lanes/loop.py": {"train_lanes_kernel"},
     # makes two functions, of 38 and 51 lines
     "kernels/cpu/layers/blocks.py": {"blocks"},
     # one pass over the data, block by block: buffers of a block, then each unit's sums

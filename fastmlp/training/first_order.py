@@ -11,7 +11,7 @@ from fastmlp.kernels.runs import FINISHED, RUNNING, NoVerb, pick
 _RUNS = {
     "torch": "fastmlp.training.loop",
     "numba": "fastmlp.kernels.cpu.runs",
-    "triton": "fastmlp.kernels.gpu.training.runs",
+    "triton": "fastmlp.kernels.gpu.runs",
 }
 
 LAUNCH_SECONDS = 0.1

@@ -75,8 +75,8 @@ def fit(
         batch_size: Rows of a step; the last batch of an epoch may be smaller. All rows by default.
         shuffle: Whether each model takes the rows in an order of its own, a new one every epoch,
             that of :func:`fastmlp.training.batch_order`. Or ``"shared"``: one order for all, that
-            of model 0; on the CPU small models are read at once then, which costs less. Not with
-            dropout or a sequence as ``seed``. With all rows in one batch no order is needed, and
+            of model 0; small models read a row at once then, which costs less. Not with dropout or
+            a sequence as ``seed``. With all rows in one batch no order is needed, and
             they are taken as they come.
         optimizer: :class:`fastmlp.SGD`, :class:`fastmlp.Adam` or :class:`fastmlp.AdamW`; each of
             its fields may hold one value per model. ``None`` means ``Adam(lr=1e-3)``. Or
