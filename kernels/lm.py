@@ -1,5 +1,6 @@
 """What both wings of Levenberg–Marquardt share: codes and constants of the solver."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -113,6 +114,25 @@ def ending(where):
         return where(flat, FTOL, where(short, XTOL, where(tired, NO_DESCENT, 0)))
 
     return end
+
+
+def standing(where):
+    """Why a run is over where it stands, before a trial, for one run or for many.
+
+    Args:
+        where: As :func:`verdict` takes it.
+
+    Returns:
+        A function of the sum of squares, its root, the squared norm of half its gradient, the
+        largest cosine of residuals and columns times that root, gtol, the steps taken and the most
+        of them, that returns the reason's code.
+    """
+
+    def stand(sse, root, size, slope, gtol, steps, max_steps):
+        reason = where(slope <= gtol * root, GTOL, where(steps >= max_steps, MAX_STEPS, 0))
+        return where(sse + size < math.inf, where(sse == 0, ZERO, reason), NOT_FINITE)
+
+    return stand
 
 
 def changes(choice, solver):

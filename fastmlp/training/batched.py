@@ -26,7 +26,7 @@ NUMBERS_AT_A_TIME = 1 << 27
 """Numbers of float64 that the runs need which are at work at a time, a gibibyte."""
 
 _CHOLESKY, _QR = lm.CHOLESKY, lm.WITH_QR
-_judge, _end = lm.verdict(torch.where), lm.ending(torch.where)
+_judge, _stand, _end = (decision(torch.where) for decision in (lm.verdict, lm.standing, lm.ending))
 
 
 def run(models, description, starts, rows, settings, max_steps, deadline, progress):
@@ -228,10 +228,9 @@ class _Solver:
         slope = torch.where(norms > 0, gradient.abs() / norms, 0.0).amax(1)
         size = gradient.square().sum(1)
         self._write(s, asked, s.sse, 2.0 * size.sqrt())
-        self._stop(s, asked & ~(s.sse + size < math.inf), lm.NOT_FINITE)
-        self._stop(s, asked & (s.sse == 0), lm.ZERO)
-        self._stop(s, asked & (slope <= self.settings.gtol * s.sse.sqrt()), lm.GTOL)
-        self._stop(s, asked & (s.steps >= self.max_steps), lm.MAX_STEPS)
+        gtol, most = self.settings.gtol, self.max_steps
+        reason = _stand(s.sse, s.sse.sqrt(), size, slope, gtol, s.steps, most)
+        self._stop(s, asked & (reason != 0), reason)
         s.attempts = torch.where(asked, 0, s.attempts)
         return gradient
 

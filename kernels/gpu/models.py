@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from .. import spec
 from ..lm import MAX_WIDTH
-from ..spec import ADDITIVE, SINE
+from ..spec import ADDITIVE, MLP, SINE
 from .layers import jacobian as layer_rows
 from .layers import verbs as layers
 from .layers.rows import padded
@@ -71,6 +71,8 @@ def jacobian_of(net, reals):
     Raises:
         ValueError: A layer wider than the kernels take, or no model.
     """
+    # what follows has branches for them
+    spec.for_each(spec.MODELS, (MLP, ADDITIVE, SINE), "model")
     functions = spec.for_each(spec.ACTIVATIONS, ACTIVATIONS)
     model = spec.model_of(net)
     if model.model == SINE:

@@ -15,19 +15,16 @@ import numpy as np
 
 from ...lm import (
     ACCEPT,
-    GTOL,
-    MAX_STEPS,
     MIN_DAMPING,
     NO_DESCENT,
-    NOT_FINITE,
     REASONS,  # noqa: F401  callers read a state by these names
     SOLVERS,  # noqa: F401
     WITH_QR,
     XTOL,
-    ZERO,
     changes,
     ending,
     refused,
+    standing,
     undone,
     verdict,
 )
@@ -66,7 +63,7 @@ def where(condition, a, b):
     return a if condition else b
 
 
-_judge, _end = inner(verdict(where)), inner(ending(where))
+_judge, _stand, _end = (inner(decision(where)) for decision in (verdict, standing, ending))
 _changes, _refused, _undone = inner(changes), inner(refused), inner(undone)
 
 
@@ -243,14 +240,10 @@ def _take_jacobian(p, limits, choices, state, counters, history, factor, rotated
     numbers[GRADIENT] = 2.0 * math.sqrt(size)
     history[2 * counters[STEPS]] = sse
     history[2 * counters[STEPS] + 1] = numbers[GRADIENT]
-    if not (sse + size < math.inf):
-        return _stop(counters, NOT_FINITE)
-    if sse == 0:
-        return _stop(counters, ZERO)
-    if slope <= limits.gtol * math.sqrt(sse):
-        return _stop(counters, GTOL)
-    if counters[STEPS] >= choices.max_steps:
-        return _stop(counters, MAX_STEPS)
+    root, steps = math.sqrt(sse), counters[STEPS]
+    reason = _stand(sse, root, size, slope, limits.gtol, steps, choices.max_steps)
+    if reason != 0:
+        return _stop(counters, reason)
     counters[ATTEMPTS] = 0
     return _propose(p, limits, choices, state, counters, factor, rotated, damped)
 

@@ -396,9 +396,7 @@ def mlp_cores_bwd_kernel(
     for i in range(0, length, BLOCK_ROWS):
         start, n = first + i, length - i
         x = load_tile(x_ptr, start, n, x_row_stride, BLOCK_ROWS, WIDTHS[FIRST], OPERAND)
-        dy = load_tile(
-            dy_ptr, start, n, dy_row_stride, BLOCK_ROWS, WIDTHS[LAST], tl.float32
-        )  # fmt: skip
+        dy = load_tile(dy_ptr, start, n, dy_row_stride, BLOCK_ROWS, WIDTHS[LAST], tl.float32)
         rows = start + tl.arange(0, BLOCK_ROWS)
         # there are no registers for them across the loop, and n keeps them in it
         biases = load_biases(parameters, n, NET)
