@@ -253,7 +253,7 @@ def shown(result):
     if isinstance(result, torch.nn.Module):
         return repr(result), [p.shape for p in result.parameters()]
     if isinstance(result, torch.Tensor):
-        return result.tolist()
+        return repr(result.tolist())  # in which NaN equals NaN
     if isinstance(result, tuple | list):
         return [shown(part) for part in result]
     return repr(result)

@@ -11,7 +11,7 @@ tl = pytest.importorskip("triton.language")
 if triton.knobs.runtime.interpret is False:
     pytest.skip("kernels are compiled here: nothing is interpreted", allow_module_level=True)
 
-from . import numerics  # noqa: E402
+from sanitizer import numerics  # noqa: E402
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.uniform(0.1, 10, 4096).astype(np.float32)

@@ -8,7 +8,7 @@ tl = pytest.importorskip("triton.language")
 if triton.knobs.runtime.interpret is False:
     pytest.skip("kernels are compiled here: nothing is interpreted", allow_module_level=True)
 
-from . import findings  # noqa: E402
+from sanitizer import findings, plugin  # noqa: E402
 
 BLOCK = 32
 
@@ -244,8 +244,6 @@ def test_programs_run_in_the_order_of_the_seed():
 
 
 def test_a_finding_fails_the_test():
-    from . import plugin
-
     found(fill_kernel, tile(), OWN=False, BLOCK=BLOCK)
     judged = plugin.Sanitizer._judged(None)
     next(judged)
