@@ -113,6 +113,23 @@ def test_triton_with_parameters_in_one_buffer_by_several_launches(name, monkeypa
     assert not any(bool(g.any()) for g in found)
 
 
+@pytest.mark.parametrize(("sizes", "activation"), [((70, 18, 1), "relu"), ((17, 3, 9), "tanh")])
+def test_triton_with_several_groups_of_units_blocks_of_features_and_of_outputs(sizes, activation):
+    pytest.importorskip("triton")
+    ensemble = Ensemble(fastmlp.AdditiveMLP(*sizes, activation=activation), 2, seed=0)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, 2, sizes[0], generator=generator).requires_grad_()
+    with fastmlp.backend("triton"):
+        y = ensemble(x, own=True)
+        (dx, *of_all), dy = gradients(y, x, ensemble.parameters())
+        for i, model in enumerate(ensemble):
+            xi = x[i].detach().requires_grad_()
+            yi = model(xi)
+            found = torch.autograd.grad(yi, [xi, *model.parameters()], dy[i])
+            pairs = zip([y[i], dx[i], *(g[i] for g in of_all)], [yi, *found], strict=True)
+            assert all(torch.equal(a, b) for a, b in pairs)
+
+
 @pytest.mark.parametrize("name", ["sines_all", "elementwise", "additive", "mlp"])
 def test_large_models_run_one_after_the_other(name, monkeypatch):
     pytest.importorskip("numba")
