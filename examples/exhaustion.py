@@ -245,7 +245,11 @@ def compare_orders(courses, shuffled, options):
 
 
 def tell_forgotten(courses, shuffled):
-    """The wide net from [-10, 10] to [5, 15]: what it knows of the first domain afterwards."""
+    """The wide net from [-10, 10] to [5, 15]: what it knows of the first domain afterwards.
+
+    In order, single nets of another program's runs came to 0.28 to 1.14 there. Here the median lies
+    in that range, and no order, rate or number of epochs that was tried gave its lower end.
+    """
     rows, found = [], {}
     for order, all_of_them in (("in order", courses), ("shuffled", shuffled)):
         course = next(c for c in all_of_them if c.walk.hidden == 30)
