@@ -24,6 +24,7 @@ from ..spec import ADDITIVE, MLP, SINE
 from .layers import jacobian as layer_rows
 from .layers import verbs as layers
 from .layers.rows import padded
+from .machine.keys import Values
 from .machine.launch import block_of
 from .numbers.activations import ACTIVATIONS
 from .sines import jacobian as sine_rows
@@ -94,7 +95,7 @@ def jacobian_of(net, reals):
     widths, biases, codes = spec.layers_of(net, model.n_layers)
     if max(widths) > MAX_WIDTH:
         raise ValueError(f"its widest layer has {max(widths)} numbers, at most {MAX_WIDTH}")
-    acts = tuple(functions[code] for code in codes)
+    acts = Values(functions[code] for code in codes)
     constants = layer_rows.Sizes(tuple(widths), tuple(biases), model.n_layers), acts, tuple(reals)
     warps = max(1, padded(max(widths)) // 32)
     return Jacobian(layer_rows.mlp_jacobian, constants, widths[-1], 16, warps, 16)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ..machine.keys import key_of
 from ..numbers.activations import times_slope
 from ..numbers.losses import loss_and_slope
 from .rows import load_item
@@ -128,3 +129,5 @@ class LayerConstants(NamedTuple):
 
     hidden: object
     output: object
+
+    cache_key = property(key_of)

@@ -18,17 +18,11 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ..machine.keys import key_of
 from ..machine.tiles import append, tile_size
 from ..numbers.activations import identity, leaky_relu, relu_pair
 from ..numbers.philox import load_key
-from .products import (
-    add_product,
-    dot,
-    terms_of,
-    times,
-    transposed,
-    without_infinities,
-)  # fmt: skip
+from .products import add_product, dot, terms_of, times, transposed, without_infinities
 from .rows import drop, load_weight, offset_of, padded
 
 
@@ -54,6 +48,8 @@ class Net(NamedTuple):
     dropout: tuple
     operand: object
     terms: int
+
+    cache_key = property(key_of)
 
 
 @triton.jit

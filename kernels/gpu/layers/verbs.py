@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from ... import spec
+from ..machine.keys import key_of
 from ..machine.launch import mlp_config
 from ..machine.verbs import Verb
 from ..numbers.activations import (
@@ -79,6 +80,8 @@ class Constants(NamedTuple):
     output: object
     dropout: tuple
     no_dropout: tuple
+
+    cache_key = property(key_of)
 
 
 def verb_of(sizes, constants, n_in, batch_rows, compute):

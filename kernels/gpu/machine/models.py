@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .keys import Values
 from .launch import INTERPRET
 
 MAX_MODELS = 65535
@@ -120,7 +121,7 @@ class Models:
         # the compiler takes tuples among them apart unless they are wrapped
         values = tuple(values if INTERPRET else map(tl.constexpr, values))
         tuples = [i for i, argument in enumerate(arguments) if isinstance(argument, tuple)]
-        constants |= {"TUPLES": len(tuples), "KERNEL": kernel, "CONSTANTS": values}
+        constants |= {"TUPLES": len(tuples), "KERNEL": kernel, "CONSTANTS": Values(values)}
         at = tuples[0] if tuples else len(arguments)
         pointers = arguments[at] if tuples else ()
         parts = [*map(self._paired, (arguments[:at], pointers, arguments[at + 1 :]))]

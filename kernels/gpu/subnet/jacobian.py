@@ -5,6 +5,7 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
+from ..machine.keys import key_of
 from ..machine.tiles import load_scalar, load_tile, put, put_columns
 from ..numbers.activations import (
     activate,
@@ -31,6 +32,8 @@ class Acts(NamedTuple):
     """The function of the activation."""
 
     activation: object
+
+    cache_key = property(key_of)
 
 
 class Numbers(NamedTuple):

@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from ... import spec
+from ..machine.keys import key_of
 from ..machine.verbs import Verb, items_of
 from ..numbers.activations import (
     ACTIVATIONS,
@@ -183,6 +184,8 @@ class Constants(NamedTuple):
 
     activation: object
     dropout: tuple
+
+    cache_key = property(key_of)
 
 
 def _verb_of(model, dropout, n_in, batch_rows, compute):
