@@ -10,7 +10,6 @@ to do with them, or plain PyTorch, which does what it does with its own layers: 
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from operator import attrgetter
 
 import torch
 from torch.autograd import forward_ad
@@ -21,8 +20,6 @@ _n_modes = _C._len_torch_dispatch_stack
 _level = _C._functorch.peek_interpreter_stack
 _tracing = _C._get_tracing_state
 _Guards = getattr(getattr(getattr(_C, "_dynamo", None), "guards", None), "TensorGuards", None)
-
-is_nested = attrgetter("is_nested")
 
 _FREED = "one whose memory has been freed"
 _ON_META = "one without memory on meta"
@@ -51,9 +48,12 @@ class Known:
 
     def find(self, tensors):
         """The note on tensors like these, ``None`` where there is none, or a mode between."""
-        # PyTorch's check does not see dual tensors, and nested ones end the process
-        if _n_modes() or forward_ad._current_level >= 0 or any(map(is_nested, tensors)):
+        # PyTorch's check does not see dual tensors
+        if _n_modes() or forward_ad._current_level >= 0:
             return None
+        for t in tensors:  # by map it takes longer
+            if t.is_nested:  # which would end the process in PyTorch's check
+                return None
         for check, note in self._patterns.get(len(tensors), ()):
             if check(*tensors):
                 return note if tensors[0].data_ptr() or not _is_freed(tensors[0]) else None

@@ -21,7 +21,7 @@ MAX_PATTERNS = 256
 MAX_BACKWARD_PATTERNS = 4
 """Patterns of dy that are remembered for a pattern of the rest."""
 
-_data_ptr, is_nested = torch.Tensor.data_ptr, boundary.is_nested
+_data_ptr = torch.Tensor.data_ptr
 
 
 class Plans:
@@ -58,8 +58,11 @@ class Plans:
             return None
         try:
             known = self._known.get(self._key(tensors, options))
-            if not known or any(map(is_nested, [t for t in tensors if t is not None])):
+            if not known:
                 return None
+            for t in tensors:
+                if t is not None and t.is_nested:
+                    return None
         except (AttributeError, TypeError):  # no tensor, or an option that has no hash
             return None
         except RuntimeError:  # nested tensors have no shape
