@@ -21,8 +21,9 @@ MAX_PIECES = 4096
 """Bounds the memory of the partial sums, one vector of parameter gradients a piece."""
 
 
-PIECES_AT_ONCE = 64
-"""Pieces whose rows are in the compute dtype at a time, where the tensors are of another."""
+PIECES_AT_ONCE, NUMBERS_AT_ONCE, MIN_AT_ONCE = 64, 1 << 24, 8
+"""Pieces whose rows are in the compute dtype at a time, where the tensors are of another: so many,
+fewer of large ones, but enough for a few threads."""
 
 
 class Staged(NamedTuple):
@@ -121,8 +122,11 @@ def run(kernel, n_rows, rows_per_piece, n_pieces, *arguments):
     """
     # all twenty would take half a microsecond
     if Staged in map(type, arguments[:2]):
-        for first in range(0, n_pieces, PIECES_AT_ONCE):
-            last = min(first + PIECES_AT_ONCE, n_pieces)
+        numbers = max(a.tensor.numel() for a in arguments if type(a) is Staged)
+        of_piece = numbers // max(n_rows, 1) * rows_per_piece
+        at_once = max(MIN_AT_ONCE, min(PIECES_AT_ONCE, NUMBERS_AT_ONCE // max(of_piece, 1)))
+        for first in range(0, n_pieces, at_once):
+            last = min(first + at_once, n_pieces)
             _run_staged(kernel, n_rows, rows_per_piece, first, last, arguments)
     elif n_pieces == 1:
         kernel(*arguments, 0, n_rows)

@@ -103,7 +103,10 @@ def test_read_only_cache_directory_is_survived(tmp_path):
     assert run(XDG_CACHE_HOME=str(tmp_path), NUMBA_CACHE_DIR=None) > 0
 
 
-def test_functions_are_compiled_once_whatever_constants_they_are_given():
+def test_functions_are_compiled_once_whatever_constants_they_are_given(monkeypatch, tmp_path):
+    # else it would be loaded the next time
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
     @jit.inner
     def times(a, b, pair):
         return a * b + pair[0] + pair[1]
