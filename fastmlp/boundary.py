@@ -9,6 +9,7 @@ to do with them, or plain PyTorch, which does what it does with its own layers: 
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -140,12 +141,39 @@ def has_tangents(tensors: Iterable[torch.Tensor]) -> bool:
     return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
-def is_mapped() -> bool:
-    """Tell whether ``vmap`` is at work, and no other transform, mode or tracer."""
-    if _level() is None or _n_modes() or _tracing() is not None or forward_ad._current_level >= 0:
+def is_within_transforms() -> bool:
+    """Tell whether a transform of `torch.func` is at work."""
+    return _level() is not None
+
+
+def has_rules(tensors: Sequence[torch.Tensor]) -> bool:
+    """Tell whether registered ops have rules for all that `torch.func` does with these tensors.
+
+    So it is for `vmap` and reverse mode, one in the other, where no mode or tracer is at work. A
+    pull-back is called when its transform is over: its tensors are still wrapped.
+    """
+    if _n_modes() or _tracing() is not None or forward_ad._current_level >= 0:
         return False
-    vmap = _C._functorch.TransformType.Vmap
-    return all(level.key() == vmap for level in _C._functorch.get_interpreter_stack())
+    if _level() is None:
+        return any(map(_C._functorch.is_functorch_wrapped_tensor, tensors))
+    kinds = _C._functorch.TransformType
+    return all(
+        level.key() in (kinds.Vmap, kinds.Grad) for level in _C._functorch.get_interpreter_stack()
+    )
+
+
+@contextmanager
+def functions_allowed():
+    """Have PyTorch call the rule of an ``autograd.Function`` for the innermost transform alone.
+
+    An op's registered rule of autograd is called once for each of them.
+    """
+    before = _C._functorch.get_single_level_autograd_function_allowed()
+    _C._functorch.set_single_level_autograd_function_allowed(True)
+    try:
+        yield
+    finally:
+        _C._functorch.set_single_level_autograd_function_allowed(before)
 
 
 def is_interposed(tensors: Sequence[torch.Tensor]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,10 @@ class Ensemble(nn.Module):
 
     def _stacked(self):
         """The parameters in the order of the structure."""
-        return [self.get_parameter(name) for name in self._spec.names]
+        names = self._spec.names
+        # not get_parameter: torch.func.functional_call puts tensors in their place
+        found = attrgetter(*names)(self)
+        return [found] if len(names) == 1 else [*found]
 
     @classmethod
     def _of(cls, *arguments):

@@ -32,6 +32,9 @@ def _path(tensors):
         return f"runs as {backend} kernels: its tensors are plain, on {device!r}."
     if boundary.is_interposed(tensors):
         return f"goes to the dispatcher as a registered op: {why}."
+    if boundary.has_rules(tensors):
+        masked = "with dropout or a table in plain PyTorch"
+        return f"goes to the dispatcher as a registered op, {masked}: {why}."
     return f"runs in plain PyTorch: {why}."
 
 

@@ -183,7 +183,7 @@ def test_transforms_over_stacked_parameters(module, x):
         return torch.func.functional_call(models[0], (parameters, buffers), (x,))
 
     stacked = torch.func.vmap(call, (0, None))(parameters, x)
-    # under vmap plain PyTorch runs, whose matrix products add in another order
+    # what serves it may add in another order
     torch.testing.assert_close(stacked, torch.stack([model(x) for model in models]))
     one = dict(module.named_parameters())
     jacobian = torch.func.jacrev(lambda p: call(p, x).sum())(one)

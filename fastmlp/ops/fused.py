@@ -14,6 +14,7 @@ from torch.compiler import is_dynamo_compiling
 
 from fastmlp import backends, boundary
 from fastmlp.ops import mapped, registry
+from fastmlp.ops.derivatives import differentiable_backward, reference_gradients
 from fastmlp.ops.planned import Plans
 
 
@@ -44,7 +45,7 @@ class FusedOp:
         self, name, *, parameters, constants=(), options, reference, check, output_shape,
         pointwise, is_of_many=False, setting=None,
     ):  # fmt: skip
-        self.name, self._is_of_many = name, is_of_many
+        self.name, self.is_of_many = name, is_of_many
         self._file = "ensemble" if is_of_many else name
         self.of_many = None
         self.takes_list = parameters[0].endswith("[]")
@@ -57,6 +58,7 @@ class FusedOp:
         self._known, self._known_backward = boundary.Known(), boundary.Known()
         # Function.apply in Python only guards against torch.func, which __call__ has done (5 µs)
         self._apply = super(torch.autograd.Function, _autograd_function(self)).apply
+        self._apply_backward = super(torch.autograd.Function, differentiable_backward(self)).apply
         self._fwd_name, self._bwd_name = name + "_fwd", name + "_bwd"
         self.plans = Plans(self)
         self._register((*parameters, *constants), options)
@@ -127,17 +129,26 @@ class FusedOp:
             return self._library_fwd(x, *self._packed(arguments))
         n_tensors = len(arguments) - self.n_options
         tensors = [x, *[t for t in arguments[:n_tensors] if t is not None]]
-        if boundary.is_interposed(tensors) or (boundary.is_mapped() and self._maps(arguments)):
+        if boundary.is_interposed(tensors) or self._has_rules(tensors, arguments[:n_tensors]):
             return self._library_fwd(x, *self._packed(arguments))
         boundary.refuse_freed(tensors)
         y = self._forward_mode(backend, tensors, x, *arguments)
         return self.reference(x, *arguments) if y is None else y
 
-    def _maps(self, arguments):
-        """Whether `vmap` has a rule that is one call of a kernel: nothing draws, or is a table."""
-        n_tensors = len(arguments) - self.n_options
-        constants = arguments[n_tensors - self.n_constants : n_tensors]
-        return self.of_many is not None and all(c is None for c in constants)
+    def _has_rules(self, present, others):
+        """Whether the registered op makes one call of a kernel of what `torch.func` asks for.
+
+        Args:
+            present: All tensors.
+            others: Parameters and constants. Where one of these draws, or is a table, it does not.
+        """
+        return self.has_many(others) and boundary.has_rules(present)
+
+    def has_many(self, others):
+        """Whether there is an op of many models for calls with these parameters and constants."""
+        n_parameters = len(others) - self.n_constants
+        known = self.of_many is not None or self.is_of_many
+        return known and all(c is None for c in others[n_parameters:])
 
     def _forward_mode(self, backend, tensors, x, *arguments):
         """The output and its tangent by kernels, or ``None`` where these do not give it.
@@ -171,21 +182,23 @@ class FusedOp:
 
         ``tensors`` are x, parameters and constants; ``bwd`` is the launcher, if forward chose one.
         """
-        if torch.is_grad_enabled():
-            # create_graph=True: differentiate the reference, to any order
-            return _reference_gradients(self, dy, tensors, options, needs)
-        if is_dynamo_compiling():
+        if is_dynamo_compiling() and not torch.is_grad_enabled():
             return self._library_gradients(dy, tensors, options, needs)
         present = [t for t in (dy, *tensors) if t is not None]
+        if torch.is_grad_enabled():
+            if not is_dynamo_compiling() and self._has_rules(present, tensors[1:]):
+                return self._library_gradients(dy, tensors, options, needs)
+            # create_graph=True: differentiate the reference, to any order
+            return reference_gradients(self, dy, tensors, options, needs)
         if self.fits(dy, tensors, present):
             if bwd is None:
                 _, bwd = self._launchers(backends.choose_compiled(dy.device.type))
             # PyTorch casts them where a parameter has another dtype than the output
             return bwd(dy, *tensors, *options, needs=needs)
-        if boundary.is_interposed(present):
+        if boundary.is_interposed(present) or self._has_rules(present, tensors[1:]):
             return self._library_gradients(dy, tensors, options, needs)
         boundary.refuse_freed(present)
-        return _reference_gradients(self, dy, tensors, options, needs)
+        return reference_gradients(self, dy, tensors, options, needs)
 
     def fits(self, dy, tensors, present):
         """Whether a kernel may read what backward finds: plain, of shapes that fit one another.
@@ -203,7 +216,7 @@ class FusedOp:
                 return False
             sizes = [None] * dy.dim(), [None] * n_free + [*x.shape[n_free:]]
             self._known_backward.keep(present, True, [*sizes, *([*t.shape] for t in present[2:])])
-        if not self._is_of_many:
+        if not self.is_of_many:
             # shapes are costly to cut, and a row's width has been compared
             return dy.size(0) == x.size(0) if n_free == 1 else dy.shape[:n_free] == x.shape[:n_free]
         n = tensors[1].shape[0]
@@ -212,18 +225,9 @@ class FusedOp:
         return dy.shape[1:n_free] == x.shape[1:n_free]
 
     def _library_gradients(self, dy, tensors, options, needs):
-        x, arguments = tensors[0], (*tensors[1:], *options)
-        parameters = self._parameters(arguments)
-        need_dx, *needed = needs
-        dx, dparams = self._library_bwd(dy, x, *self._packed(arguments), need_dx, any(needed))
-        gradients = [None] * len(parameters)
-        if any(needed):
-            parts = dparams.split_with_sizes(_sizes(parameters))
-            gradients = [
-                part.view(parameter.shape).to(parameter.dtype) if need else None
-                for part, parameter, need in zip(parts, parameters, needed, strict=True)
-            ]
-        return dx if need_dx else None, *gradients
+        arguments = self._packed((*tensors[1:], *options))
+        gradients = self._library_bwd(dy, tensors[0], *arguments, [*needs])
+        return [g if need else None for g, need in zip(gradients, needs, strict=True)]
 
     def _parameters(self, arguments):
         return arguments[: len(arguments) - self.n_constants - self.n_options]
@@ -248,10 +252,7 @@ class FusedOp:
         plain = [f"{kind} {name}" for name, kind in options.items()]
         arguments = ", ".join(["Tensor x", *typed, *plain])
         fwd = registry.define(f"{self._fwd_name}({arguments}) -> Tensor")
-        bwd = registry.define(
-            f"{self._bwd_name}(Tensor dy, {arguments}, bool need_dx, bool need_dparams)"
-            " -> (Tensor, Tensor)"
-        )
+        bwd = registry.define(f"{self._bwd_name}(Tensor dy, {arguments}, bool[] needs) -> Tensor[]")
         registry.impl(fwd, self._fwd_impl, "CompositeExplicitAutograd")
         registry.impl(bwd, self._bwd_impl, "CompositeExplicitAutograd")
         registry.impl(fwd, self._fwd_autograd, "Autograd", with_keyset=True)
@@ -274,52 +275,58 @@ class FusedOp:
     def _bwd_impl(self, dy, x, *arguments):
         if not _all_plain(dy, x, *self._unpacked(arguments)):
             return self._bwd_composite(dy, x, *arguments)
-        *arguments, need_dx, need_dparams = self._unpacked(arguments)
+        *arguments, needs = self._unpacked(arguments)
         _, bwd = self._launchers(backends.choose_compiled(x.device.type))
-        needs = self._needs(arguments, need_dx, need_dparams)
-        return _joined(dy, *bwd(dy, x, *arguments, needs=needs))
+        gradients = bwd(dy, x, *arguments, needs=tuple(needs))
+        return _returned(dy, (x, *self._parameters(arguments)), gradients)
 
     def _fwd_composite(self, x, *arguments):
         return self.reference(x, *self._unpacked(arguments))
 
     def _bwd_composite(self, dy, x, *arguments):
-        *arguments, need_dx, need_dparams = self._unpacked(arguments)
+        *arguments, needs = self._unpacked(arguments)
         n_tensors = len(arguments) - self.n_options
         tensors, options = (x, *arguments[:n_tensors]), arguments[n_tensors:]
-        needs = self._needs(arguments, need_dx, need_dparams)
-        return _joined(dy, *_reference_gradients(self, dy, tensors, options, needs))
-
-    def _needs(self, arguments, need_dx, need_dparams):
-        return (need_dx, *(need_dparams and t is not None for t in self._parameters(arguments)))
+        gradients = reference_gradients(self, dy, tensors, options, needs)
+        return _returned(dy, (x, *self._parameters(arguments)), gradients)
 
     def _fwd_fake(self, x, *arguments):
         parameters = self._parameters(self._unpacked(arguments))
         return x.new_empty(self.output_shape(x, *parameters), dtype=_common_dtype(x, *parameters))
 
     def _bwd_fake(self, dy, x, *arguments):
-        *arguments, need_dx, need_dparams = self._unpacked(arguments)
-        n_parameters = sum(_sizes(self._parameters(arguments)))
-        return (
-            x.new_empty(x.shape) if need_dx else dy.new_empty(0),
-            dy.new_empty(n_parameters if need_dparams else 0),
-        )
+        *arguments, needs = self._unpacked(arguments)
+        pairs = zip((x, *self._parameters(arguments)), needs, strict=True)
+        return [t.new_empty(t.shape) if need else dy.new_empty(0) for t, need in pairs]
 
     def _fwd_autograd(self, keyset, x, *arguments):
         unpacked = self._unpacked(arguments)
         n_tensors = len(unpacked) - self.n_options
         tensors, options = (x, *unpacked[:n_tensors]), unpacked[n_tensors:]
-        if boundary.is_transformed(tensors):
+        if not self._has_formula(tensors):
             return self.reference(*tensors, *options)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
-            return self._apply(((None, None), keyset, options), *tensors)
+            with boundary.functions_allowed():
+                return self._apply(((None, None), keyset, options), *tensors)
         return self._redispatch(self._library_fwd, keyset, x, *arguments)
 
     def _bwd_autograd(self, keyset, dy, x, *arguments):
-        tensors = [t for t in (dy, x, *self._unpacked(arguments)) if torch.is_tensor(t)]
-        needs_graph = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
-        if needs_graph or boundary.is_transformed(tensors):
+        *unpacked, needs = self._unpacked(arguments)
+        n_tensors = len(unpacked) - self.n_options
+        tensors, options = (x, *unpacked[:n_tensors]), unpacked[n_tensors:]
+        if not self._has_formula((dy, *tensors)):
             return self._bwd_composite(dy, x, *arguments)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(dy, *tensors):
+            with boundary.functions_allowed():
+                return [*self._apply_backward((keyset, options, needs), dy, *tensors)]
         return self._redispatch(self._library_bwd, keyset, dy, x, *arguments)
+
+    @staticmethod
+    def _has_formula(tensors):
+        """Whether the rules of autograd here give what is asked for."""
+        if not boundary.is_transformed(tensors):
+            return True
+        return boundary.has_rules([t for t in tensors if t is not None])
 
     def be_mapped_by(self, of_many):
         """Have ``vmap`` over parameters call another op: this one with a leading model axis.
@@ -331,7 +338,9 @@ class FusedOp:
 
     @staticmethod
     def _redispatch(op, keyset, *arguments):
-        with torch._C._AutoDispatchBelowAutograd():
+        # an autograd.Function has it off, of which transforms further out know nothing
+        grad_mode = torch.is_grad_enabled() or boundary.is_within_transforms()
+        with torch.set_grad_enabled(grad_mode), torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
 
@@ -339,10 +348,6 @@ def _typed(name):
     if name.endswith("[]"):
         return f"Tensor[] {name[:-2]}"
     return f"Tensor? {name[:-1]}" if name.endswith("?") else f"Tensor {name}"
-
-
-def _sizes(tensors):
-    return [0 if t is None else t.numel() for t in tensors]
 
 
 def _common_dtype(*tensors):
@@ -353,10 +358,22 @@ def _all_plain(*arguments):
     return all(boundary.oddity(t) is None for t in arguments if torch.is_tensor(t))
 
 
-def _joined(dy, dx, *gradients):
-    """What a registered backward returns: no two outputs may share memory, so all in one."""
-    flat = [gradient.reshape(-1).to(dy.dtype) for gradient in gradients if gradient is not None]
-    return dy.new_empty(0) if dx is None else dx, torch.cat(flat) if flat else dy.new_empty(0)
+def _returned(dy, inputs, gradients):
+    """What a registered backward returns: tensors of memory of their own, empty where not needed.
+
+    Args:
+        dy: The gradient of the output.
+        inputs: x and parameters, whose dtypes they have.
+        gradients: What a launcher gave, ``None`` where they are not needed.
+    """
+    return [
+        dy.new_empty(0) if g is None else _of_its_own(g.to(t.dtype))
+        for g, t in zip(gradients, inputs, strict=True)
+    ]
+
+
+def _of_its_own(t):
+    return t if t.untyped_storage().nbytes() == t.numel() * t.element_size() else t.clone()
 
 
 def _autograd_function(op):
@@ -378,27 +395,3 @@ def _autograd_function(op):
 
     rules = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(op.name, (torch.autograd.Function,), rules)
-
-
-def _reference_gradients(op, dy, tensors, options, needs):
-    """Gradients by differentiating the reference; differentiable again where grad mode is on."""
-
-    def call(*wanted):
-        given = iter(wanted)
-        arguments = [next(given) if need else t for t, need in zip(tensors, wanted_of, strict=True)]
-        # autocast cast the output of forward, not what was computed
-        with torch.autocast(dy.device.type, enabled=False):
-            return op.reference(*arguments, *options)
-
-    wanted_of = (*needs, *[False] * (len(tensors) - len(needs)))
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        wanted = [
-            # a view makes each argument distinct: one parameter may be passed twice
-            t.view_as(t) if create_graph and t.requires_grad else t.detach().requires_grad_()
-            for t, need in zip(tensors, wanted_of, strict=True)
-            if need
-        ]
-        y = call(*wanted)
-    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=create_graph))
-    return [next(gradients) if need else None for need in needs]

@@ -4,7 +4,8 @@ x is ``[1, R, …]``, the same rows for all models, or ``[n, R, …]``; paramete
 ``[n, R, …]``. A kernel takes addresses and its first and last row: those of model m are m·R and
 (m + 1)·R, its parameters lie m steps behind the first model's, and rows that all share are
 addressed m·R rows before where they are. So nothing is compiled for many models, and a model's
-numbers are those that its own launch would give.
+numbers are those that its own launch would give. What lies in memory once for all models, by a
+stride of 0, is read there.
 """
 
 from functools import reduce
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..sums import by_halves
 from . import additive_mlp, elementwise_mlp, mlp, sine_sum
 from .layers import rows as layers
 from .machine.launch import PIECE, run_pieces
@@ -50,7 +52,14 @@ class _Launch(NamedTuple):
 def _as_computed(dtype, *tensors):
     """The dtype to compute in, and contiguous tensors of it."""
     compute = torch.float64 if dtype is torch.float64 else torch.float32
-    return compute, [None if t is None else t.detach().to(compute).contiguous() for t in tensors]
+    return compute, [None if t is None else _laid_out(t.detach().to(compute)) for t in tensors]
+
+
+def _laid_out(t):
+    """A tensor [n, …] in contiguous memory, or of contiguous parts that are one."""
+    if t.is_contiguous():
+        return t
+    return t[:1].contiguous().expand_as(t) if t.stride(0) == 0 else t.contiguous()
 
 
 def _promoted(tensors):
@@ -61,13 +70,13 @@ def _each(tensor):
     """The address of each model's part of a tensor [n, …]; 0 for ``None``."""
     if tensor is None:
         return 0
-    return Strided(tensor.data_ptr(), tensor[0].numel() * tensor.element_size())
+    return Strided(tensor.data_ptr(), tensor.stride(0) * tensor.element_size())
 
 
 def _rows(x):
-    """Where a kernel finds the rows of a model of x [1 or n, R, …]."""
-    step = 0 if len(x) > 1 else -x.numel() * x.element_size()
-    return Strided(x.data_ptr(), step)
+    """Where a kernel finds the rows of a model, of x or dy [1 or n, R, …]."""
+    is_shared = len(x) == 1 or x.stride(0) == 0
+    return Strided(x.data_ptr(), -x[0].numel() * x.element_size() if is_shared else 0)
 
 
 def _forward(launch, x, parameters):
@@ -95,7 +104,7 @@ def _backward(launch, dy, x, parameters, needs):
     if n_rows > 0:
         taken = parameters if launch.takes_last else parameters[:-1]
         arguments = (
-            dy.data_ptr(), _rows(x), *map(_each, taken),
+            _rows(dy), _rows(x), *map(_each, taken),
             *launch.options, 0 if dx is None else dx.data_ptr(), 0, *map(_each, gradients),
         )  # fmt: skip
         run_pieces(launch.backward[compute], n * n_rows, n_rows, 0, n, arguments)
@@ -105,18 +114,9 @@ def _backward(launch, dy, x, parameters, needs):
 def _as_given(like, dx, gradients):
     """Gradients in the dtypes of x and parameters; that of rows that all share is summed."""
     if dx is not None:
-        dx = (_sum(dx) if len(like[0]) == 1 else dx).to(like[0].dtype)
+        dx = (by_halves(dx) if len(like[0]) == 1 else dx).to(like[0].dtype)
     pairs = zip(gradients, like[1:], strict=True)
     return [dx, *(None if g is None else g.to(p.dtype) for g, p in pairs)]
-
-
-def _sum(parts):
-    """Σ over the models ``[1, …]``, by halves: the order does not depend on the threads."""
-    while len(parts) > 1:
-        half = len(parts) // 2
-        rest = parts[2 * half :]
-        parts = torch.cat([parts[:half] + parts[half : 2 * half], rest])
-    return parts
 
 
 def _one_by_one(fwd, x, parameters, options):
@@ -297,7 +297,7 @@ def mlp_ensemble_bwd(dy, x, *arguments, needs):
     net, places = _net_of_each(widths, parameters), _places_of_each(gradients, n)
     if n_rows > 0:
         arguments = (
-            dy.data_ptr(), _rows(x), _table(net), net.shape[1], CODES[activation],
+            _rows(dy), _rows(x), _table(net), net.shape[1], CODES[activation],
             CODES[output_activation], 0, 0.0, 0 if dx is None else dx.data_ptr(), 0, _table(places),
         )  # fmt: skip
         run_pieces(layers.backward[compute], n * n_rows, n_rows, 0, n, arguments)

@@ -4,8 +4,7 @@ x is ``[1, R, …]``, the same rows for all models, or ``[n, R, …]``; paramete
 ``[n, R, …]``. See `machine/models.py` for how.
 """
 
-import torch
-
+from ..sums import by_halves
 from .additive_mlp import additive_mlp_bwd, additive_mlp_fwd
 from .elementwise_mlp import elementwise_mlp_bwd, elementwise_mlp_fwd
 from .machine.models import Models
@@ -40,17 +39,8 @@ def _backward(bwd, dy, x, parameters, options, needs):
         gradients = bwd(*models.first, *options, needs=needs)
         dx, *gradients = [None if g is None else models.whole(g) for g in gradients]
     if dx is not None and len(x) < n:
-        dx = _sum(dx)
+        dx = by_halves(dx)
     return [dx, *gradients]
-
-
-def _sum(parts):
-    """Σ over the models ``[1, …]``, by halves: always in the same order."""
-    while len(parts) > 1:
-        half = len(parts) // 2
-        rest = parts[2 * half :]
-        parts = torch.cat([parts[:half] + parts[half : 2 * half], rest])
-    return parts
 
 
 def sine_sum_ensemble_fwd(x, w, amplitude, phase, scale, mean):

@@ -3,23 +3,12 @@
 import pytest
 import torch
 from closeness import ULPS_OF_SCALE, assert_as_good_as_torch, assert_modules_agree, scale_of
+from structures_of_many import MODELS
 
 import fastmlp
 from fastmlp import Ensemble
 
 N, ROWS = 4, 7
-MODELS = {
-    "sines": lambda: fastmlp.SineSum(3),
-    "sines_all": lambda: fastmlp.SineSum(3, learn_amplitude=True, learn_phase=True, scale=2.0),
-    "elementwise": lambda: fastmlp.ElementwiseMLP(5),
-    "elementwise_tanh": lambda: fastmlp.ElementwiseMLP(5, activation="tanh", bias=False),
-    "elementwise_deep": lambda: fastmlp.ElementwiseMLP([5, 4]),
-    "additive": lambda: fastmlp.AdditiveMLP(3, 4, 2),
-    "additive_silu": lambda: fastmlp.AdditiveMLP(3, 4, 1, activation="silu", bias=False),
-    "per_feature": lambda: fastmlp.AdditiveMLP(3, 4, 2, shared=False),
-    "mlp": lambda: fastmlp.MLP(3, [4, 5], 2, activation="sigmoid"),
-    "mlp_no_bias": lambda: fastmlp.MLP(3, [4], 1, bias=False, output_activation="tanh"),
-}
 
 
 def case(name, dtype, own, n=N, rows=ROWS):

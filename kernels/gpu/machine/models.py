@@ -76,7 +76,7 @@ class Models:
 
     def __init__(self, n, tensors):
         self._n, self._wholes = n, {}
-        self.first = [None if t is None else self._of_first(t.contiguous()) for t in tensors]
+        self.first = [None if t is None else self._of_first(_laid_out(t)) for t in tensors]
 
     def __enter__(self):
         _local.models = self
@@ -129,6 +129,11 @@ class Models:
             n = min(MAX_MODELS, self._n - first)
             whole = (*(*grid, 1)[:2], n)
             run(each_kernel, whole, *parts, first, **constants)
+
+
+def _laid_out(t):
+    """A tensor [n, …] in contiguous memory, or of contiguous parts that are one."""
+    return t if t.stride(0) == 0 and t[0].is_contiguous() else t.contiguous()
 
 
 def _memory(t):
