@@ -84,14 +84,16 @@ def _subnets(op, check, plain, tensors, activation, dropout, seed):
     else:
         seed, places = dropout_arguments(dropout, seed, x)
         note = _with_seed(note, seed)
-    return _by_rows(op, note, x, *tensors[1:], seed, activation, *places)
+    return _by_rows(op, note, (*tensors, seed), (activation, *places))
 
 
-def _by_rows(op, note, x, *arguments):
+def _by_rows(op, note, tensors, options):
     """An op of numbers, or of rows, whatever the dimensions ahead of them."""
+    x = tensors[0]
     if op.pointwise or x.dim() == 2:
-        return as_autocast(op(note, x, *arguments))
-    y = as_autocast(op(note, x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), *arguments))
+        return as_autocast(op(note, tensors, options))
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = as_autocast(op(note, (rows, *tensors[1:]), options))
     return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
@@ -300,7 +302,8 @@ def mlp(
         note = _with_seed(note, seed)
     else:
         seed = None
-    return _by_rows(_mlp, note, x, *parameters, seed, activation, output_activation, dropout)
+    plain = activation, output_activation, dropout
+    return _by_rows(_mlp, note, (x, *parameters, seed), plain)
 
 
 def piecewise_linear(
@@ -351,7 +354,7 @@ def piecewise_linear(
     note = op.known(tensors)
     if note is None and (note := _checked(op, tensors, check_table, *tensors)) is _UNSEEN:
         return reference.piecewise_linear(*tensors)
-    return op(note, x, values, slopes, breakpoints.detach(), anchors.detach())
+    return op(note, (x, values, slopes, breakpoints.detach(), anchors.detach()), ())
 
 
 def sine_sum(
@@ -404,4 +407,4 @@ def sine_sum(
         return reference.sine_sum(*tensors, scale, reduction)
     scale = number("scale", scale)
     check_choice("reduction", reduction, REDUCTIONS)
-    return _sine_sum(note, x, w, amplitude, phase, scale, reduction == "mean")
+    return _sine_sum(note, tensors, (scale, reduction == "mean"))

@@ -76,7 +76,7 @@ def _run(op, x, parameters, *options):
     note = op.known(tensors)
     if note is None:
         note = op.learn(tensors)
-    return op(note, x, *parameters, *options)
+    return op(note, tensors, options)
 
 
 def _elements(op, x, parameters, *options):

@@ -93,27 +93,27 @@ class FusedOp:
         self._known.keep(given, note, sizes)
         return note
 
-    def __call__(self, note, x, *arguments):
+    def __call__(self, note, tensors, options):
         """Run the op on arguments that :mod:`fastmlp.functional` has checked.
 
-        ``note`` is what :meth:`known` or :meth:`learn` says of the tensors.
+        Args:
+            note: What :meth:`known` or :meth:`learn` says of the tensors.
+            tensors: x, parameters and constants, ``None`` among them.
+            options: The plain arguments.
         """
         if note is None:
-            return self._elsewhere(x, *arguments)
+            return self._elsewhere(*tensors, *options)
         device_type, requires_grad = note
         backend = backends.choose(device_type)
         if backend == "torch":
-            return self.reference(x, *arguments)
+            return self.reference(*tensors, *options)
         launchers = fwd, _ = self._launchers(backend)
-        n_tensors = len(arguments) - self.n_options
         if backend == "triton":
-            tensors, options = (x, *arguments[:n_tensors]), arguments[n_tensors:]
             y = self.plans.call(tensors, options) if self.plans else None
             return self.plans.first(launchers, tensors, options) if y is None else y
         if requires_grad and torch.is_grad_enabled():
-            way = launchers, None, arguments[n_tensors:]
-            return self._apply(way, x, *arguments[:n_tensors])
-        return fwd(x, *arguments)
+            return self._apply((launchers, None, options), *tensors)
+        return fwd(*tensors, *options)
 
     def _launchers(self, backend):
         """Those of forward and backward."""
@@ -218,7 +218,9 @@ class FusedOp:
             self._known_backward.keep(present, True, [*sizes, *([*t.shape] for t in present[2:])])
         if not self.is_of_many:
             # shapes are costly to cut, and a row's width has been compared
-            return dy.size(0) == x.size(0) if n_free == 1 else dy.shape[:n_free] == x.shape[:n_free]
+            if n_free == 1:
+                return dy.shape[0] == x.shape[0]
+            return dy.shape[:n_free] == x.shape[:n_free]
         n = tensors[1].shape[0]
         if dy.shape[0] != n or x.shape[0] not in (1, n):
             return False
