@@ -34,7 +34,9 @@ def _work(widths):
 
 
 def _cut(n_rows, widths):
-    return cut(n_rows, _work(widths), 256, LARGEST_PIECES)
+    # a small batch of wide layers is worth a second thread: half of it, in whole blocks
+    multiple = min(256, max(1, -(-n_rows // 128)) * 64)
+    return cut(n_rows, _work(widths), multiple, LARGEST_PIECES)
 
 
 def mlp_fwd(x, *arguments):
