@@ -20,10 +20,15 @@ def kind(value):
     return value
 
 
+class _Log(threading.local):
+    def __init__(self):
+        self.names, self.log = {}, []
+
+
 class Launches:
     """Every launch: kernel, grid and arguments, an address as the name of the tensor there."""
 
-    local = threading.local()
+    local = _Log()
     planned = 0
     interpreted = False
 
