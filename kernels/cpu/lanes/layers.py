@@ -145,7 +145,7 @@ def _apply_transposed(layer, theta, g, below, h, rectified, n_items, real):
 
 
 @inner
-def _add_gradients(layer, grad, g, h, n_items, real):
+def _add_gradients(layer, grad, g, h, n_items, _, real):
     """dW += Σ_items g·hᵀ, db += Σ_items g."""
     wide, width, nets = layer.wide, layer.width, layer.nets
     h_step, g_step = nets * wide * B, nets * width * B
@@ -275,16 +275,36 @@ def layers_forward(real):
     return lanes_forward
 
 
-def layers_backward(real):
-    """The verb backward of layers."""
+@inner
+def _add_rows(layer, rows, g, h, n_items, stride, real):
+    """Of each row Σ_items g·hᵀ and Σ_items g, rows ``stride`` bytes apart; one net alone."""
+    items, wide, width = layer.items, layer.wide, layer.width
+    for _ in range(n_items // items):
+        for o in range(width):
+            w = rows + (layer.weight + o * wide) * B
+            for i in range(wide):
+                a = load(g + o * B, real) * load(h + i * B, real)
+                for item in range(1, items):
+                    gi = load(g + (item * width + o) * B, real)
+                    a = fma(gi, load(h + (item * wide + i) * B, real), a)
+                store(w + i * B, a)
+            if layer.bias >= 0:
+                a = load(g + o * B, real)
+                for item in range(1, items):
+                    a += load(g + (item * width + o) * B, real)
+                store(rows + (layer.bias + o) * B, a)
+        rows, g, h = rows + stride, g + items * width * B, h + items * wide * B
+
+
+def _down(real, take):
+    """Function that takes dy down through the layers, and has ``take`` see each layer's."""
     chain_all = chain(real)
 
     @inner
-    def lanes_backward(at, x, n_rows, net_at, n_net, place, grad):
-        """Add to ``grad``; writes over ``at.dy`` and ``at.spare``."""
-        theta, dy, kept, spare = at.theta, at.dy, at.kept, at.spare
+    def go_down(at, x, n_rows, net_at, n_net, place, target, stride):
+        theta, kept = at.theta, at.kept
         layers = array_at(net_at, n_net, LAYER)
-        g, below = dy, spare
+        g, below = at.dy, at.spare
         for i in range(n_net - 1, 0, -1):
             layer = layers[i]
             n_items = n_rows * layer.items
@@ -297,9 +317,36 @@ def layers_backward(real):
             h = kept + layers[i - 1].values * B
             if i == 1 and not _drops(layers[0], place):
                 h = x
-            _add_gradients(layer, grad, g, h, n_items, real)
+            take(layer, target, g, h, n_items, stride, real)
             if i > 1:
                 _apply_transposed(layer, theta, g, below, h, layers[i - 1].rectifies, n_items, real)
                 g, below = below, g
 
+    return go_down
+
+
+def layers_backward(real):
+    """The verb backward of layers."""
+    go_down = _down(real, _add_gradients)
+
+    @inner
+    def lanes_backward(at, x, n_rows, net_at, n_net, place, grad):
+        """Add to ``grad``; writes over ``at.dy`` and ``at.spare``."""
+        go_down(at, x, n_rows, net_at, n_net, place, grad, 0)
+
     return lanes_backward
+
+
+def layers_jacobian(real):
+    """The verb jacobian of layers, see `least_squares.py`."""
+    go_down = _down(real, _add_rows)
+
+    @inner
+    def lanes_jacobian(at, x, n_rows, net_at, n_net, m, rows, stride):
+        """Write ∂y_m/∂θ of each row; writes over ``at.dy`` and ``at.spare``."""
+        last = array_at(net_at, n_net, LAYER)[n_net - 1]
+        for e in range(n_rows * last.width):
+            store(at.dy + e * B, splat(real(e % last.width == m), real))
+        go_down(at, x, n_rows, net_at, n_net, -1, rows, stride)
+
+    return lanes_jacobian

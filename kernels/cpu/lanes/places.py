@@ -127,7 +127,7 @@ PLACES = np.dtype(
 
 
 @inner
-def _take(top, n_bytes):
+def take(top, n_bytes):
     """Where a piece of memory begins; the next one begins behind it, at a whole vector."""
     at = top[0]
     top[0] += (n_bytes + LANE_BYTES - 1) // LANE_BYTES * LANE_BYTES
@@ -148,28 +148,28 @@ def lay_out(run, at, base, real):
     top[0] = (base + LANE_BYTES - 1) // LANE_BYTES * LANE_BYTES
     whole = run.n_parameters * LANE_BYTES
     rows = max(run.block_rows, run.n_rows if run.stays != 0 else 0) * LANE_BYTES
-    at.theta, at.moment1 = _take(top, whole), _take(top, whole)
-    at.moment2, at.grad = _take(top, whole), _take(top, whole)
-    at.part = _take(top, whole if run.groups > run.spread else 0)
-    at.saved = _take(top, 3 * whole if run.weight != 0 else 0)
-    at.kept = _take(top, run.n_kept * LANE_BYTES)
-    at.dy = _take(top, run.n_widest * LANE_BYTES)
-    at.spare = _take(top, run.n_widest * LANE_BYTES)
-    at.x, at.y = _take(top, rows * run.n_in), _take(top, rows * run.n_out)
-    at.weight = _take(top, rows if has_weights(run) else 0)
+    at.theta, at.moment1 = take(top, whole), take(top, whole)
+    at.moment2, at.grad = take(top, whole), take(top, whole)
+    at.part = take(top, whole if run.groups > run.spread else 0)
+    at.saved = take(top, 3 * whole if run.weight != 0 else 0)
+    at.kept = take(top, run.n_kept * LANE_BYTES)
+    at.dy = take(top, run.n_widest * LANE_BYTES)
+    at.spare = take(top, run.n_widest * LANE_BYTES)
+    at.x, at.y = take(top, rows * run.n_in), take(top, rows * run.n_out)
+    at.weight = take(top, rows if has_weights(run) else 0)
     wide = 8 * lanes
-    at.hyper = _take(top, len(HYPER) * wide)
-    at.rate, at.updates = _take(top, wide), _take(top, wide)
-    at.power1, at.power2 = _take(top, wide), _take(top, wide)
-    at.loss, at.loss_sum = _take(top, wide), _take(top, wide)
-    at.weight_sum, at.total = _take(top, wide), _take(top, wide)
-    at.models, at.running = _take(top, wide), _take(top, wide)
-    at.places, at.first = _take(top, wide), _take(top, wide)
-    at.first_weight, at.val_first = _take(top, wide), _take(top, wide)
-    at.val_first_weight = _take(top, wide)
-    at.keys, at.base = _take(top, wide), _take(top, wide)
+    at.hyper = take(top, len(HYPER) * wide)
+    at.rate, at.updates = take(top, wide), take(top, wide)
+    at.power1, at.power2 = take(top, wide), take(top, wide)
+    at.loss, at.loss_sum = take(top, wide), take(top, wide)
+    at.weight_sum, at.total = take(top, wide), take(top, wide)
+    at.models, at.running = take(top, wide), take(top, wide)
+    at.places, at.first = take(top, wide), take(top, wide)
+    at.first_weight, at.val_first = take(top, wide), take(top, wide)
+    at.val_first_weight = take(top, wide)
+    at.keys, at.base = take(top, wide), take(top, wide)
     n_orders = 0 if run.shuffle == 0 else (1 if run.shared_order != 0 else lanes)
-    at.order = _take(top, 8 * n_orders * run.n_rows)
+    at.order = take(top, 8 * n_orders * run.n_rows)
     return top[0]
 
 

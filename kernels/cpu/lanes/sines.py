@@ -114,3 +114,30 @@ def sines_backward(real):
             cosines, sines = cosines + n * B, sines + n * B
 
     return lanes_backward
+
+
+def sines_jacobian(real):
+    """The verb jacobian of sums of sines, see `least_squares.py`."""
+
+    @inner
+    def lanes_jacobian(at, x, n_rows, net_at, n_net, m, rows, stride):
+        """Write ∂y/∂θ of each row, of one number."""
+        net = array_at(net_at, 1, SINES)[0]
+        cosines, sines = at.kept + net.cosines * B, at.kept + net.sines * B
+        factor = splat(real(net.factor), real)
+        radians = real(net.turns / TURNS_PER_RADIAN)
+        for i in range(net.width):
+            a, row = factor, rows + i * B
+            if net.amplitude >= 0:
+                a = factor * load(at.theta + (net.amplitude + i) * B, real)
+            for r in range(0, n_rows * B, B):
+                slope = a * load(cosines + r, real)
+                store(row, slope * (load(x + r, real) * radians))
+                if net.phase >= 0:
+                    store(row + net.phase * B, slope)
+                if net.amplitude >= 0:
+                    store(row + net.amplitude * B, factor * load(sines + r, real))
+                row += stride
+            cosines, sines = cosines + n_rows * B, sines + n_rows * B
+
+    return lanes_jacobian

@@ -229,19 +229,28 @@ def _run(
         copy(factor, array_at(factor_at, ld * ld, np.float64))
 
 
+@inner
+def fits_a_lane(data, lane_rows):
+    """Whether a model is trained a model a lane: its rows are few, and taken one by one."""
+    return data.n_sorted == 0 and data.n_rows <= lane_rows
+
+
 def _lm_runs(
     net_at, n_net, reals_at, n_reals, p, data_at, data_step, limits_at, choices_at, state_at,
-    counters_at, history_at, factor_at, budget, first, last,
+    counters_at, history_at, factor_at, budget, lane_rows, first, last,
 ):  # fmt: skip
     """Train the models ``first`` … ``last``, those that are not done, as :func:`_run` does each.
 
+    Those of up to ``lane_rows`` rows are left to `lanes/least_squares.py` until they come to QR.
     Addresses are those of model 0: a model's state, counters, history and factor follow those of
     the one before it. The record of the next one's rows is ``data_step`` bytes further.
     """
     choices, ld = array_at(choices_at, 1, CHOICES)[0], padded(p)
     for i in range(first, last):
         counters = array_at(counters_at + 8 * N_COUNTERS * i, N_COUNTERS, np.int64)
-        if counters[PHASE] == DONE:
+        data = array_at(data_at + data_step * i, 1, DATA)[0]
+        is_in_lane = fits_a_lane(data, lane_rows) and counters[SOLVER] != QR
+        if counters[PHASE] == DONE or is_in_lane:
             continue
         _run(
             net_at, n_net, reals_at, n_reals, p, data_at + data_step * i, limits_at, choices_at,

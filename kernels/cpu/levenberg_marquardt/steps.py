@@ -138,14 +138,14 @@ def _solve(solver, p, damping, fraction, scale, factor, rotated, damped, step):
 
 
 @inner
-def _stop(counters, reason):
+def stop(counters, reason):
     counters[REASON] = reason
     counters[PHASE] = DONE
     return DONE
 
 
 @inner
-def _ask(counters, phase):
+def ask(counters, phase):
     counters[PHASE] = phase
     if phase not in (LOSS, READOUT):
         counters[N_JACOBIANS] += 1
@@ -153,7 +153,7 @@ def _ask(counters, phase):
 
 
 @inner
-def _refuse(choices, counters, numbers):
+def refuse(choices, counters, numbers):
     """Damp more after a trial that failed; returns whether patience is at its end."""
     numbers[DAMPING], numbers[GROWTH], counters[ATTEMPTS] = _refused(
         numbers[DAMPING], numbers[GROWTH], counters[ATTEMPTS]
@@ -162,9 +162,9 @@ def _refuse(choices, counters, numbers):
 
 
 @inner
-def _change_to_qr(counters):
+def change_to_qr(counters):
     counters[SOLVER] = QR
-    return _ask(counters, QR)
+    return ask(counters, QR)
 
 
 @inner
@@ -181,17 +181,17 @@ def _propose(p, limits, choices, state, counters, factor, rotated, damped):
         if predicted >= 0:
             break
         if may_change:
-            return _change_to_qr(counters)
-        if _refuse(choices, counters, numbers) or choices.accept == ALWAYS:
-            return _stop(counters, NO_DESCENT)
+            return change_to_qr(counters)
+        if refuse(choices, counters, numbers) or choices.accept == ALWAYS:
+            return stop(counters, NO_DESCENT)
     moved = False
     for i in range(p):
         trial[i] = theta[i] + step[i]
         moved = moved or trial[i] != theta[i]
     if not moved and choices.accept != ALWAYS:
-        return _change_to_qr(counters) if may_change else _stop(counters, XTOL)
+        return change_to_qr(counters) if may_change else stop(counters, XTOL)
     numbers[PREDICTED] = predicted
-    return _ask(counters, READOUT if choices.n_readout > 0 else LOSS)
+    return ask(counters, READOUT if choices.n_readout > 0 else LOSS)
 
 
 @inner
@@ -209,9 +209,9 @@ def _take_readout(p, choices, state, counters, factor, rotated, damped):
     for i in range(n):
         trial[i] -= correction[i] / scale[i]
     if counters[N_JACOBIANS] > 0:
-        return _ask(counters, LOSS)
+        return ask(counters, LOSS)
     copy(state[p : 2 * p], state[:p])
-    return _ask(counters, counters[SOLVER])
+    return ask(counters, counters[SOLVER])
 
 
 @inner
@@ -243,9 +243,27 @@ def _take_jacobian(p, limits, choices, state, counters, history, factor, rotated
     root, steps = math.sqrt(sse), counters[STEPS]
     reason = _stand(sse, root, size, slope, limits.gtol, steps, choices.max_steps)
     if reason != 0:
-        return _stop(counters, reason)
+        return stop(counters, reason)
     counters[ATTEMPTS] = 0
     return _propose(p, limits, choices, state, counters, factor, rotated, damped)
+
+
+@inner
+def begin(limits, choices, numbers, counters):
+    """Damping and solver of the first trial."""
+    numbers[DAMPING], numbers[GROWTH] = limits.damping, 2.0
+    counters[SOLVER] = QR if choices.solver == WITH_QR else NORMAL
+
+
+@inner
+def end_with_trial(choices, numbers, counters, reason, accepted):
+    """Stop after a trial, or have QR confirm that it is the end."""
+    if not _changes(choices.solver, counters[SOLVER]):
+        return stop(counters, reason)
+    if not accepted:
+        numbers[DAMPING] = _undone(numbers[DAMPING], counters[ATTEMPTS])
+        numbers[GROWTH] = 2.0
+    return change_to_qr(counters)
 
 
 @inner
@@ -265,7 +283,7 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
     sse, new = numbers[SSE], numbers[DELIVERED]
     if choices.accept == ALWAYS:
         _take_trial(p, state, counters, history)
-        return _ask(counters, counters[SOLVER])
+        return ask(counters, counters[SOLVER])
     predicted = numbers[PREDICTED]
     size = moved = 0.0
     for i in range(p):
@@ -281,18 +299,13 @@ def _take_loss(p, limits, choices, state, counters, history, factor, rotated, da
         numbers[DAMPING] = max(numbers[DAMPING], MIN_DAMPING[counters[SOLVER]])
         numbers[GROWTH] = 2.0
     else:
-        tired = _refuse(choices, counters, numbers)
+        tired = refuse(choices, counters, numbers)
     reason = _end(flat, short, tired)
     if reason != 0:
-        if not _changes(choices.solver, counters[SOLVER]):
-            return _stop(counters, reason)
-        if not accepted:
-            numbers[DAMPING] = _undone(numbers[DAMPING], counters[ATTEMPTS])
-            numbers[GROWTH] = 2.0
-        return _change_to_qr(counters)
+        return end_with_trial(choices, numbers, counters, reason, accepted)
     if not accepted:
         return _propose(p, limits, choices, state, counters, factor, rotated, damped)
-    return _ask(counters, counters[SOLVER])
+    return ask(counters, counters[SOLVER])
 
 
 @inner
@@ -304,13 +317,11 @@ def advance(p, limits, choices, state, counters, history, factor, rotated, dampe
     ``history`` [max_steps + 1, 2]: sum of squares and ‖∇‖ before every step.
     """
     if counters[PHASE] == START:
-        numbers = state[3 * p :]
-        numbers[DAMPING], numbers[GROWTH] = limits.damping, 2.0
-        counters[SOLVER] = QR if choices.solver == WITH_QR else NORMAL
+        begin(limits, choices, state[3 * p :], counters)
         if choices.n_readout > 0:
             copy(state[:p], state[p : 2 * p])
-            return _ask(counters, READOUT)
-        return _ask(counters, counters[SOLVER])
+            return ask(counters, READOUT)
+        return ask(counters, counters[SOLVER])
     if counters[PHASE] == DONE:
         return DONE
     if counters[PHASE] == READOUT:

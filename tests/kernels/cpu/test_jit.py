@@ -129,11 +129,12 @@ def test_every_kernel_can_be_kept():
         importlib.import_module(info.name)
     trainers = [rows.trainer_of(kind) for kind in models.VERBS]
     trainers += [lanes.trainer_of(kind) for kind in lanes.VERBS]
+    solvers = [lanes.solver_of(kind) for kind in lanes.SOLVED]
     # their types: isinstance would ask a weak proxy whose object has gone
     sources = [o._sources for o in gc.get_objects() if type(o) is cache.KernelCache]
     # those of other tests are none of ours
     ours = [s for s in sources if any(map(_is_ours, s))]
-    assert len(ours) >= 2 * len(trainers)
+    assert len(ours) >= 2 * len(trainers) + len(solvers)
     for source in ours:
         assert digest(source), source
 

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("numba")
 
 from fastmlp.kernels.cpu.lanes.layers import layers_forward
+from fastmlp.kernels.cpu.lanes.normal_equations import add_products, place, solve_damped
 from fastmlp.kernels.cpu.lanes.places import PLACES
 from fastmlp.kernels.cpu.machine.jit import (
     array_at,
@@ -88,8 +89,8 @@ def test_questions_about_all_lanes():
     n = LANE_BYTES // 4
     x = np.zeros(2 * n, np.float32)  # as many bytes as the wider one has
     answers = []
-    for place, value in ((0, 0.0), (n - 1, 2.0), (slice(None), 2.0)):
-        x[place] = value
+    for at, value in ((0, 0.0), (n - 1, 2.0), (slice(None), 2.0)):
+        x[at] = value
         answers.append(kernel(ask)(x.ctypes.data))
     assert answers == [0, 8, 12]
 
@@ -106,9 +107,12 @@ def loops_of(assembly):
                 yield body
 
 
-@pytest.mark.skipif(
+of_x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="counts the instructions of x86-64"
 )
+
+
+@of_x86
 def test_products_are_packed_over_models_and_stay_in_registers():
     forward = layers_forward(np.float32)
 
@@ -128,3 +132,87 @@ def test_products_are_packed_over_models_and_stay_in_registers():
     assert any(sum(i.startswith("vfmadd") for i in b) in (4, 8, 16) for b in sums)
     for body in sums:
         assert not any("(%rsp" in i for i in body if "ymm" in i or "zmm" in i)
+
+
+@of_x86
+def test_sums_of_products_are_packed_over_models_and_stay_in_registers():
+    @numba.njit(fastmath={"contract"})
+    def run(rows, n, columns, stride, sums):
+        add_products(rows, n, columns, stride, sums)
+
+    run.compile((numba.int64,) * 5)
+    assembly = run.inspect_asm(run.signatures[0])
+    products = [b for b in loops_of(assembly) if any("vfmadd" in i for i in b)]
+    if not products:
+        pytest.skip("this processor has no fused multiply-add")
+    for body in products:
+        fused = [i for i in body if "vfmadd" in i]
+        assert all(re.match(r"vfmadd\w+pd", i) for i in fused), "a product of single numbers"
+        assert not any("(%rsp" in i for i in body if "ymm" in i or "zmm" in i)
+
+    # four products share four loads
+    def count(pattern, body):
+        return sum(bool(re.search(pattern, i)) for i in body)
+
+    assert any(count("vfmadd", b) == count(r"^v.*\(.*\),", b) for b in products)
+
+
+LANES = LANE_BYTES // 8
+
+
+def triangle(matrices):
+    """The lower triangles [entries, lanes] of [lanes, n, n]."""
+    at = np.tril_indices(matrices.shape[1])
+    return np.ascontiguousarray(matrices[:, at[0], at[1]].T)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 6, 7])
+def test_sums_of_products(columns):
+    run = kernel(add_products.py_func)
+    rng = np.random.default_rng(0)
+    stride = columns + columns % 2
+    rows = np.zeros((5, stride, LANES))
+    rows[:, :columns] = rng.standard_normal((5, columns, LANES))
+    start = rng.standard_normal((LANES, columns, columns))
+    sums = triangle(start)
+    run(rows.ctypes.data, 5, columns, stride * LANE_BYTES, sums.ctypes.data)
+    exact = start + np.einsum("ril,rjl->lij", rows[:, :columns], rows[:, :columns])
+    np.testing.assert_allclose(sums, triangle(exact), rtol=0, atol=64 * np.finfo(float).eps)
+
+
+@pytest.mark.parametrize("p", [1, 2, 3, 4, 5, 9, 21])
+def test_damped_steps_and_the_lanes_that_have_none(p):
+    real = np.float64
+
+    def run(sums, inverse, damping, low, step, out):
+        ok, inside, norm = solve_damped(sums, inverse, load(damping, real), p, low, step)
+        store(out, select(ok, splat(1.0, real), 0.0))
+        store(out + LANE_BYTES, inside)
+        store(out + 2 * LANE_BYTES, norm)
+        return place(p, p)
+
+    rng = np.random.default_rng(0)
+    jacobian = rng.standard_normal((LANES, 30, p + 1))
+    sums = np.einsum("lri,lrj->lij", jacobian, jacobian)
+    scale = rng.uniform(0.5, 2, (LANES, p))
+    damping = 10.0 ** rng.uniform(-3, 1, LANES)
+    # less than all eigenvalues, so that some pivot is below 0
+    damping[2] = -1e3
+    inverse = np.full((p + 1, LANES), -1.0)
+    inverse[:p] = 1 / scale.T
+    step, out = np.zeros((p, LANES)), np.zeros((3, LANES))
+    low = np.zeros(((p + 1) * (p + 2) // 2, LANES))
+    packed = triangle(sums)
+    arrays = packed, inverse, damping, low, step, out
+    kernel(run)(*(a.ctypes.data for a in arrays))
+    for l in range(LANES):
+        assert out[0, l] == (l != 2)
+        if l == 2:
+            continue
+        scaled = sums[l, :p, :p] / np.outer(scale[l], scale[l])
+        exact = np.linalg.solve(scaled + damping[l] * np.eye(p), -sums[l, p, :p] / scale[l])
+        bound = 64 * np.finfo(float).eps * np.linalg.cond(scaled + damping[l] * np.eye(p))
+        assert abs(step[:, l] - exact).max() <= bound * abs(exact).max()
+        inside = -exact @ (sums[l, p, :p] / scale[l])
+        assert abs(out[1, l] - inside) <= bound * abs(inside)
+        assert abs(out[2, l] - exact @ exact) <= bound * (exact @ exact)
