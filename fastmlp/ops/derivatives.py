@@ -42,14 +42,12 @@ def reference_gradients(op, dy, tensors, options, needs):
 
 
 def differentiable_backward(op):
-    """The autograd rule of an op's registered backward: first order by it, higher ones here."""
+    """The autograd rule of an op's backward: what calls it comes along, its derivatives are here."""
 
     def forward(ctx, way, dy, x, *tensors):
-        """By the registered op below the autograd keys of a call."""
-        keyset, ctx.options, ctx.needs = way
+        call, ctx.options, ctx.needs = way
         ctx.save_for_backward(dy, x, *tensors)
-        packed = op._packed((*tensors, *ctx.options))
-        return tuple(op._redispatch(op._library_bwd, keyset, dy, x, *packed, ctx.needs))
+        return tuple(call(dy, x, *tensors, *ctx.options, ctx.needs))
 
     def backward(ctx, *cotangents):
         inputs = [

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from fastmlp import backends, boundary
-from fastmlp.ops import mapped, registry
+from fastmlp.ops import mapped, registry, transforms
 from fastmlp.ops.derivatives import differentiable_backward, reference_gradients
 from fastmlp.ops.planned import Plans
 
@@ -57,8 +57,8 @@ class FusedOp:
         self.pointwise, self.setting = pointwise, setting
         self._known, self._known_backward = boundary.Known(), boundary.Known()
         # Function.apply in Python only guards against torch.func, which __call__ has done (5 µs)
-        self._apply = super(torch.autograd.Function, _autograd_function(self)).apply
-        self._apply_backward = super(torch.autograd.Function, differentiable_backward(self)).apply
+        self.apply = super(torch.autograd.Function, _autograd_function(self)).apply
+        self.apply_backward = super(torch.autograd.Function, differentiable_backward(self)).apply
         self._fwd_name, self._bwd_name = name + "_fwd", name + "_bwd"
         self.plans = Plans(self)
         self._register((*parameters, *constants), options)
@@ -112,7 +112,7 @@ class FusedOp:
             y = self.plans.call(tensors, options) if self.plans else None
             return self.plans.first(launchers, tensors, options) if y is None else y
         if requires_grad and torch.is_grad_enabled():
-            return self._apply((launchers, None, options), *tensors)
+            return self.apply((launchers, None, options), *tensors)
         return fwd(*tensors, *options)
 
     def _launchers(self, backend):
@@ -126,17 +126,19 @@ class FusedOp:
         if backend == "torch":
             return self.reference(x, *arguments)
         if is_dynamo_compiling():
-            return self._library_fwd(x, *self._packed(arguments))
+            return self.library_fwd(x, *self.packed(arguments))
         n_tensors = len(arguments) - self.n_options
         tensors = [x, *[t for t in arguments[:n_tensors] if t is not None]]
-        if boundary.is_interposed(tensors) or self._has_rules(tensors, arguments[:n_tensors]):
-            return self._library_fwd(x, *self._packed(arguments))
+        if boundary.is_interposed(tensors):
+            return self.library_fwd(x, *self.packed(arguments))
+        if self._has_rules(tensors, arguments[:n_tensors]):
+            return transforms.forward(self, x, *arguments)
         boundary.refuse_freed(tensors)
         y = self._forward_mode(backend, tensors, x, *arguments)
         return self.reference(x, *arguments) if y is None else y
 
     def _has_rules(self, present, others):
-        """Whether the registered op makes one call of a kernel of what `torch.func` asks for.
+        """Whether one call of a kernel gives what `torch.func` asks for.
 
         Args:
             present: All tensors.
@@ -177,7 +179,7 @@ class FusedOp:
             change = change.sum(-1, keepdim=True)
         return forward_ad.make_dual(y, change.to(y.dtype))
 
-    def _gradients(self, bwd, dy, tensors, options, needs):
+    def gradients(self, bwd, dy, tensors, options, needs):
         """Gradients of x and of each parameter, ``None`` unless needed, by the way for ``dy``.
 
         ``tensors`` are x, parameters and constants; ``bwd`` is the launcher, if forward chose one.
@@ -187,7 +189,7 @@ class FusedOp:
         present = [t for t in (dy, *tensors) if t is not None]
         if torch.is_grad_enabled():
             if not is_dynamo_compiling() and self._has_rules(present, tensors[1:]):
-                return self._library_gradients(dy, tensors, options, needs)
+                return transforms.backward(self, dy, *tensors, *options, needs)
             # create_graph=True: differentiate the reference, to any order
             return reference_gradients(self, dy, tensors, options, needs)
         if self.fits(dy, tensors, present):
@@ -195,8 +197,10 @@ class FusedOp:
                 _, bwd = self._launchers(backends.choose_compiled(dy.device.type))
             # PyTorch casts them where a parameter has another dtype than the output
             return bwd(dy, *tensors, *options, needs=needs)
-        if boundary.is_interposed(present) or self._has_rules(present, tensors[1:]):
+        if boundary.is_interposed(present):
             return self._library_gradients(dy, tensors, options, needs)
+        if self._has_rules(present, tensors[1:]):
+            return transforms.backward(self, dy, *tensors, *options, needs)
         boundary.refuse_freed(present)
         return reference_gradients(self, dy, tensors, options, needs)
 
@@ -227,14 +231,22 @@ class FusedOp:
         return dy.shape[1:n_free] == x.shape[1:n_free]
 
     def _library_gradients(self, dy, tensors, options, needs):
-        arguments = self._packed((*tensors[1:], *options))
-        gradients = self._library_bwd(dy, tensors[0], *arguments, [*needs])
+        return self.dispatch_backward(dy, *tensors, *options, needs)
+
+    def dispatch(self, x, *given):
+        """The output by the registered op; parameters, constants and options behind x."""
+        return self.library_fwd(x, *self.packed(given))
+
+    def dispatch_backward(self, dy, x, *given):
+        """The gradients by the registered op, ``None`` where not needed, as the last says."""
+        *given, needs = given
+        gradients = self.library_bwd(dy, x, *self.packed(given), [*needs])
         return [g if need else None for g, need in zip(gradients, needs, strict=True)]
 
     def _parameters(self, arguments):
         return arguments[: len(arguments) - self.n_constants - self.n_options]
 
-    def _packed(self, arguments):
+    def packed(self, arguments):
         """The arguments as the registered op takes them."""
         if not self.takes_list:
             return arguments
@@ -243,7 +255,7 @@ class FusedOp:
         listed = [parameters[0].new_empty(0) if t is None else t for t in parameters]
         return listed, *arguments[len(parameters) :]
 
-    def _unpacked(self, arguments):
+    def unpacked(self, arguments):
         if not self.takes_list:
             return arguments
         listed, *rest = arguments
@@ -265,63 +277,69 @@ class FusedOp:
         registry.register_fake(bwd, self._bwd_fake)
         # for targets that know nothing of ours, such as ONNX
         registry.register_decomposition(fwd, self._fwd_composite)
-        self._library_fwd, self._library_bwd = registry.op(fwd), registry.op(bwd)
+        self.library_fwd, self.library_bwd = registry.op(fwd), registry.op(bwd)
 
     def _fwd_impl(self, x, *arguments):
-        arguments = self._unpacked(arguments)
+        arguments = self.unpacked(arguments)
         if not _all_plain(x, *arguments):
             return self.reference(x, *arguments)
         fwd, _ = self._launchers(backends.choose_compiled(x.device.type))
         return fwd(x, *arguments)
 
     def _bwd_impl(self, dy, x, *arguments):
-        if not _all_plain(dy, x, *self._unpacked(arguments)):
+        if not _all_plain(dy, x, *self.unpacked(arguments)):
             return self._bwd_composite(dy, x, *arguments)
-        *arguments, needs = self._unpacked(arguments)
+        *arguments, needs = self.unpacked(arguments)
         _, bwd = self._launchers(backends.choose_compiled(x.device.type))
         gradients = bwd(dy, x, *arguments, needs=tuple(needs))
         return _returned(dy, (x, *self._parameters(arguments)), gradients)
 
     def _fwd_composite(self, x, *arguments):
-        return self.reference(x, *self._unpacked(arguments))
+        return self.reference(x, *self.unpacked(arguments))
 
     def _bwd_composite(self, dy, x, *arguments):
-        *arguments, needs = self._unpacked(arguments)
+        *arguments, needs = self.unpacked(arguments)
         n_tensors = len(arguments) - self.n_options
         tensors, options = (x, *arguments[:n_tensors]), arguments[n_tensors:]
         gradients = reference_gradients(self, dy, tensors, options, needs)
         return _returned(dy, (x, *self._parameters(arguments)), gradients)
 
     def _fwd_fake(self, x, *arguments):
-        parameters = self._parameters(self._unpacked(arguments))
+        parameters = self._parameters(self.unpacked(arguments))
         return x.new_empty(self.output_shape(x, *parameters), dtype=_common_dtype(x, *parameters))
 
     def _bwd_fake(self, dy, x, *arguments):
-        *arguments, needs = self._unpacked(arguments)
+        *arguments, needs = self.unpacked(arguments)
         pairs = zip((x, *self._parameters(arguments)), needs, strict=True)
         return [t.new_empty(t.shape) if need else dy.new_empty(0) for t, need in pairs]
 
     def _fwd_autograd(self, keyset, x, *arguments):
-        unpacked = self._unpacked(arguments)
+        unpacked = self.unpacked(arguments)
         n_tensors = len(unpacked) - self.n_options
         tensors, options = (x, *unpacked[:n_tensors]), unpacked[n_tensors:]
         if not self._has_formula(tensors):
             return self.reference(*tensors, *options)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors):
             with boundary.functions_allowed():
-                return self._apply(((None, None), keyset, options), *tensors)
-        return self._redispatch(self._library_fwd, keyset, x, *arguments)
+                return self.apply(((None, None), keyset, options), *tensors)
+        return self._redispatch(self.library_fwd, keyset, x, *arguments)
 
     def _bwd_autograd(self, keyset, dy, x, *arguments):
-        *unpacked, needs = self._unpacked(arguments)
+        *unpacked, needs = self.unpacked(arguments)
         n_tensors = len(unpacked) - self.n_options
         tensors, options = (x, *unpacked[:n_tensors]), unpacked[n_tensors:]
         if not self._has_formula((dy, *tensors)):
             return self._bwd_composite(dy, x, *arguments)
         if torch.is_grad_enabled() and torch._C._any_requires_grad(dy, *tensors):
+
+            def below(dy, x, *given):
+                *given, needs = given
+                packed = self.packed(given)
+                return self._redispatch(self.library_bwd, keyset, dy, x, *packed, needs)
+
             with boundary.functions_allowed():
-                return [*self._apply_backward((keyset, options, needs), dy, *tensors)]
-        return self._redispatch(self._library_bwd, keyset, dy, x, *arguments)
+                return [*self.apply_backward((below, options, needs), dy, *tensors)]
+        return self._redispatch(self.library_bwd, keyset, dy, x, *arguments)
 
     @staticmethod
     def _has_formula(tensors):
@@ -386,13 +404,13 @@ def _autograd_function(op):
         ctx.save_for_backward(x, *tensors)
         if keyset is None:
             return fwd(x, *tensors, *options)
-        packed = op._packed((*tensors, *options))
-        return op._redispatch(op._library_fwd, keyset, x, *packed)
+        packed = op.packed((*tensors, *options))
+        return op._redispatch(op.library_fwd, keyset, x, *packed)
 
     def backward(ctx, dy):
         tensors = ctx.saved_tensors
         needs = ctx.needs_input_grad[1 : len(tensors) - op.n_constants + 1]
-        gradients = op._gradients(ctx.bwd, dy, tensors, ctx.options, needs)
+        gradients = op.gradients(ctx.bwd, dy, tensors, ctx.options, needs)
         return None, *gradients, *[None] * op.n_constants
 
     rules = {"forward": staticmethod(forward), "backward": staticmethod(backward)}

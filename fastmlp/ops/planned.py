@@ -176,14 +176,14 @@ class _Call(_Pattern):
             or is_compiling()
             or (op.setting is not None and op.setting() != self._setting)
         ):
-            return op._gradients(bwd, dy, tensors, options, needs)
+            return op.gradients(bwd, dy, tensors, options, needs)
         given = (dy, *tensors)
         for pattern in self._backward:
             if (addresses := pattern.addresses(given)) is not None:
                 break
         else:
             if not op.fits(dy, tensors, [t for t in given if t is not None]):
-                return op._gradients(bwd, dy, tensors, options, needs)
+                return op.gradients(bwd, dy, tensors, options, needs)
             pattern, addresses = _Pattern(given), None
             # a new list: another thread may be reading the old one
             self._backward = [pattern, *self._backward][:MAX_BACKWARD_PATTERNS]
