@@ -42,7 +42,7 @@ def reference_gradients(op, dy, tensors, options, needs):
 
 
 def differentiable_backward(op):
-    """The autograd rule of an op's backward: what calls it comes along, its derivatives are here."""
+    """The autograd rule of an op's backward: its derivatives; what calls it comes along."""
 
     def forward(ctx, way, dy, x, *tensors):
         call, ctx.options, ctx.needs = way

@@ -8,7 +8,7 @@ import torch
 
 from fastmlp.ensemble import Ensemble
 from fastmlp.kernels.lm import REASONS
-from fastmlp.training import batched, compiled
+from fastmlp.training import batched, compiled, shards
 from fastmlp.training.generic import check_rows_alone
 from fastmlp.training.levenberg_marquardt import (
     check_solvable,
@@ -120,12 +120,13 @@ def fit(members, rows, held_out, *, settings, epochs, every, seed, track, progre
     def result():
         return run.result(None, None, run.final / run.weights, time.perf_counter() - began)
 
-    with reporter_of_runs(progress) as report:
-        for models in np.array_split(np.arange(len(members)), run.n_parts):
+    with reporter_of_runs(progress and shards.is_first()) as report:
+        for models in run.parts:
             if not run.advance(models, seed, deadline, report):
                 break
             if on_progress is not None:
                 on_progress(result())
+    run.gather()
     members.load(run.theta.to(members.dtype).to(members.device))
     losses = errors_of(members.models, run.rows) / run.weights
     run.close(losses)
@@ -163,24 +164,35 @@ class _Run:
         self.weights = _totals(rows, n)
         self.steps = torch.zeros(n, dtype=torch.int64, device="cpu")
         self.status = torch.full((n,), _INTERRUPTED, dtype=torch.int8, device="cpu")
-        per_model = max(settings.restarts, 1)
-        self.n_parts = -(-n * per_model // RUNS_AT_ONCE)
+        n_parts = -(-n * max(settings.restarts, 1) // RUNS_AT_ONCE)
+        self.parts = np.array_split(np.arange(n), n_parts)
+        self.owners = shards.owners_in_ranges(self.parts)
 
     def advance(self, models, seed, deadline, report):
-        """Train some models to their ends; returns whether there is time for more."""
+        """Train those of some models that are this rank's; returns whether there is time for more.
+
+        The starts are drawn for all of them: what is drawn does not depend on the ranks.
+        """
         settings, n = self.settings, len(self.members)
         late = deadline is not None and time.perf_counter() > deadline
         if late:
             self.status[models[0] :] = _MAX_TIME
             return False
-        rows, example = self.rows.among(models), self.members.module(0)
+        example = self.members.module(0)
         starts = self.theta[models].double()
         if settings.restarts > 0:
-            starts = _drawn(example, self.description, settings.restarts, seed, models, rows)
-        per_model = len(starts) // len(models)
+            among = self.rows.among(models)
+            starts = _drawn(example, self.description, settings.restarts, seed, models, among)
+        per_model, before = len(starts) // len(models), int(models[0])
+        mine, n_all = shards.are_mine(self.owners[models]), len(models)
+        starts = starts[torch.from_numpy(np.repeat(mine, per_model))]
+        models = models[mine]
+        if len(models) == 0:
+            return True
+        rows, share = self.rows.among(models), n_all / len(models)
 
         def shown(done, total):
-            report(int(models[0]) * per_model + done, n * per_model)
+            report(before * per_model + int(done * share), n * per_model)
 
         options = settings, self.epochs, deadline, None if report is None else shown
         if work_of(self.description, self.members.device, rows) is batched:
@@ -214,6 +226,12 @@ class _Run:
             torch.nan,
         )
         return goes_on
+
+    def gather(self):
+        """Give every rank what all have trained."""
+        tensors = self.theta, self.train_loss, self.gradient_norm, self.final
+        device = self.members.device
+        shards.exchange([*tensors, self.steps, self.status], self.owners, device)
 
     def table(self, first, value):
         """One number of each model, in the epoch ``first`` and, of a run that is over, behind."""

@@ -347,13 +347,21 @@ def of_ranks():
     trained = [*models, ensemble]
     told = [[r.train_loss, r.status, r.epochs, torch.tensor(r.steps)] for r in results]
     told[0].append(results[0].val_loss)
+    if fastmlp.backends.is_installed("numba"):
+        curves = [fastmlp.Ensemble(fastmlp.SineSum(2), 5, seed=i) for i in range(2)]
+        for restarts, nets in enumerate(curves):
+            lm = fastmlp.LevenbergMarquardt(restarts=3 * restarts)
+            options = {"epochs": 9, "optimizer": lm, "track": ("grad_norm",), "progress": False}
+            r = fastmlp.fit(nets, places[..., 0], places[..., 0].sin(), own=True, **options)
+            told.append([r.train_loss, r.status, r.epochs, r.final_loss, r.grad_norm])
+        trained += curves
     return [[p.detach() for m in trained for p in m.parameters()], told]
 
 
 RANKS = f"""
 import sys, torch, fastmlp
 import torch.distributed as dist
-from fastmlp.training import first_order
+from fastmlp.training import compiled, first_order
 dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]),
                         world_size=2)
 run, own = first_order.run, []
@@ -361,6 +369,11 @@ def watch(problem, report):
     own.append(problem.here.tolist())
     run(problem, report)
 first_order.run = watch
+run_all = compiled.run_all
+def watch_runs(description, starts, *others):
+    own.append([*range(len(starts))])
+    return run_all(description, starts, *others)
+compiled.run_all = watch_runs
 {inspect.getsource(of_ranks)}
 torch.save([*of_ranks(), own], sys.argv[3])
 dist.destroy_process_group()
@@ -378,9 +391,12 @@ def test_ranks_share_the_models(tmp_path):
     assert [p.wait(timeout=300) for p in processes] == [0, 0]
     weights, told = of_ranks()
     ranks = [torch.load(tmp_path / f"{rank}", weights_only=True) for rank in range(2)]
-    for n, parts in zip((7, 5), zip(*(own for _, _, own in ranks), strict=True), strict=True):
+    shares = [*zip(*(own for _, _, own in ranks), strict=True)]
+    for n, parts in zip((7, 5), shares[:2], strict=True):
         assert sorted([*parts[0], *parts[1]]) == list(range(n))
         assert min(map(len, parts)) == n // 2
+    # the runs of least squares: five of one start each, five of three
+    assert [[*map(len, parts)] for parts in shares[2:]] in ([], [[3, 2], [9, 6]])
     for theirs, of_runs, _ in ranks:
         torch.testing.assert_close(theirs, weights, rtol=0, atol=0)
         torch.testing.assert_close(of_runs, told, rtol=0, atol=0, equal_nan=True)
