@@ -77,6 +77,7 @@ conformance: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python bench/run.py
 	$(BIN)/python bench/bench_overhead.py
+	$(BIN)/python bench/bench_ensemble.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

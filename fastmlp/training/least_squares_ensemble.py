@@ -1,5 +1,6 @@
 """Levenberg–Marquardt for an ensemble: some thousands of models at a time, nothing a model."""
 
+import contextlib
 import time
 from typing import ClassVar
 
@@ -120,7 +121,9 @@ def fit(members, rows, held_out, *, settings, epochs, every, seed, track, progre
     def result():
         return run.result(None, None, run.final / run.weights, time.perf_counter() - began)
 
-    with reporter_of_runs(progress and shards.is_first()) as report:
+    visible = progress and shards.is_first()
+    # after Ctrl-C what is there is the result
+    with reporter_of_runs(visible) as report, contextlib.suppress(KeyboardInterrupt):
         for models in run.parts:
             if not run.advance(models, seed, deadline, report):
                 break
@@ -213,7 +216,6 @@ class _Run:
         final = history.gather(1, steps[:, None])[:, 0]
         ranked = final.nan_to_num(nan=torch.inf).view(-1, per_model)
         best = torch.arange(len(models), device="cpu") * per_model + ranked.argmin(1)
-        self.steps[models], self.status[models] = steps[best], status[best].to(torch.int8)
         self.theta[models], self.final[models] = theta[best].to(self.theta.dtype), final[best]
         known = self.columns < steps[best, None]
         weights = self.weights[models, None]
@@ -225,6 +227,8 @@ class _Run:
             norms[best][:, self.columns + 1] / weights,
             torch.nan,
         )
+        # last, in case of an interrupt: who is told to be through is
+        self.steps[models], self.status[models] = steps[best], status[best].to(torch.int8)
         return goes_on
 
     def gather(self):
