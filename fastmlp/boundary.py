@@ -32,6 +32,9 @@ NUMBERLESS = _FREED, _ON_META
 _INFERENCE = _C.DispatchKeySet(_C.DispatchKey.BackendSelect)
 _PLAIN_STATES = _INFERENCE, _INFERENCE.add(_C.DispatchKey.ADInplaceOrView)
 
+TAPES_LEVEL = 1
+"""That of the older `vmap` by which autograd's tape is asked for many gradients at once."""
+
 MAX_PATTERNS = 16
 """Patterns that are remembered for a number of tensors."""
 
@@ -174,6 +177,20 @@ def functions_allowed():
         yield
     finally:
         _C._functorch.set_single_level_autograd_function_allowed(before)
+
+
+def is_batched_alone(dy: torch.Tensor, others: Sequence[torch.Tensor]) -> bool:
+    """Tell whether a gradient of an output is many, and nothing else is out of the ordinary.
+
+    So it is in ``torch.autograd.grad(…, is_grads_batched=True)``, by which Jacobians and Hessians
+    of :mod:`torch.autograd.functional` are vectorized: by an older `vmap` than `torch.func`'s, with
+    tensors of its own.
+    """
+    if not _C._functorch.is_legacy_batchedtensor(dy) or not is_direct():
+        return False
+    level = _C._vmapmode_increment_nesting() - 1
+    _C._vmapmode_decrement_nesting()
+    return level == TAPES_LEVEL and is_plain(others)
 
 
 def is_interposed(tensors: Sequence[torch.Tensor]) -> bool:

@@ -201,6 +201,8 @@ class FusedOp:
             return self._library_gradients(dy, tensors, options, needs)
         if self._has_rules(present, tensors[1:]):
             return transforms.backward(self, dy, *tensors, *options, needs)
+        if self.has_many(tensors[1:]) and boundary.is_batched_alone(dy, present[1:]):
+            return transforms.batched_backward(self, dy, *tensors, *options, needs)
         boundary.refuse_freed(present)
         return reference_gradients(self, dy, tensors, options, needs)
 

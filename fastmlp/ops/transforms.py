@@ -11,6 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch._C import _functorch
 
 from fastmlp import boundary
@@ -35,7 +36,11 @@ class _Call(NamedTuple):
 
     def __call__(self, op, *arguments):
         """The results of an op, where :func:`fastmlp.boundary.has_rules`."""
-        arguments = _each_tensor(_functorch.unwrap_if_dead, arguments)
+        # as of a pull-back whose transform is over
+        return self._below_others(op, *_each_tensor(_functorch.unwrap_if_dead, arguments))
+
+    def _below_others(self, op, *arguments):
+        """The same under the transforms that are left."""
         transform = _functorch.peek_interpreter_stack()
         if transform is None:
             return self.plain(op, *arguments)
@@ -43,7 +48,7 @@ class _Call(NamedTuple):
             return self._mapped(op, transform, arguments)
         arguments = _each_tensor(_functorch.CGradInterpreterPtr(transform).lift, arguments)
         below = partial(self._below, op, transform)
-        tensors = [t for t in arguments if torch.is_tensor(t)]
+        tensors = [t for t in arguments if isinstance(t, Tensor)]
         if not torch.is_grad_enabled() or not torch._C._any_requires_grad(*tensors):
             return below(*arguments)
         with boundary.functions_allowed():
@@ -52,15 +57,15 @@ class _Call(NamedTuple):
     def _mapped(self, op, transform, arguments):
         level = transform.level()
         pairs = [
-            _functorch._unwrap_batched(a, level) if torch.is_tensor(a) else (a, None)
+            _functorch._unwrap_batched(a, level) if isinstance(a, Tensor) else (a, None)
             for a in arguments
         ]
         arguments, dims = zip(*pairs, strict=True)
         n = _functorch.CVmapInterpreterPtr(transform).batchSize()
         with _Without():
             if all(dim is None for dim in dims):
-                return self(op, *arguments)
-            results = self.rule(self, op, n, dims, *arguments)
+                return self._below_others(op, *arguments)
+            results = self.rule(self._below_others, op, n, dims, *arguments)
         return _results(lambda t: _functorch._add_batch_dim(t, 0, level), results)
 
     def _below(self, op, transform, *arguments):
@@ -70,7 +75,7 @@ class _Call(NamedTuple):
         # an autograd.Function has grad mode off, of which those know nothing
         before = _functorch.CGradInterpreterPtr(transform).prevGradMode()
         with torch.set_grad_enabled(before), _Without():
-            results = self(op, *arguments)
+            results = self._below_others(op, *arguments)
         return _results(lambda t: _functorch._wrap_for_grad(t, level), results)
 
 
@@ -85,12 +90,12 @@ class _Without:
 
 
 def _each_tensor(function, arguments):
-    return [function(a) if torch.is_tensor(a) else a for a in arguments]
+    return [function(a) if isinstance(a, Tensor) else a for a in arguments]
 
 
 def _results(function, results):
     """Of a tensor or of some, ``None`` among them."""
-    if torch.is_tensor(results):
+    if isinstance(results, Tensor):
         return function(results)
     return tuple(_each_tensor(function, results))
 
@@ -128,3 +133,12 @@ def _backward_taped(op, below, arguments):
 
 forward = _Call(_forward, mapped.outputs, _forward_taped)
 backward = _Call(_backward, mapped.gradients, _backward_taped)
+
+
+def batched_backward(op, dy, *given):
+    """The gradients where :func:`fastmlp.boundary.is_batched_alone`; arguments of ``backward``."""
+    level = boundary.TAPES_LEVEL
+    rows = torch._remove_batch_dim(dy, level, 0, 0)
+    dims = 0, *[None] * len(given)
+    found = mapped.gradients(backward, op, len(rows), dims, rows, *given)
+    return [g if g is None else torch._add_batch_dim(g, 0, level) for g in found]

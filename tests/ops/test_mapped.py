@@ -194,7 +194,7 @@ def test_higher_derivatives_and_pull_backs(case, transform):
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_batched_gradients_of_the_tape(case, create_graph):
+def test_batched_gradients_of_the_tape(case, create_graph, launches):
     def of_one():
         leaves = case.leaves([*case.one.values(), case.x[0]])
         y = case.call(case.named(leaves[:-1]), leaves[-1])
@@ -208,7 +208,11 @@ def test_batched_gradients_of_the_tape(case, create_graph):
     def batched(y, leaves):
         dy = torch.stack([torch.ones_like(y), y.detach()])
         options = {"is_grads_batched": True, "create_graph": create_graph}
-        return torch.autograd.grad(y, leaves, dy, **options)
+        launches.clear()
+        gradients = torch.autograd.grad(y, leaves, dy, **options)
+        if not create_graph and fastmlp.backends.choose("cpu") == "numba":
+            assert [*launches.values()] == [1]
+        return gradients
 
     for call in (of_one, lambda: of_many(True), lambda: of_many(False)):
         assert_same(call)
@@ -268,3 +272,20 @@ def test_same_parameters_for_all_are_not_copied(monkeypatch):
         y = model(x[i]).sum()
         found = torch.autograd.grad(y, [*model.parameters()])
         assert all(torch.equal(rows[k][i], g) for k, g in zip(rows, found, strict=True))
+
+
+@pytest.mark.parametrize("name", ["sines_all", "elementwise", "additive", "mlp"])
+def test_triton_gives_each_the_bits_of_its_own_call(name):
+    pytest.importorskip("triton")
+    case = Case(name, torch.float32)
+
+    def total(parameters, x):  # y is that of all rows together
+        return case.call(parameters, x).sum()
+
+    with fastmlp.backend("triton"):
+        found = vmap(grad(total, (0, 1)), (None, 0))(case.one, case.x)
+        for i in range(N):
+            leaves = case.leaves([*case.one.values(), case.x[i]])
+            wanted = torch.autograd.grad(total(case.named(leaves[:-1]), leaves[-1]), leaves)
+            ours = [*(g[i] for g in found[0].values()), found[1][i]]
+            assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
