@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from ensemble_cases import LM, N, data_for, ensemble_of
+from ensemble_cases import LM, N, data_for, ensemble_of, same
 from fit_cases import quiet_fit, waves
 
 import fastmlp
@@ -56,6 +56,17 @@ class TestRefusals:
     def test_offsets(self, offsets, error, match):
         with pytest.raises(error, match=match):
             quiet_fit(ensemble_of("sines"), *waves(), own=True, offsets=np.array(offsets), epochs=2)
+
+    @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+    @pytest.mark.parametrize("name", ["x", "y", "sample_weight"])
+    def test_least_squares_of_what_is_not_finite(self, name, number):
+        x, y = data_for("sines", N)
+        data = {"x": x, "y": y, "sample_weight": torch.ones_like(x)}
+        data[name][3, 7] = number
+        before = ensemble_of("sines")
+        with pytest.raises(ValueError, match=f"{name} must .*be (finite|negative)"):
+            quiet_fit(before, **data, own=True, epochs=2, optimizer=LM())
+        assert same(before, ensemble_of("sines"))
 
     def test_models(self):
         with pytest.raises(ValueError, match="clip_norm must hold 6 values, one per model, got 5"):
