@@ -13,13 +13,32 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 MATH = re.compile(r"^(FFMA|FADD|FMUL|FMNMX|FSET|FSETP|DFMA|DADD|DMUL|DSETP|DMNMX)")
 FP64 = re.compile(r"^(D(FMA|ADD|MUL|SETP|MNMX|MMA)|(F2F|F2I|I2F|FRND)\S*F64|MUFU\.\w+64H)")
 
 
+class Code(NamedTuple):
+    """Machine code of a kernel.
+
+    Args:
+        instructions: In program order, without predicates.
+        labels: For each label the index of the instruction that follows it.
+        predicated: Indices of the instructions that have a predicate.
+        registers: Of a thread.
+        stack: Bytes of local memory of a thread.
+    """
+
+    instructions: list
+    labels: dict
+    predicated: set
+    registers: int
+    stack: int
+
+
 def disassemble(cubin):
-    """Instructions in program order, and for each label the index of the one that follows it."""
+    """The code of a compiled kernel."""
     import triton
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -28,13 +47,21 @@ def disassemble(cubin):
         file.flush()
         text = _output(tools / "nvdisasm", "-c", "-ndf", file.name)
         usage = _output(tools / "cuobjdump", "-res-usage", file.name)
-    instructions, labels = [], {}
+    registers, stack = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    return Code(*parse(text), registers, stack)
+
+
+def parse(text):
+    """Instructions, labels, and which instructions are predicated, of a disassembler's text."""
+    instructions, labels, predicated = [], {}, set()
     for line in text.splitlines():
         if match := re.match(r"\s*(\.L_\w+):", line):
             labels[match[1]] = len(instructions)
-        elif match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(.*?)\s*;", line):
-            instructions.append(match[1])
-    return instructions, labels, int(re.search(r"REG:(\d+)", usage)[1])
+        elif match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?(.*?)\s*;", line):
+            if match[1]:
+                predicated.add(len(instructions))
+            instructions.append(match[2])
+    return instructions, labels, predicated
 
 
 def _output(*command):
@@ -62,6 +89,32 @@ def innermost_loops(instructions, labels):
     return sorted(inner)
 
 
+def cycle(code, at):
+    """Indices of the instructions that run between two runs of one of them.
+
+    There are none where it runs once. Blocks behind the program's end belong to it, if a branch
+    leads back from them.
+    """
+    ahead, behind = {}, {}
+    for i, instruction in enumerate(code.instructions):
+        branch = re.match(r"BRA\S* .*`\((\.L_\w+)\)", instruction)
+        ends = re.match(r"BRA `|EXIT|RET", instruction) and i not in code.predicated
+        following = [] if ends else [i + 1]
+        ahead[i] = following + ([code.labels[branch[1]]] if branch else [])
+        for j in ahead[i]:
+            behind.setdefault(j, []).append(i)
+    return _reached(ahead, at) & _reached(behind, at)
+
+
+def _reached(graph, start):
+    found, new = set(), list(graph.get(start, ()))
+    while new:
+        if (i := new.pop()) not in found:
+            found.add(i)
+            new += graph.get(i, ())
+    return found
+
+
 def figures(compiled, hot, elements):
     """Figures of one kernel, by name.
 
@@ -77,16 +130,17 @@ def figures(compiled, hot, elements):
             for name in ("vgpr_count", "vgpr_spill_count")
         )
         return {"registers": vgpr, "spills": spills}
-    instructions, labels, registers = disassemble(compiled.asm["cubin"])
+    code = disassemble(compiled.asm["cubin"])
+    instructions = code.instructions
     found = {
-        "registers": registers,
+        "registers": code.registers,
         "spills": sum(i.startswith(("LDL", "STL")) for i in instructions),
         "fp64": sum(bool(FP64.match(i)) for i in instructions),
     }
     if hot is None:
         return found
     elements *= hot.tiles
-    loops = innermost_loops(instructions, labels)
+    loops = innermost_loops(instructions, code.labels)
     for start, end in [(0, len(instructions) - 1)] if hot.whole else loops:
         body = instructions[start : end + 1]
         if sum(arithmetic(i) for i in body) >= hot.math * elements:

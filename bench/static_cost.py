@@ -7,7 +7,8 @@ are instructions per element of the hot loop (per sine for sine_sum), registers,
 touch local memory (spills) and fp64 instructions. For gfx942: registers and spills alone.
 
 Every kernel is compiled in float32 for every target; variants, with a comma in their label, for
-sm_90 alone, unless their case says everywhere. `static_cases.py` lists them.
+sm_90 alone, or on cards of a data centre if their case says everywhere. `static_cases.py` lists
+them.
 
 The figures are kept in `static_cost.json`, for each minor version of Triton. Each row has a digest
 of what the compiler was given: the program in Triton's intermediate representation, before any
@@ -34,7 +35,8 @@ import roofline
 from static_cases import cases
 
 FIGURES = Path(__file__).with_suffix(".json")
-TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+DATA_CENTRE = ("sm_80", "sm_90", "sm_100", "gfx942")
+TARGETS = (*DATA_CENTRE, "sm_86", "sm_89", "sm_120")
 VARIANT_TARGET = "sm_90"
 
 
@@ -195,7 +197,7 @@ def _of_many(kernel, signature, constants, attributes):
 
 def waits(compiled):
     """Instructions in a kernel's loops that use local or shared memory, or wait for others."""
-    instructions, labels, _ = machine_code.disassemble(compiled.asm["cubin"])
+    instructions, labels, *_ = machine_code.disassemble(compiled.asm["cubin"])
     inside = set()
     for end, instruction in enumerate(instructions):
         label = re.search(r"^BRA.*`\((\.L_\w+)\)", instruction)
@@ -224,7 +226,8 @@ def measure(targets, kept, afresh=()):
     for target in targets:
         results[target] = {}
         for label, case in cases().items():
-            if "," in label and not case.everywhere and target != VARIANT_TARGET:
+            everywhere = case.everywhere and target in DATA_CENTRE
+            if "," in label and not everywhere and target != VARIANT_TARGET:
                 continue
             work = job(label, case, target)
             row = kept.get(target, {}).get(label)

@@ -1,24 +1,23 @@
-"""What the MLP kernels for tensor cores cost, and the time that each card should take: no GPU.
+"""What the MLP kernels cost on each card, and the time that it should take: no GPU is needed.
 
     python bench/tensor_cores.py [--target sm_90] [--case LABEL] [--json FILE] [--triton DIR]
 
 The launches of a net, as `kernels/gpu/mlp.py` makes them for a target, are compiled and
 disassembled as by `static_cost.py`. Of each are reported the tensor cores' instructions,
 registers, bytes of stack, shared memory, fp64 instructions, and the instructions of the loop over
-tiles for a row.
+tiles for a row. Beside what `layers/choices.py` takes for float32 stand "fma" and "split", its two
+ways in full precision.
 
-A time is predicted from three floors: bytes over the bandwidth, products over the tensor cores'
-rate, and the loop's instructions over what the multiprocessors issue. The largest is what no
-program of this form beats; it is no measurement. Chained products in Triton reach a third to a half
-of the tensor cores' rate.
+A time is predicted from three floors: bytes over the bandwidth, products over their rate, and the
+loop's instructions over what the multiprocessors issue. The largest is what no program of this form
+beats; it is no measurement. Chained products in Triton reach a third to a half of the tensor cores'
+rate.
 """
 
 import argparse
 import json
 import re
-import subprocess
 import sys
-import tempfile
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -37,22 +36,30 @@ TENSOR_CORE = re.compile(r"^(HMMA|HGMMA|UTC\w*MMA|DMMA|QGMMA)")
 
 
 class Card(NamedTuple):
-    """What :mod:`roofline` knows of a card, and dense Tflop/s of bf16 and tf32, summed in fp32."""
+    """What :mod:`roofline` knows of a card, and dense Tflop/s by what is multiplied.
+
+    Args:
+        gpu: The card.
+        bf16: Of bfloat16 and float16, with sums in float32.
+        tf32: Of tf32.
+        fp64: Of float64, on tensor cores where Triton takes those.
+    """
 
     gpu: roofline.Gpu
     bf16: float
     tf32: float
+    fp64: float
 
 
-# NVIDIA's data sheets and architecture papers; the 4090 and 5090 at their boost clocks
+# NVIDIA's data sheets and architecture papers; cards for games at their boost clocks
 CARDS = {
-    "A100": Card(roofline.GPUS["A100"], 312, 156),
-    "RTX 3090": Card(roofline.Gpu(936, 82, 1.70, "sm_86"), 71, 36),
-    "RTX 4090": Card(roofline.Gpu(1008, 128, 2.52, "sm_89"), 165, 83),
-    "H100": Card(roofline.GPUS["H100"], 989, 495),
-    "H200": Card(roofline.GPUS["H200"], 989, 495),
-    "B200": Card(roofline.GPUS["B200"], 2250, 1125),
-    "RTX 5090": Card(roofline.Gpu(1792, 170, 2.41, "sm_120"), 210, 105),
+    "A100": Card(roofline.GPUS["A100"], 312, 156, 19.5),
+    "RTX 3090": Card(roofline.Gpu(936, 82, 1.70, "sm_86"), 71, 36, 0.56),
+    "RTX 4090": Card(roofline.Gpu(1008, 128, 2.52, "sm_89"), 165, 83, 1.29),
+    "H100": Card(roofline.GPUS["H100"], 989, 495, 67),
+    "H200": Card(roofline.GPUS["H200"], 989, 495, 67),
+    "B200": Card(roofline.GPUS["B200"], 2250, 1125, 37),
+    "RTX 5090": Card(roofline.Gpu(1792, 170, 2.41, "sm_120"), 210, 105, 1.64),
 }
 
 ROWS = 1 << 20
@@ -65,13 +72,8 @@ GOALS = {
 """Milliseconds on an H200 for 1 M rows, forward, and forward with backward: the times of plain
 PyTorch that were measured there, over the wanted speed-ups."""
 
-NETS = ((64, 64, 64, 16), (128, 128, 128), (16, 16, 16))
-WAYS = {
-    "bf16": ("bf16", False),
-    "fp16": ("fp16", False),
-    "tf32": ("fp32", True),
-    "fp32": ("fp32", False),
-}
+NETS = ((64, 64, 64, 16), (128, 128, 128), (32, 32, 32), (16, 16, 16))
+WAYS = ("bf16", "fp16", "tf32", "fp32", "fma", "split", "fp64")
 
 
 class Launch(NamedTuple):
@@ -80,7 +82,7 @@ class Launch(NamedTuple):
     Args:
         case: As `static_cost.job` takes it.
         name: Of the kernel, forward or backward.
-        net: What the kernel is told.
+        net: What the kernel is told; without terms, it is one of `layers/rows.py`.
         tile: Its tile.
     """
 
@@ -90,36 +92,59 @@ class Launch(NamedTuple):
     tile: object
 
 
-def launches(widths, way, target, *, dx=True):
-    """The launches of forward and of backward for a net; ``None`` if not on tensor cores."""
+def launches(widths, way, target, *, dx=True, activation="relu"):
+    """The launches of forward and of backward for a net.
+
+    Args:
+        widths: Inputs, then outputs of each layer.
+        way: One of WAYS.
+        target: Such as "sm_90".
+        dx: Whether the gradient of x is wanted.
+        activation: Of all layers but the last.
+    """
     import torch
+    import triton.language as tl
     from fastmlp.kernels.gpu.layers import choices, cores
-    from fastmlp.kernels.gpu.machine.launch import Config
+    from fastmlp.kernels.gpu.machine.launch import Config, mlp_config
     from fastmlp.kernels.gpu.numbers.activations import ACTIVATIONS
     from static_cases import Case
 
-    dtype, tf32 = WAYS[way]
     number = int(target[3:])
-    torchs = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
-    products = choices.products_of(widths, torchs, number, tf32)
-    if products is None:
-        return None
-    functions = ACTIVATIONS["relu"], ACTIVATIONS["identity"]
+    dtype = way if way in ("bf16", "fp16", "fp64") else "fp32"
+    torchs = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+    products = {"fma": None, "split": choices.Products(tl.float32, 3)}.get(
+        way, choices.products_of(widths, torchs.get(dtype, torch.float32), number, way == "tf32")
+    )
     dropout = (-1, 1.0) * len(widths)
-    whole = cores.Net(widths, 0, len(widths) - 1, *functions, dropout, *products)
+    compute = tl.float64 if dtype == "fp64" else tl.float32
+    functions = ACTIVATIONS[activation], ACTIVATIONS["identity"]
+    whole = cores.Net(widths, 0, len(widths) - 1, *functions, dropout, *(products or (compute, 0)))
+    absent = {"seed_ptr": None} | ({} if dx else {"dx_ptr": None})
+
+    def plain(name):
+        config = mlp_config(name, widths, compute)
+        constants = {
+            **(absent if name == "mlp_bwd" else {"seed_ptr": None}), "WIDTHS": widths,
+            "N_LAYERS": len(widths) - 1, "HIDDEN": activation, "OUTPUT": "identity",
+            "DROPOUT": dropout,
+        }  # fmt: skip
+        case = Case("layers.rows", constants, dtype=dtype, config=config)
+        return Launch(case, name, whole, choices.Tile(config.rows, config.warps, 0, 0))
 
     def launch(name, first, last, tile):
         dense = {"seed_ptr": None, "x_row_stride": None, "dy_row_stride": None}
-        if name == "mlp_cores_bwd" and first == 0 and not dx:
-            dense["dx_ptr"] = None
+        if name == "mlp_cores_bwd" and first == 0:
+            dense |= absent
         net = whole._replace(first=first, last=last)
-        config, stages = Config(tile.rows, 1, tile.warps), {"num_stages": tile.stages}
+        config = Config(tile.rows, 1, tile.warps)
         constants = {**dense, "NET": net}
-        case = Case("layers.cores", constants, dtype=dtype, config=config, options=stages)
+        case = Case("layers.cores", constants, dtype=dtype, config=config, options=tile.options)
         return Launch(case, name, net, tile)
 
-    forward = choices.tile_of("mlp_fwd", widths, products, number)
-    backward = choices.tile_of("mlp_bwd", widths, products, number)
+    if products is None:
+        return [plain("mlp_fwd")], [plain("mlp_bwd")]
+    forward = choices.tile_of("mlp_fwd", whole, number)
+    backward = choices.tile_of("mlp_bwd", whole, number)
     cuts = choices.segments(widths, backward)
     back = [launch("mlp_cores_fwd", *cut, forward) for cut in cuts[:-1]]
     back += [launch("mlp_cores_bwd", *cut, backward) for cut in reversed(cuts)]
@@ -130,33 +155,42 @@ def launches(widths, way, target, *, dx=True):
 def figures(launch, target):
     """What one compiled kernel costs."""
     compiled = static_cost.job(launch.name, launch.case, target).compiled()
-    instructions, labels, registers = machine_code.disassemble(compiled.asm["cubin"])
-    loops = machine_code.innermost_loops(instructions, labels)
-    start, end = max(loops, key=lambda loop: loop[1] - loop[0])
-    loop = instructions[start : end + 1]
+    code = machine_code.disassemble(compiled.asm["cubin"])
+    instructions = code.instructions
+    multiplies = re.compile(r"FFMA|DFMA|DMMA") if launch.net.terms == 0 else TENSOR_CORE
+    products = [i for i, name in enumerate(instructions) if multiplies.match(name)]
+    # what is ahead of the loop may multiply too, as do a pipeline's last tiles; without a loop, all
+    cycles = (machine_code.cycle(code, i) for i in products)
+    loop = [instructions[i] for i in next(filter(None, cycles), range(len(instructions)))]
     return {
         "tensor_core": dict(Counter(m[1] for i in loop if (m := TENSOR_CORE.match(i)))),
-        "registers": registers,
-        "stack": _stack(compiled.asm["cubin"]),
+        "registers": code.registers,
+        "stack": code.stack,
         "spills_in_loop": sum(i.startswith(("LDL", "STL")) for i in loop),
         "shared_kb": round(compiled.metadata.shared / 1024, 1),
+        "tensor_memory": getattr(compiled.metadata, "tmem_size", 0),
         "fp64": sum(bool(machine_code.FP64.match(i)) for i in instructions),
-        "stores_in_loop": sum(i.startswith("STG") for i in loop),
+        "stored_per_row": sum(map(_stored, loop)) * 32 * launch.tile.warps / launch.tile.rows,
+        "written_per_row": _written(launch),
         "per_row": round(len(loop) * launch.tile.warps / launch.tile.rows, 1),
     }
 
 
-def _stack(cubin):
-    import triton
+def _stored(instruction):
+    """Bytes that a thread stores in memory."""
+    if not instruction.startswith("STG"):
+        return 0
+    bits = re.search(r"^STG\S*\.U?(8|16|64|128|256)\b", instruction)
+    return int(bits[1]) // 8 if bits else 4
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = subprocess.run(
-            [str(tool), "-res-usage", file.name], check=True, capture_output=True, text=True
-        ).stdout
-    return int(re.search(r"STACK:(\d+)", usage)[1])
+
+def _written(launch):
+    """Bytes of a row of dx or of y, as padded: what a loop over tiles stores."""
+    from fastmlp.kernels.gpu.layers.rows import padded
+
+    net = launch.net
+    width = net.widths[net.first if launch.name.endswith("bwd") else net.last]
+    return padded(width) * net.operand.primitive_bitwidth // 8
 
 
 def floors(launch, per_row, card):
@@ -167,11 +201,17 @@ def floors(launch, per_row, card):
     widths = net.widths[net.first : net.last + 1]
     products = sum(2 * padded(a) * padded(b) for a, b in pairwise(widths))
     numbers = widths[0] + widths[-1]
-    if launch.name == "mlp_cores_bwd":
+    if launch.name.endswith("bwd"):
         products, numbers = 3 * products, numbers + widths[0]
     terms = 6 if net.terms == 3 else 1
-    rate = card.tf32 if size == 4 and net.terms == 1 else card.bf16
     gpu = card.gpu
+    rate = card.bf16
+    if size == 8:
+        rate = card.fp64
+    elif net.terms == 0:
+        rate = gpu.sms * 256 * gpu.clock * 1e-3
+    elif size == 4 and net.terms == 1:
+        rate = card.tf32
     return (
         ROWS * numbers * size / gpu.bandwidth * 1e-6,
         ROWS * products * terms / rate * 1e-9,
@@ -189,8 +229,6 @@ def measure(targets, wanted):
                 if wanted and label not in wanted:
                     continue
                 both = launches(widths, way, target)
-                if both is None:
-                    continue
                 for direction, kernels in zip(("forward", "backward"), both, strict=True):
                     rows = [{"name": k.name, **figures(k, target)} for k in kernels]
                     found.setdefault(target, {})[f"{label}, {direction}"] = rows
@@ -200,7 +238,7 @@ def measure(targets, wanted):
 def table(found):
     """The figures for a reader."""
     lines = [
-        f"{'launch':<32}{'target':>8}{'regs':>6}{'stack':>7}{'shared KB':>11}{'fp64':>6}"
+        f"{'launch':<34}{'target':>8}{'regs':>6}{'stack':>7}{'shared KB':>11}{'fp64':>6}"
         f"{'instr/row':>11}  tensor cores in the loop"
     ]
     for target, labels in found.items():
@@ -208,7 +246,7 @@ def table(found):
             for row in rows:
                 shared = f"{row['shared_kb']:.0f}/{SHARED[target]}"
                 lines.append(
-                    f"{label:<32}{target:>8}{row['registers']:>6}{row['stack']:>7}{shared:>11}"
+                    f"{label:<34}{target:>8}{row['registers']:>6}{row['stack']:>7}{shared:>11}"
                     f"{row['fp64']:>6}{row['per_row']:>11}  {row['tensor_core']}"
                 )
     return "\n".join(lines)
@@ -224,7 +262,7 @@ def predictions(found):
                 labels = found.get(card.gpu.target, {})
                 both = launches(widths, way, card.gpu.target)
                 sums = []
-                for direction, kernels in zip(("forward", "backward"), both or (), strict=False):
+                for direction, kernels in zip(("forward", "backward"), both, strict=True):
                     rows = labels.get(f"{net}, {way}, {direction}")
                     if rows is None:
                         break
@@ -248,7 +286,7 @@ def predictions(found):
                     aim = f"  goal {goal[at]:.3f}" if goal else ""
                     three = " ".join(f"{p:7.3f}" for p in parts)
                     lines.append(
-                        f"{card_name:<9}{net:<14}{way:<5}{what:<8}{three}   {time:7.3f}{aim}"
+                        f"{card_name:<9}{net:<14}{way:<6}{what:<8}{three}   {time:7.3f}{aim}"
                     )
     return "\n".join(lines)
 

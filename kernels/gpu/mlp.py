@@ -9,7 +9,7 @@ import triton
 
 from .layers import choices
 from .layers.cores import Net, mlp_cores_bwd_kernel, mlp_cores_fwd_kernel
-from .layers.rows import mlp_bwd_kernel, mlp_fwd_kernel, offset_of
+from .layers.rows import mlp_bwd_kernel, mlp_fwd_kernel, offset_of, padded
 from .machine.launch import (
     compute_dtype,
     contiguous,
@@ -63,7 +63,7 @@ def mlp_fwd(x, *arguments):
     with device_of(x):
         if (products := choices.products_here(x, widths, out_dtype)) is not None:
             net = _net(widths, products, *options)
-            tile = choices.tile_of("mlp_fwd", widths, products, choices.target_of(x))
+            tile = choices.tile_of("mlp_fwd", net, choices.target_of(x))
             segments = choices.segments(widths, tile)
             return _segments_fwd(x, params, seed, net, tile, segments, out_dtype)[-1]
         config = mlp_config("mlp_fwd", widths, compute)
@@ -85,14 +85,15 @@ def _stride(x):
 def _segments_fwd(x, params, seed, net, tile, segments, dtype):
     """The outputs of the segments, [N, out] each."""
     outputs, n_rows = [], x.shape[0]
-    programs = walking_programs(x, triton.cdiv(n_rows, tile.rows), choices.PROGRAMS_PER_SM)
+    per_sm = choices.PROGRAMS_PER_SM[padded(max(net.widths))]
+    programs = walking_programs(x, triton.cdiv(n_rows, tile.rows), per_sm)
     for first, last in segments:
         outputs.append(empty((n_rows, net.widths[last]), x, dtype))
         launch(
             mlp_cores_fwd_kernel, (programs,),
             x, params, seed, outputs[-1], n_rows, _stride(x),
             NET=net._replace(first=first, last=last), BLOCK_ROWS=tile.rows, num_warps=tile.warps,
-            num_stages=tile.stages,
+            **tile.options,
         )  # fmt: skip
         x = outputs[-1]
     return outputs
@@ -115,7 +116,7 @@ def mlp_bwd(dy, x, *arguments, needs):
             config, most = mlp_config("mlp_bwd", widths, compute), MAX_PIECES
         else:
             net = _net(widths, products, *options)
-            config = choices.tile_of("mlp_bwd", widths, products, choices.target_of(x))
+            config = choices.tile_of("mlp_bwd", net, choices.target_of(x))
             most = choices.PIECES
         pieces = cut(n_rows, sum(widths), n_params, config.rows, most)
         partials = empty((pieces[1], n_params), x, compute_torch) if any(needs) else None
@@ -143,11 +144,10 @@ def mlp_bwd(dy, x, *arguments, needs):
 def _segments_bwd(dy, x, params, seed, dx, partials, net, tile, pieces):
     """Fill dx and partials, either of which may be None: the last segment first."""
     (piece_rows, n_pieces), n_rows, dtype = pieces, x.shape[0], dy.dtype
-    products = choices.Products(net.operand, net.terms)
     segments = choices.segments(net.widths, tile)
     inputs = [x]
     if len(segments) > 1:
-        forward = choices.tile_of("mlp_fwd", net.widths, products, choices.target_of(x))
+        forward = choices.tile_of("mlp_fwd", net, choices.target_of(x))
         inputs += _segments_fwd(x, params, seed, net, forward, segments[:-1], dtype)
     for (first, last), h in zip(reversed(segments), reversed(inputs), strict=True):
         dh = dx if first == 0 else empty(h.shape, h, dtype)
@@ -155,6 +155,6 @@ def _segments_bwd(dy, x, params, seed, dx, partials, net, tile, pieces):
             mlp_cores_bwd_kernel, (n_pieces,),
             dy, h, params, seed, dh, partials, n_rows, piece_rows, _stride(dy), _stride(h),
             NET=net._replace(first=first, last=last), BLOCK_ROWS=tile.rows, num_warps=tile.warps,
-            num_stages=tile.stages,
+            **tile.options,
         )  # fmt: skip
         dy = dh

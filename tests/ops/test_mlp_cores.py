@@ -5,6 +5,7 @@ Triton's interpreter multiplies what the kernels hand to a product, here with th
 """
 
 import contextlib
+import itertools
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from fastmlp import functional, reference
 
 pytest.importorskip("triton")
 
+from fastmlp.kernels.gpu import mlp
 from fastmlp.kernels.gpu.layers import choices
 
 # how float32 is multiplied is a setting of PyTorch's; 16 bits have one way
@@ -103,7 +105,7 @@ TWO = ("float32", "bfloat16")
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("n", [16, 17, 33, 64, 100, 128])
+@pytest.mark.parametrize("n", [1, 7, 16, 17, 33, 64, 100, 128])
 def test_widths(n, way, draw, backend):
     Wide(way).check(draw, backend, widths=(n, n, 3))
 
@@ -210,16 +212,38 @@ def test_float32_follows_the_setting_at_every_call(draw, backend):
 
 
 def test_nets_that_gain_go_to_tensor_cores():
-    wide, narrow = (16, 3, 1), (15, 15, 15)
+    wide, narrow = (17, 3, 1), (16, 16, 1)
     for target in (80, 86, 89, 90, 100, 120):
-        for dtype, bits in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
-            products = choices.products_of(wide, dtype, target, tf32=False)
-            assert (products.operand.name, products.terms) == (bits, 1)
-            assert choices.products_of(narrow, dtype, target, tf32=False) is None
-        short = choices.products_of(wide, torch.float32, target, tf32=True)
-        assert (short.operand.name, short.terms) == ("fp32", 1)
+        for widths in (wide, narrow, (2, 5, 1)):
+            for dtype, bits in ((torch.bfloat16, "bf16"), (torch.float16, "fp16")):
+                products = choices.products_of(widths, dtype, target, tf32=False)
+                assert (products.operand.name, products.terms) == (bits, 1)
+            short = choices.products_of(widths, torch.float32, target, tf32=True)
+            assert (short.operand.name, short.terms) == ("fp32", 1)
+            assert choices.products_of(widths, torch.float64, target, tf32=True) is None
         split = choices.products_of(wide, torch.float32, target, tf32=False)
         assert split is None if target in choices.SMALL else split.terms == 3
-        assert choices.products_of(wide, torch.float64, target, tf32=True) is None
+        assert choices.products_of(narrow, torch.float32, target, tf32=False) is None
     for target in (0, 70, 75):
         assert choices.products_of(wide, torch.bfloat16, target, tf32=True) is None
+
+
+NETS = ((16, 16, 16), (64, 64, 64, 16), (128, 128, 128), (1, 10, 10, 10, 1), (64,) * 12)
+
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def test_segments_follow_one_another_within_what_a_card_takes():
+    for target, widths, tf32 in itertools.product((80, 86, 89, 90, 100, 120), NETS, (True, False)):
+        for dtype, activation in itertools.product(_DTYPES, ("relu", "tanh")):
+            products = choices.products_of(widths, dtype, target, tf32)
+            if products is None:
+                continue
+            net = mlp._net(widths, products, activation, "identity", 0.0)
+            for name in ("mlp_fwd", "mlp_bwd"):
+                tile = choices.tile_of(name, net, target)
+                cuts = choices.segments(widths, tile)
+                assert [first for first, _ in cuts[1:]] == [last for _, last in cuts[:-1]]
+                assert (cuts[0][0], cuts[-1][1]) == (0, len(widths) - 1)
+                assert all(last - first <= choices.MAX_LAYERS for first, last in cuts)

@@ -1,8 +1,8 @@
 """Which nets go to tensor cores, what their products take, and how they are cut for a card.
 
-A net goes to :mod:`.cores` if its widest layer, its input among them, has MIN_WIDTH numbers or
-more, and the card has the instructions; all others stay with :mod:`.rows`, which multiplies by
-plain FMA, and float64 by its own tensor cores. What products take:
+A net goes to :mod:`.cores` if its widest layer, its input among them, is as wide as CROSSOVERS has
+it, and the card has the instructions; all others stay with :mod:`.rows`, which multiplies by plain
+FMA, and float64 by its own tensor cores on sm_80 and sm_90. What products take:
 
 =====================  ==========================================================================
 bfloat16, float16      their own type
@@ -26,9 +26,8 @@ from typing import NamedTuple
 import torch
 import triton.language as tl
 
+from .cores import is_straight
 from .rows import padded
-
-MIN_WIDTH = 16
 
 NARROW = 64
 
@@ -39,13 +38,18 @@ PIECES = 256
 """Programs that sum gradients, two a multiprocessor: 97 % of what an H100 with 132 takes. The same
 number on every card, for it decides the order of the sum."""
 
-PROGRAMS_PER_SM = 2
-"""Of forward; each loads the weights once."""
+PROGRAMS_PER_SM = {16: 8, 32: 4, 64: 2, 128: 2}
+"""Of forward by the widest layer, as many as registers take: a thread has 56, 94 or 177 in bfloat16
+up to a width of 64. Each program loads the weights once."""
 
 # capabilities by the shared memory of a block: 227 KB, 163 KB, 99 KB
 HUGE = (90, 100, 103)
 LARGE = (*HUGE, 80)
 SMALL = (86, 89, 120, 121)
+
+TENSOR_MEMORY = (100, 103)
+"""Their sums of 64 rows or more are in a memory of 512 columns, which a kernel shares out once: the
+products of split numbers would take 672 and more."""
 
 
 class Products(NamedTuple):
@@ -63,13 +67,34 @@ class Tile(NamedTuple):
         warps: Warps that share them.
         stages: Tiles of which the loads are under way.
         weights: Weights of a segment, at most, by shared memory and, in backward, by registers.
+        registers: The most that a thread may have, where ptxas has to be told.
     """
 
     rows: int
     warps: int
     stages: int
     weights: int
+    registers: int | None = None
 
+    @property
+    def options(self):
+        """Of the compilation, but for the warps."""
+        return {"num_stages": self.stages} | ({"maxnreg": self.registers} if self.registers else {})
+
+
+CROSSOVERS = {1: 1, 3: 17}
+"""Widest layer from which on products of so many terms are faster than FMA, which is padded to 16
+like they are. Counted are the instructions of 16-16-16 for a row, forward and backward:
+
+=======  ============  ============  ============  ============
+target   FMA           16 bits       tf32          three terms
+=======  ============  ============  ============  ============
+sm_80    23.2, 85.8    5.4, 12.7     8.5, 30.1     18.6, 81.8
+sm_86    23.5, 89.9    5.4, 12.6     8.5, 29.4
+sm_90    23.8, 84.5    6.5, 11.9     9.0, 29.5     18.1, 81.0
+sm_100   26.5, 87.2    8.8, 19.8     10.2, 33.8    39.2, 114.5
+=======  ============  ============  ============  ============
+"""
 
 _SIXTEEN_BITS = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -100,16 +125,16 @@ def products_of(widths, dtype, target, tf32):
         target: Capability of the device.
         tf32: Whether products of float32 may take tf32.
     """
-    widest = max(widths)
-    if widest < MIN_WIDTH or target not in LARGE + SMALL:
+    widest, products = max(widths), None
+    if target not in LARGE + SMALL:
         return None
     if dtype in _SIXTEEN_BITS:
-        return Products(_SIXTEEN_BITS[dtype], 1)
-    if dtype == torch.float32 and tf32 and (widest <= NARROW or target in HUGE):
-        return Products(tl.float32, 1)
-    if dtype == torch.float32 and not tf32 and widest <= NARROW and target in LARGE:
-        return Products(tl.float32, 3)
-    return None
+        products = Products(_SIXTEEN_BITS[dtype], 1)
+    elif dtype == torch.float32 and tf32 and (widest <= NARROW or target in HUGE):
+        products = Products(tl.float32, 1)
+    elif dtype == torch.float32 and not tf32 and widest <= NARROW and target in LARGE:
+        products = Products(tl.float32, 3)
+    return None if products is None or widest < CROSSOVERS[products.terms] else products
 
 
 def products_here(x, widths, dtype):
@@ -117,25 +142,52 @@ def products_here(x, widths, dtype):
     return products_of(widths, dtype, target_of(x), _allows_tf32())
 
 
-def tile_of(name, widths, products, target):
-    """The tile of ``"mlp_fwd"`` or ``"mlp_bwd"`` for a net."""
-    forward, small, wide = name == "mlp_fwd", target in SMALL, max(widths) > NARROW
-    layer = 64 * 64
-    if wide:
-        # one layer, or two: 64 KB of 16 bits
-        two = forward and not small and products.operand != tl.float32
-        stages = 3 if products.operand != tl.float32 and not small else 1
-        return Tile(64, 4 if forward else 8, stages, 4 * layer * (1 + two))
-    if target not in HUGE and not forward and products.terms == 1:
-        # operands of these cards' tensor cores are all in registers
-        return Tile(64, 4, 3, layer + layer // 4)
-    if products.terms == 3:
-        # backward splits inputs, weights and gradients of a layer: no registers are left
-        return Tile(64, 4, 3, 4 * layer if forward else layer + layer // 2)
-    if forward:
-        return Tile(64, 4, 3, 2 * layer + layer // 4 if small else 4 * layer)
-    # three layers of 64, the last of them with 16 outputs
-    return Tile(64, 4, 3, 2 * layer + layer // 4)
+def tile_of(name, net, target):
+    """The tile of ``"mlp_fwd"`` or ``"mlp_bwd"`` for a :class:`.cores.Net`."""
+    choose = _forward_tile if name == "mlp_fwd" else _backward_tile
+    return choose(net, padded(max(net.widths)), net.operand != tl.float32, target)
+
+
+# weights of a layer of 64, and of three of which the last has 16 outputs
+_SQUARE = 64 * 64
+_THREE = 2 * _SQUARE + _SQUARE // 4
+# of four layers of 16, three of 32, and those three
+_FEW = {16: 4 * 16 * 16, 32: 3 * 32 * 32, NARROW: _THREE}
+
+
+def _forward_tile(net, widest, short, target):
+    if widest > NARROW:
+        two = short and target not in SMALL
+        return Tile(64, 4, 3 if two else 1, 4 * _SQUARE * (1 + two))
+    weights = 4 * _SQUARE
+    if target in SMALL:
+        weights = _THREE
+    elif net.terms == 3 and target in TENSOR_MEMORY:
+        weights = _FEW[widest]
+    elif net.terms == 3 and target == 80:
+        weights = 2 * _SQUARE
+    # for an sm_120 ptxas spills to have more warps on a multiprocessor
+    return Tile(64, 4, 3, weights, 128 if target >= 120 and widest < NARROW else None)
+
+
+def _backward_tile(net, widest, short, target):
+    if widest > NARROW:
+        large = target in HUGE
+        return Tile(64 if large else 32, 8, 3 if short and large else 1, 4 * _SQUARE)
+    if net.terms == 3:
+        # inputs, weights and gradients of a layer are split: no registers are left
+        if target == 80 and widest == NARROW:
+            return Tile(64, 4, 3, _SQUARE)
+        weights = _SQUARE + _SQUARE // 2 if widest == NARROW else _FEW[widest]
+        return Tile(32 if target in TENSOR_MEMORY else 64, 4, 1, weights)
+    if widest < NARROW:
+        return Tile(64, 4, 3, _FEW[widest])
+    straight = is_straight(net.hidden)
+    if target in HUGE:
+        return Tile(*(128, 8) if short and straight else (32, 4), 3, _THREE)
+    # slopes of a smooth activation are kept beside the values
+    crowded = (not short) + (not straight) + (target >= 120) > 1
+    return Tile(32, 8 if crowded else 4, 3, _THREE)
 
 
 def segments(widths, tile):

@@ -1,13 +1,8 @@
 """Products on tensor cores: as inexact as those are, emulated in NumPy; and what is compiled."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+import tensor_core_figures
 import torch
 from closeness import assert_as_good_as_torch
 from tensor_cores import dot, split_product, terms_of, to_bfloat16, to_tf32
@@ -91,33 +86,37 @@ def test_sums_over_tiles_are_rounded():
 def compiled(tmp_path_factory):
     """Figures of kernels compiled for cards that are not there; no GPU is needed."""
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-    environment.pop("TRITON_INTERPRET", None)
-    bench = Path(__file__).parents[3] / "bench"
-    program = Path(__file__).with_name("tensor_core_figures.py")
-    run = subprocess.run(
-        [sys.executable, str(program), str(bench)], env=environment, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return tensor_core_figures.figures_of("sample", tmp_path_factory.mktemp("cache"))
 
 
-def test_compiled_kernels_use_tensor_cores(compiled):
-    found, without = compiled
-    assert len(found) >= 12
-    for where, row in found.items():
-        assert sum(row["tensor_core"].values()) > 0, where
-        assert row["fp64"] == 0, where
-    assert without == 0
+def test_compiled_kernels_are_as_wanted(compiled):
+    assert len(compiled) > 2 * len(tensor_core_figures.SAMPLE)
+    found = {where: tensor_core_figures.problems(where, row) for where, row in compiled.items()}
+    assert {where: what for where, what in found.items() if what} == {}
 
 
-def test_compiled_kernels_stay_in_registers(compiled):
-    for where, row in compiled[0].items():
-        most = 64 if where.endswith("bwd") else 0
-        assert row["stack"] <= most, (where, row)
+def test_every_kind_of_tensor_core_is_used(compiled):
+    """Those of the newest cards too, which have the instructions of older ones."""
+    wanted = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "sm_120": "HMMA"}
+    for where, row in compiled.items():
+        target, way, *_ = where.split()
+        if way == "bf16" and target in wanted:
+            assert wanted[target] in row["tensor_core"], where
+    assert any("DMMA" in row["tensor_core"] for row in compiled.values())
 
 
-def test_gradients_are_written_behind_the_loop(compiled):
-    """The kernels were compiled without dx: no loop over tiles stores anything."""
-    for where, row in compiled[0].items():
-        assert (row["stores_in_loop"] == 0) == where.endswith("bwd"), (where, row)
+def test_what_kernels_must_not_have_is_found():
+    good = {
+        "tensor_core": {"HMMA": 1}, "registers": 255, "stack": 0, "shared_kb": 99.0,
+        "tensor_memory": 0, "fp64": 0, "stored_per_row": 32.0, "written_per_row": 32,
+    }  # fmt: skip
+    where = "sm_86 bf16 16-16-16 relu backward 0 mlp_cores_bwd"
+    assert tensor_core_figures.problems(where, good) == []
+    faults = {
+        "tensor_core": {}, "stack": 72, "shared_kb": 99.1, "tensor_memory": 528, "fp64": 1,
+        "stored_per_row": 40.0,
+    }  # fmt: skip
+    for name, value in faults.items():
+        assert len(tensor_core_figures.problems(where, {**good, name: value})) == 1, name
+    forward = where.replace("backward", "forward")
+    assert len(tensor_core_figures.problems(forward, {**good, "stack": 8})) == 1

@@ -28,6 +28,8 @@ KNOWN_SPILLS = {
     ("3.6", "sm_80", "lm_jacobian, ElementwiseMLP(10), fp64"): 4,
     ("3.6", "sm_100", "lm_jacobian, 2-5-1, sigmoid, fp64"): 2,
     # ptxas takes half of the registers there; on sm_90 they are full
+    ("3.6", "sm_100", "train_lanes, 2-5-1, sigmoid"): 8,
+    ("3.6", "sm_90", "train_lanes, 1-10-1, tanh, patience"): 2,
     ("3.7", "sm_100", "train_lanes, 2-5-1, sigmoid"): 4,
     ("3.7", "sm_90", "train_lanes, 1-10-1, tanh, patience"): 6,
 }
