@@ -1,4 +1,4 @@
-"""Rows through layers on tensor cores, for nets with a layer of 16 or wider.
+"""Rows through layers on tensor cores, for the nets that :mod:`.choices` names.
 
 The mathematics is that of :mod:`.rows`; what differs is where numbers are. Programs are persistent:
 each loads the weights once, keeps them on the chip, and walks over tiles of rows. Backward computes
@@ -310,12 +310,14 @@ def add_layer(weight_sum, bias_sum, h, g, g_terms, NET: tl.constexpr, LAYER: tl.
 
 
 @triton.jit
-def store_sum(ptr, weight_sum, bias_sum, NET: tl.constexpr, LAYER: tl.constexpr):
+def store_sum(
+    ptr, weight_sum, bias_sum, NET: tl.constexpr, LAYER: tl.constexpr, BIAS: tl.constexpr
+):  # fmt: skip
     """Write a layer's sums, each number once."""
     WIDTHS: tl.constexpr = NET.widths
     N_IN: tl.constexpr = WIDTHS[LAYER]
     N_OUT: tl.constexpr = WIDTHS[LAYER + 1]
-    ptr += offset_of(WIDTHS, LAYER, True)
+    ptr += offset_of(WIDTHS, LAYER, BIAS)
     i, o = tl.arange(0, padded(N_IN)), tl.arange(0, padded(N_OUT))
     if is_upright(NET, LAYER):
         ptrs = ptr + o[None, :] * N_IN + i[:, None]
@@ -324,9 +326,19 @@ def store_sum(ptr, weight_sum, bias_sum, NET: tl.constexpr, LAYER: tl.constexpr)
         ptrs = ptr + o[:, None] * N_IN + i[None, :]
         inside = (o < N_OUT)[:, None] & (i < N_IN)[None, :]
     tl.store(ptrs, weight_sum, mask=inside)
-    one = (tl.arange(0, bias_sum.shape[0]) == 0)[:, None]
-    bias_sum = tl.sum(tl.where(one, bias_sum, 0.0), axis=0)
-    tl.store(ptr + N_IN * N_OUT + o, bias_sum, mask=o < N_OUT)
+    if BIAS:
+        one = (tl.arange(0, bias_sum.shape[0]) == 0)[:, None]
+        bias_sum = tl.sum(tl.where(one, bias_sum, 0.0), axis=0)
+        tl.store(ptr + N_IN * N_OUT + o, bias_sum, mask=o < N_OUT)
+
+
+@triton.jit
+def store_sums(ptr, weight_sums, bias_sums, NET: tl.constexpr, BIAS: tl.constexpr):
+    """Write the sums of all layers of the segment, in the layout of the whole net's parameters."""
+    FIRST: tl.constexpr = NET.first
+    LAST: tl.constexpr = NET.last
+    for i in tl.static_range(LAST - FIRST):
+        store_sum(ptr, weight_sums[i], bias_sums[i], NET, LAST - 1 - i, BIAS)
 
 
 @triton.jit
@@ -405,11 +417,4 @@ def mlp_cores_bwd_kernel(
             store_tile(dx_ptr, dx, start, n, BLOCK_ROWS, WIDTHS[FIRST])
     if partial_ptr is not None:
         partial_ptr += tl.program_id(0).to(tl.int64) * n_parameters(NET)
-        for layer in tl.static_range(LAST - 1, FIRST - 1, -1):
-            store_sum(
-                partial_ptr,
-                weight_sums[LAST - 1 - layer],
-                bias_sums[LAST - 1 - layer],
-                NET,
-                layer,
-            )
+        store_sums(partial_ptr, weight_sums, bias_sums, NET, True)

@@ -1,5 +1,6 @@
 """The runs of models that have a program each: a launch for each structure."""
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 import triton
 
 from ...runs import NoVerb
+from ..layers import verbs as layers
 from ..machine.launch import compute_dtype
 from ..models import VERBS
 from .loop import OPTIMIZERS, train_kernel
@@ -36,23 +38,31 @@ class ProgramRuns:
         shuffle = np.broadcast_to(job.shuffle, n_models)[models]
         batch = np.broadcast_to(job.batch_rows, n_models)
         groups = {}
+        n_in = job.data.x[0].numel()
         for kind, structure in enumerate(job.structures):
-            for mixed in (False, True):
-                chosen = models[(job.kinds[models] == kind) & (shuffle == mixed)]
-                if len(chosen):
+            # the batch of a model decides for it alone
+            is_mlp = structure.kind == "mlp"
+            large = is_mlp and layers.is_large(structure.sizes, n_in, batch[models])
+            for mixed, on_cores in itertools.product((False, True), repeat=2):
+                here = (job.kinds[models] == kind) & (shuffle == mixed) & (large == on_cores)
+                if here.any():
                     # those that differ in names alone are one group
                     alike = structure._replace(trained=(), names=())
-                    groups.setdefault((alike, mixed), []).append(chosen)
+                    groups.setdefault((alike, mixed, on_cores), []).append(models[here])
         self._groups = []
-        for (structure, mixed), parts in groups.items():
+        for (structure, mixed, on_cores), parts in groups.items():
             chosen = np.sort(np.concatenate(parts))
-            verb = self._verb(structure, int(chosen[0]), int(batch[chosen].max()))
+            verb = self._verb(structure, int(chosen[0]), int(batch[chosen].max()), on_cores)
             self._groups.append((verb, structure.draws, mixed, chosen))
 
-    def _verb(self, structure, first, batch_rows):
+    def _verb(self, structure, first, batch_rows, on_cores):
         """The verb of a structure, of which model ``first`` is one."""
         kind, x = structure.kind, self._job.data.x
         _, compute = compute_dtype(x.dtype)
+        if on_cores:
+            verb = layers.cores_verb_of(structure.sizes, structure.constants, x, compute)
+            if verb is not None:
+                return verb
         try:
             if kind not in VERBS:
                 raise ValueError(f"there is none of the kind {kind!r}")
