@@ -184,7 +184,7 @@ def _backward_tile(net, widest, short, target):
         return Tile(64, 4, 3, _FEW[widest])
     straight = is_straight(net.hidden)
     if target in HUGE:
-        return Tile(*(128, 8) if short and straight else (32, 4), 3, _THREE)
+        return Tile(*(128, 8, 2) if short and straight else (32, 4, 3), _THREE)
     # slopes of a smooth activation are kept beside the values
     crowded = (not short) + (not straight) + (target >= 120) > 1
     return Tile(32, 8 if crowded else 4, 3, _THREE)
