@@ -27,11 +27,12 @@ WORK_OF_A_SLICE = 1e9
 """Multiplications between two looks at the clock and at the keyboard: some 0.2 s."""
 ROWS_TO_SUM_UP = 4
 """Rows a hidden unit from which the sums over segments are cheaper than the rows."""
-ROWS_IN_LANES = 160
-"""Rows of a hinge net up to which lanes of models are cheaper than the sums over segments.
+ROWS_IN_LANES = 96
+"""Rows of a hinge net up to which lanes of models are taken, not the sums over segments.
 
-On 60 and 250 rows 1-4-1 is 3.7 and 1.26 times as fast, 1-8-1 3.9 and 1.23, 1-16-1 3.7 and 1.18 (AMD
-EPYC, Zen 5, one thread, 2026-11).
+Whole calls for 2000 nets 1-8-1 on 60, 96, 128, 160 rows are 2.9, 2.2, 1.7, 1.5 times as fast in
+lanes, but those for one, with seven of eight lanes empty, 0.9, 0.9, 0.8, 0.8 times (AMD EPYC,
+Zen 5, two threads, 2026-11).
 """
 JACOBIANS_OF_A_RUN = 32
 """About: of so many a run is taken to be when small ones are put together."""
