@@ -156,9 +156,12 @@ _FEW = {16: 4 * 16 * 16, 32: 3 * 32 * 32, NARROW: _THREE}
 
 
 def _forward_tile(net, widest, short, target):
+    # what tensor memory holds is in registers for the activation, of all of a row's columns at once
+    crowded = target in TENSOR_MEMORY and widest >= NARROW and not is_straight(net.hidden)
+    warps = 8 if crowded else 4
     if widest > NARROW:
         two = short and target not in SMALL
-        return Tile(64, 4, 3 if two else 1, 4 * _SQUARE * (1 + two))
+        return Tile(64, warps, 3 if two else 1, 4 * _SQUARE * (1 + two))
     weights = 4 * _SQUARE
     if target in SMALL:
         weights = _THREE
@@ -166,8 +169,9 @@ def _forward_tile(net, widest, short, target):
         weights = _FEW[widest]
     elif net.terms == 3 and target == 80:
         weights = 2 * _SQUARE
-    # for an sm_120 ptxas spills to have more warps on a multiprocessor
-    return Tile(64, 4, 3, weights, 128 if target >= 120 and widest < NARROW else None)
+    # or ptxas spills to have more warps on a multiprocessor
+    registers = 255 if crowded else 128 if target >= 120 and widest < NARROW else None
+    return Tile(64, warps, 3, weights, registers)
 
 
 def _backward_tile(net, widest, short, target):
@@ -176,10 +180,8 @@ def _backward_tile(net, widest, short, target):
         return Tile(64 if large else 32, 8, 3 if short and large else 1, 4 * _SQUARE)
     if net.terms == 3:
         # inputs, weights and gradients of a layer are split: no registers are left
-        if target == 80 and widest == NARROW:
-            return Tile(64, 4, 3, _SQUARE)
         weights = _SQUARE + _SQUARE // 2 if widest == NARROW else _FEW[widest]
-        return Tile(32 if target in TENSOR_MEMORY else 64, 4, 1, weights)
+        return Tile(32 if target in TENSOR_MEMORY else 64, 4, 3 if target == 80 else 1, weights)
     if widest < NARROW:
         return Tile(64, 4, 3, _FEW[widest])
     straight = is_straight(net.hidden)
