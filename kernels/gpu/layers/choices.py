@@ -170,7 +170,7 @@ def _forward_tile(net, widest, short, target):
     elif net.terms == 3 and target == 80:
         weights = 2 * _SQUARE
     # or ptxas spills to have more warps on a multiprocessor
-    registers = 255 if crowded else 128 if target >= 120 and widest < NARROW else None
+    registers = 255 if crowded else 128 if target not in HUGE and widest < NARROW else None
     return Tile(64, warps, 3, weights, registers)
 
 
@@ -188,7 +188,7 @@ def _backward_tile(net, widest, short, target):
     if target in HUGE:
         return Tile(*(128, 8, 2) if short and straight else (32, 4, 3), _THREE)
     # slopes of a smooth activation are kept beside the values
-    crowded = (not short) + (not straight) + (target >= 120) > 1
+    crowded = not straight or (not short and target >= 120)
     return Tile(32, 8 if crowded else 4, 3, _THREE)
 
 
