@@ -11,7 +11,7 @@ from operator import itemgetter
 import torch
 from torch import is_grad_enabled
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from fastmlp import backends, boundary
 from fastmlp.boundary import is_direct
@@ -36,7 +36,8 @@ class Plans:
 
     def __bool__(self):
         """Whether there is one, and nobody traces."""
-        return bool(self._known) and not is_compiling()
+        # Dynamo of PyTorch 2.9 cannot ask whether a dictionary is empty
+        return not is_dynamo_compiling() and bool(self._known) and not is_compiling()
 
     def _key(self, tensors, options):
         # an op that takes a list has as many tensors as that; the check of all tensors does not ask

@@ -345,7 +345,6 @@ def test_modes_and_backends_are_asked_at_every_call(module, draw):
         module(x)
     with pytest.raises(ValueError, match="device"):
         module(x.to("meta"))
-    torch.func.vmap(module)(x.unsqueeze(0))
     with torch.autograd.forward_ad.dual_level():
         module(torch.autograd.forward_ad.make_dual(x, x))
     assert Launches.planned == before
