@@ -21,6 +21,7 @@ Tiles are chosen by registers, stack and shared memory as compiled: see `bench/t
 """
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -170,8 +171,11 @@ def _forward_tile(net, widest, short, target):
     elif net.terms == 3 and target == 80:
         weights = 2 * _SQUARE
     # or ptxas spills to have more warps on a multiprocessor
-    registers = 255 if crowded else 128 if target not in HUGE and widest < NARROW else None
-    return Tile(64, warps, 3, weights, registers)
+    few = target not in HUGE and widest < NARROW and _weights(net.widths) <= _FEW[32]
+    registers = 255 if crowded else 128 if few else None
+    # four layers of 64 in tf32 take all registers
+    stages = 2 if target == 80 and widest == NARROW and net.terms == 1 and not short else 3
+    return Tile(64, warps, stages, weights, registers)
 
 
 def _backward_tile(net, widest, short, target):
@@ -182,9 +186,11 @@ def _backward_tile(net, widest, short, target):
         # inputs, weights and gradients of a layer are split: no registers are left
         weights = _SQUARE + _SQUARE // 2 if widest == NARROW else _FEW[widest]
         return Tile(32 if target in TENSOR_MEMORY else 64, 4, 3 if target == 80 else 1, weights)
-    if widest < NARROW:
-        return Tile(64, 4, 3, _FEW[widest])
     straight = is_straight(net.hidden)
+    if widest < NARROW:
+        # slopes are kept beside the values: the last of three layers of 32 may have 16 outputs
+        half = 32 * 16 if widest == 32 and not straight and target not in HUGE else 0
+        return Tile(64, 4, 3, _FEW[widest] - half)
     if target in HUGE:
         return Tile(*(128, 8, 2) if short and straight else (32, 4, 3), _THREE)
     # slopes of a smooth activation are kept beside the values
@@ -192,11 +198,16 @@ def _backward_tile(net, widest, short, target):
     return Tile(32, 8 if crowded else 4, 3, _THREE)
 
 
+def _weights(widths):
+    """Of all layers, as they are padded."""
+    return sum(padded(n) * padded(m) for n, m in itertools.pairwise(widths))
+
+
 def segments(widths, tile):
     """First layer, and the one behind the last, of each segment of a net, in order."""
     found, first, used = [], 0, 0
     for layer in range(len(widths) - 1):
-        weights = padded(widths[layer]) * padded(widths[layer + 1])
+        weights = _weights(widths[layer : layer + 2])
         if layer > first and (used + weights > tile.weights or layer - first == MAX_LAYERS):
             found.append((first, layer))
             first, used = layer, 0
