@@ -168,8 +168,8 @@ def _forward_tile(net, widest, short, target):
         weights = _THREE
     elif net.terms == 3 and target in TENSOR_MEMORY:
         weights = _FEW[widest]
-    elif net.terms == 3 and target == 80:
-        weights = 2 * _SQUARE
+    elif net.terms == 3:
+        weights = (2 if target == 80 else 3) * _SQUARE
     # or ptxas spills to have more warps on a multiprocessor
     few = target not in HUGE and widest < NARROW and _weights(net.widths) <= _FEW[32]
     registers = 255 if crowded else 128 if few else None
