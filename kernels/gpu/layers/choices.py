@@ -179,14 +179,17 @@ def _forward_tile(net, widest, short, target):
 
 
 def _backward_tile(net, widest, short, target):
+    straight = is_straight(net.hidden)
     if widest > NARROW:
         large = target in HUGE
-        return Tile(64 if large else 32, 8, 3 if short and large else 1, 4 * _SQUARE)
+        # slopes of a smooth activation are kept beside the values: 64 rows take all registers
+        crowded = short and target == 90 and not straight
+        rows = 64 if large and not crowded else 32
+        return Tile(rows, 8, 3 if short and large else 1, 4 * _SQUARE)
     if net.terms == 3:
         # inputs, weights and gradients of a layer are split: no registers are left
         weights = _SQUARE + _SQUARE // 2 if widest == NARROW else _FEW[widest]
         return Tile(32 if target in TENSOR_MEMORY else 64, 4, 3 if target == 80 else 1, weights)
-    straight = is_straight(net.hidden)
     if widest < NARROW:
         # slopes are kept beside the values: the last of three layers of 32 may have 16 outputs
         half = 32 * 16 if widest == 32 and not straight and target not in HUGE else 0
