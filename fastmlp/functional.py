@@ -302,8 +302,8 @@ def mlp(
         note = _with_seed(note, seed)
     else:
         seed = None
-    plain = activation, output_activation, dropout
-    return _by_rows(_mlp, note, (x, *parameters, seed), plain)
+    tensors = x, *parameters, seed
+    return _by_rows(_mlp, note, tensors, (activation, output_activation, dropout))
 
 
 def piecewise_linear(

@@ -71,24 +71,17 @@ def call(record, x, parameters, own):
     return as_autocast(_CALLS[type(record)](record, x, parameters))
 
 
-def _run(op, x, parameters, *options):
-    tensors = x, *parameters
-    note = op.known(tensors)
-    if note is None:
-        note = op.learn(tensors)
-    return op(note, tensors, options)
-
-
 def _elements(op, x, parameters, *options):
     """An op of elements, whatever the shape of x."""
-    y = _run(op, x.reshape(len(x), math.prod(x.shape[1:])), parameters, *options)
+    numbers = x.reshape(len(x), math.prod(x.shape[1:]))
+    y = op.run((numbers, *parameters), options)
     return y.view(len(y), *x.shape[1:])
 
 
 def _rows(op, x, parameters, *options):
     """An op of rows, whatever the dimensions ahead of them."""
     n_rows = math.prod(x.shape[1:-1])
-    y = _run(op, x.reshape(len(x), n_rows, x.shape[-1]), parameters, *options)
+    y = op.run((x.reshape(len(x), n_rows, x.shape[-1]), *parameters), options)
     return y.view(len(y), *x.shape[1:-1], y.shape[-1])
 
 

@@ -115,6 +115,10 @@ class FusedOp:
             return self.apply((launchers, None, options), *tensors)
         return fwd(*tensors, *options)
 
+    def run(self, tensors, options):
+        """Run the op on arguments whose shapes and dtypes are known to fit."""
+        return self(self.known(tensors) or self.learn(tensors), tensors, options)
+
     def _launchers(self, backend):
         """Those of forward and backward."""
         kernels = backends.launchers(backend, self._file)
@@ -126,11 +130,11 @@ class FusedOp:
         if backend == "torch":
             return self.reference(x, *arguments)
         if is_dynamo_compiling():
-            return self.library_fwd(x, *self.packed(arguments))
+            return self.dispatch(x, *arguments)
         n_tensors = len(arguments) - self.n_options
         tensors = [x, *[t for t in arguments[:n_tensors] if t is not None]]
         if boundary.is_interposed(tensors):
-            return self.library_fwd(x, *self.packed(arguments))
+            return self.dispatch(x, *arguments)
         if self._has_rules(tensors, arguments[:n_tensors]):
             return transforms.forward(self, x, *arguments)
         boundary.refuse_freed(tensors)
@@ -185,7 +189,7 @@ class FusedOp:
         ``tensors`` are x, parameters and constants; ``bwd`` is the launcher, if forward chose one.
         """
         if is_dynamo_compiling() and not torch.is_grad_enabled():
-            return self._library_gradients(dy, tensors, options, needs)
+            return self.dispatch_backward(dy, *tensors, *options, needs)
         present = [t for t in (dy, *tensors) if t is not None]
         if torch.is_grad_enabled():
             if not is_dynamo_compiling() and self._has_rules(present, tensors[1:]):
@@ -198,7 +202,7 @@ class FusedOp:
             # PyTorch casts them where a parameter has another dtype than the output
             return bwd(dy, *tensors, *options, needs=needs)
         if boundary.is_interposed(present):
-            return self._library_gradients(dy, tensors, options, needs)
+            return self.dispatch_backward(dy, *tensors, *options, needs)
         if self._has_rules(present, tensors[1:]):
             return transforms.backward(self, dy, *tensors, *options, needs)
         if self.has_many(tensors[1:]) and boundary.is_batched_alone(dy, present[1:]):
@@ -231,9 +235,6 @@ class FusedOp:
         if dy.shape[0] != n or x.shape[0] not in (1, n):
             return False
         return dy.shape[1:n_free] == x.shape[1:n_free]
-
-    def _library_gradients(self, dy, tensors, options, needs):
-        return self.dispatch_backward(dy, *tensors, *options, needs)
 
     def dispatch(self, x, *given):
         """The output by the registered op; parameters, constants and options behind x."""

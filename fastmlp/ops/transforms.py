@@ -101,11 +101,8 @@ def _results(function, results):
 
 
 def _forward(op, x, *given):
-    tensors = x, *given[: len(given) - op.n_options]
-    note = op.known(tensors)
-    if note is None:
-        note = op.learn(tensors)
-    return op(note, tensors, given[len(given) - op.n_options :])
+    first = len(given) - op.n_options
+    return op.run((x, *given[:first]), given[first:])
 
 
 def _forward_taped(op, below, arguments):

@@ -162,7 +162,7 @@ class _Data:
     """What the kernels must know of the rows: a record, for all runs or for each."""
 
     def __init__(self, description, rows, models, lane_rows=0):
-        """``models``: of each run the model whose rows it takes; ``lane_rows``: see `_Lanes`."""
+        """``models``: of each run that whose rows it takes; ``lane_rows``: the most of a lane."""
         is_shared = rows.are_shared
         given = rows.weight if is_shared else None
         x, y, weight = prepare(description, rows.x, rows.y, given)

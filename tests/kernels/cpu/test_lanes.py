@@ -4,12 +4,12 @@ import math
 import platform
 import re
 
-import numba
 import numpy as np
 import pytest
 
 pytest.importorskip("numba")
 
+import numba
 from fastmlp.kernels.cpu.lanes.layers import layers_forward
 from fastmlp.kernels.cpu.lanes.normal_equations import add_products, place, solve_damped
 from fastmlp.kernels.cpu.lanes.places import PLACES
@@ -34,6 +34,7 @@ from fastmlp.kernels.cpu.machine.vectors import (
     splat_wide,
     store,
 )
+from llvmlite import binding as llvm
 
 
 @pytest.mark.parametrize("real", [np.float32, np.float64])
@@ -110,9 +111,14 @@ def loops_of(assembly):
 of_x86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="counts the instructions of x86-64"
 )
+fuses = pytest.mark.skipif(
+    not llvm.get_host_cpu_features().get("fma"),
+    reason="this processor has no fused multiply-add",
+)
 
 
 @of_x86
+@fuses
 def test_products_are_packed_over_models_and_stay_in_registers():
     forward = layers_forward(np.float32)
 
@@ -123,8 +129,7 @@ def test_products_are_packed_over_models_and_stay_in_registers():
     run.compile((numba.int64,) * 5)
     assembly = run.inspect_asm(run.signatures[0])
     products = [b for b in loops_of(assembly) if any("vfmadd" in i for i in b)]
-    if not products:
-        pytest.skip("this processor has no fused multiply-add")
+    assert products
     packed = [b for b in products if any(re.match(r"vfmadd\w+ps", i) for i in b)]
     assert len(packed) == len(products), "a product of single numbers"
     # four rows share the load of a weight, and no sum leaves its register
@@ -135,6 +140,7 @@ def test_products_are_packed_over_models_and_stay_in_registers():
 
 
 @of_x86
+@fuses
 def test_sums_of_products_are_packed_over_models_and_stay_in_registers():
     @numba.njit(fastmath={"contract"})
     def run(rows, n, columns, stride, sums):
@@ -143,8 +149,7 @@ def test_sums_of_products_are_packed_over_models_and_stay_in_registers():
     run.compile((numba.int64,) * 5)
     assembly = run.inspect_asm(run.signatures[0])
     products = [b for b in loops_of(assembly) if any("vfmadd" in i for i in b)]
-    if not products:
-        pytest.skip("this processor has no fused multiply-add")
+    assert products
     for body in products:
         fused = [i for i in body if "vfmadd" in i]
         assert all(re.match(r"vfmadd\w+pd", i) for i in fused), "a product of single numbers"
